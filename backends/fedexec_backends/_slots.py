@@ -1,0 +1,155 @@
+"""Backends built on a pool: one pool *with one worker* for each slot.
+
+A shared pool breaks as a whole when one worker dies, and cannot tell which task was the guilty one. With a pool
+for each slot a death, a kill or a restart touches one task by construction; it costs one more management
+thread a slot and nothing per task.
+"""
+
+import queue
+import threading
+from abc import abstractmethod
+from concurrent.futures import BrokenExecutor
+from concurrent.futures import Executor as Pool
+
+from fedexec.errors import WorkerDiedError
+from fedexec.interface import Backend, Initializer, Outcome, Task
+from fedexec.settings import Settings
+from fedexec.worker import WorkerSetup, dump_task, load_reply, run
+from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process
+
+__all__ = ["PooledBackend", "Slot"]
+
+
+class PooledBackend(Backend):
+    """Runs each task in the pool of a free slot."""
+
+    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
+        super().__init__(settings, initializer)
+        self._launcher = Launcher(settings)
+        self._setup = WorkerSetup.of(settings, initializer)
+        self._slots = [Slot(self) for _ in range(settings.max_workers)]
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the last used is the one that is warm
+        for slot in reversed(self._slots):
+            self._free.put(slot)
+
+    @abstractmethod
+    def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Pool:
+        """Make a pool with one worker that calls ``worker.setup(wanted)`` first."""
+
+    def start(self) -> None:
+        """Import the preload."""
+        self._launcher.start()
+
+    def run(self, task: Task) -> Outcome:
+        """Run one task in a free slot."""
+        payload = dump_task(task)
+        slot = self._free.get()
+        try:
+            outcome = load_reply(slot.call(task, payload), task)
+            self.after(slot, outcome)
+        finally:
+            self._free.put(slot)
+        return outcome
+
+    def after(self, slot: "Slot", outcome: Outcome) -> None:
+        """Look at a slot after a task, before it gets the next one."""
+
+    def kill(self, task: Task) -> None:
+        """End the worker that runs `task`."""
+        for slot in self._slots:
+            slot.kill(task)
+
+    def shutdown(self) -> None:
+        """End every pool, then the template."""
+        for slot in self._slots:
+            slot.close()
+        self._launcher.stop()
+
+    def new_pool(self, slot: "Slot") -> Pool:
+        """Make the pool of one slot, which hears of every process the pool starts."""
+        return self.make_pool(WorkerContext(self._launcher, slot.started), self._setup)
+
+
+class Slot:
+    """One pool with one worker, replaced when it breaks."""
+
+    def __init__(self, backend: PooledBackend) -> None:
+        self._backend = backend
+        self._pool: Pool | None = None
+        self._retired: Pool | None = None
+        self._lock = threading.Lock()  # guards the two below
+        self._task: Task | None = None
+        self._process: WorkerProcess | None = None
+
+    def call(self, task: Task, payload: bytes) -> bytes:
+        """Run one packed task.
+
+        Raises
+        ------
+        WorkerDiedError
+            The worker died; the next call gets a new one.
+        """
+        with self._lock:
+            self._task = task
+        try:
+            return self._submit(payload)
+        except BrokenExecutor:
+            process = self._process
+            pid, exitcode = (process.pid, process.exitcode) if process else (None, None)
+            raise WorkerDiedError(pid, exitcode, task.name) from None
+        finally:
+            with self._lock:
+                self._task = None
+            if task.doomed:  # the signal may hit the worker only now, when it is idle
+                self._discard()
+
+    def _submit(self, payload: bytes) -> bytes:
+        future = None
+        if self._pool is not None:
+            try:
+                future = self._pool.submit(run, payload)
+            except BrokenExecutor:  # the worker died while it was idle: nothing is lost
+                self._discard()
+        try:
+            if future is None:
+                self._pool = self._backend.new_pool(self)
+                future = self._pool.submit(run, payload)
+            return future.result()
+        except BaseException:
+            self._discard()
+            raise
+
+    def started(self, process: WorkerProcess) -> None:
+        """Take note of a process the pool has started."""
+        with self._lock:
+            self._process = process
+            doomed = self._task is not None and self._task.doomed
+        if doomed:
+            end_process(process)
+
+    def kill(self, task: Task) -> None:
+        """End the worker if it runs `task`."""
+        with self._lock:
+            if self._task is task and self._process is not None:
+                end_process(self._process)
+
+    def retire(self) -> None:
+        """Give the next task a new worker, without waiting for the end of this one."""
+        if self._retired is not None:
+            self._retired.shutdown(wait=True)
+        self._retired, self._pool = self._pool, None
+        if self._retired is not None:
+            self._retired.shutdown(wait=False)
+
+    def close(self) -> None:
+        """End the worker. Returns when it is gone."""
+        for pool in (self._retired, self._pool):
+            if pool is not None:
+                pool.shutdown(wait=True)
+        self._retired = self._pool = None
+
+    def _discard(self) -> None:
+        """Drop a broken pool; when this returns, its processes have been reaped."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)

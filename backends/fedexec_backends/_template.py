@@ -1,0 +1,256 @@
+"""The template: a clean process that imports the preload once and forks workers when asked.
+
+This is :mod:`multiprocessing`'s forkserver with the differences a library needs: one for each executor instead
+of one for the whole program; it ends with its executor; a preload that fails is an error that names the module
+(the standard one ignores it silently); it sees the caller's ``sys.path``; nobody runs the caller's ``__main__``
+again; and no socket in the file system.
+
+The upper half runs in the caller's process, the lower half (from :func:`main`) in the template.
+"""
+
+import atexit
+import json
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from multiprocessing import resource_tracker, spawn, util
+from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
+from typing import Any, NoReturn
+
+from fedexec.errors import PreloadError
+from fedexec.worker import preload
+
+__all__ = ["Template", "inherited_fd"]
+
+
+class Template:
+    """The caller's end of a template process.
+
+    Parameters
+    ----------
+    modules : iterable of str
+        To import before the first worker is forked.
+    environ : dict of str to str
+        Added to the caller's environment.
+    """
+
+    def __init__(self, modules: Iterable[str], environ: dict[str, str]) -> None:
+        self._modules = tuple(modules)
+        self._environ = environ
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until the preload is imported.
+
+        Raises
+        ------
+        PreloadError
+            Names the module, with its traceback in the template.
+        """
+        with self._lock:
+            self._ensure_running()
+
+    def fork(self, fds: list[int]) -> None:
+        """Have a worker forked that inherits `fds`; a template that has died is replaced first.
+
+        Parameters
+        ----------
+        fds : list of int
+            Data pipe to read the process object from, status pipe to write pid and exit code to, the
+            resource tracker's pipe, and what the process object refers to.
+        """
+        if len(fds) > MAXFDS_TO_SEND:
+            raise ValueError(f"too many file descriptors for one worker: {len(fds)} > {MAXFDS_TO_SEND}")
+        with self._lock:
+            control = self._ensure_running()
+            try:
+                socket.send_fds(control, [b"f"], fds)
+            except OSError:
+                self._discard()
+                socket.send_fds(self._ensure_running(), [b"f"], fds)
+
+    def stop(self) -> None:
+        """End the template and every worker that still runs. Returns when it is gone."""
+        with self._lock:
+            self._discard()
+
+    def _ensure_running(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self._discard()
+        if self._control is None:
+            self._launch()
+        assert self._control is not None
+        return self._control
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        wanted = {"path": sys.path, "modules": self._modules, "cwd": os.getcwd()}
+        command = [sys.executable, *util._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+        command += ["-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | self._environ,
+                process_group=0,  # Ctrl+C is the caller's business
+            )
+        self._control = ours
+        try:
+            assert self._process.stdin is not None
+            with self._process.stdin as stdin:
+                stdin.write(pickle.dumps(wanted))
+            with ours.makefile("rb") as replies:
+                reply = json.loads(replies.readline() or b"{}")
+        except BaseException:
+            self._discard()
+            raise
+        if "ready" not in reply:
+            self._discard()
+            raise PreloadError(
+                reply.get("module", "fedexec"), reply.get("traceback", "the template process died")
+            )
+
+    def _discard(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+
+# ---------------------------------------------------------------- in the template
+
+_inherited_fds: list[int] = []
+
+
+def inherited_fd(index: int) -> int:
+    """Return, in a worker, a descriptor that its process object refers to by number."""
+    return _inherited_fds[index]
+
+
+def main() -> NoReturn:
+    """Import what is asked for, say so, then fork until the caller is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    wanted = pickle.load(sys.stdin.buffer)
+    sys.path[:] = wanted["path"]
+    os.chdir(wanted["cwd"])
+    util._close_stdin()  # type: ignore[attr-defined]
+    reply: dict[str, Any] = {"ready": os.getpid()}
+    try:
+        preload(wanted["modules"])
+    except PreloadError as exc:
+        reply = {"module": exc.module, "traceback": exc.traceback}
+    control.sendall(json.dumps(reply).encode() + b"\n")
+    if "ready" in reply:
+        _Forker(control).serve()
+    os._exit(0)
+
+
+class _Forker:
+    """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
+        self._wakeup_r, self._wakeup_w = os.pipe()
+        os.set_blocking(self._wakeup_r, False)
+        os.set_blocking(self._wakeup_w, False)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        signal.set_wakeup_fd(self._wakeup_w)
+
+    def serve(self) -> None:
+        """Do what the caller asks until it closes its end."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(self._wakeup_r, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select()}
+                if self._wakeup_r in ready:
+                    os.read(self._wakeup_r, 65536)
+                    self._reap()
+                if self._control in ready and not self._answer():
+                    break
+        for pid in self._status_fds:
+            _end_group(pid)
+
+    def _answer(self) -> bool:
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, 1, MAXFDS_TO_SEND)
+        except OSError:
+            return False
+        if not message:
+            return False
+        data_fd, status_fd, tracker_fd, *inherited = fds
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(data_fd, [status_fd, *self._status_fds.values()], tracker_fd, inherited)
+        try:
+            os.setpgid(pid, pid)  # here as well as in the worker: whoever comes first
+        except OSError:
+            pass
+        self._report(status_fd, pid)
+        self._status_fds[pid] = status_fd
+        for fd in (data_fd, tracker_fd, *inherited):
+            os.close(fd)
+        return True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            status_fd = self._status_fds.pop(pid, None)
+            if status_fd is not None:
+                self._report(status_fd, os.waitstatus_to_exitcode(status))
+                os.close(status_fd)
+
+    @staticmethod
+    def _report(fd: int, number: int) -> None:
+        try:
+            write_signed(fd, number)  # type: ignore[attr-defined]
+        except BrokenPipeError:
+            pass  # nobody waits for this worker any more
+
+    def _become_worker(
+        self, data_fd: int, foreign_fds: list[int], tracker_fd: int, inherited: list[int]
+    ) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._control.close()
+            for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
+                os.close(fd)
+            _inherited_fds[:] = inherited
+            resource_tracker._resource_tracker._fd = tracker_fd  # type: ignore[attr-defined]
+            atexit._clear()
+            atexit.register(util._exit_function)
+            code = spawn._main(data_fd, os.dup(data_fd))  # type: ignore[attr-defined]
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            atexit._run_exitfuncs()
+            util._flush_std_streams()  # type: ignore[attr-defined]
+            os._exit(code)
+
+
+def _end_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,51 @@
+"""``loky``: long-lived loky workers, replaced when a task leaves them above ``memory_limit``.
+
+The worker reports its resident set with each result, so the first task counts and so does a burst; loky's own
+check compares with the first task's figure, once a second at most.
+"""
+
+import threading
+from concurrent.futures import Executor
+
+import loky
+
+from fedexec.interface import Capability, Initializer, Outcome
+from fedexec.settings import Settings
+from fedexec.worker import WorkerSetup, setup
+from fedexec_backends._context import WorkerContext
+from fedexec_backends._slots import PooledBackend, Slot
+
+__all__ = ["LokyBackend"]
+
+
+class LokyBackend(PooledBackend):
+    """A worker for many tasks."""
+
+    capabilities = (
+        Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_ONE | Capability.RECYCLES
+    )
+
+    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
+        super().__init__(settings, initializer)
+        self._restarts = 0
+        self._restarts_lock = threading.Lock()
+
+    def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:
+        """Make a pool whose worker stays."""
+        pool: Executor = loky.ProcessPoolExecutor(
+            max_workers=1, context=context, initializer=setup, initargs=(wanted,)
+        )
+        return pool
+
+    def after(self, slot: Slot, outcome: Outcome) -> None:
+        """Retire a worker that holds too much."""
+        limit, usage = self.settings.memory_limit, outcome.usage
+        if limit is None or usage is None or usage.end_host_bytes is None or usage.end_host_bytes <= limit:
+            return
+        with self._restarts_lock:
+            self._restarts += 1
+        slot.retire()
+
+    def restarts(self) -> int:
+        """Return how many workers were replaced because of the limit."""
+        return self._restarts

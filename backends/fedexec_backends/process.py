@@ -1,0 +1,128 @@
+"""``process``: one raw :class:`multiprocessing.Process` per task, its result in a Manager's dict.
+
+The method of the tutorial this project grew from, with its failures mended: an exception arrives as that
+exception, a worker that dies as :class:`~fedexec.errors.WorkerDiedError` instead of a ``KeyError``, and the
+Manager (one for all tasks, where the tutorial starts one for each) ends with the executor or with the caller.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import MutableMapping
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+
+from fedexec.errors import WorkerDiedError
+from fedexec.interface import Backend, Capability, Initializer, Outcome, Task
+from fedexec.settings import Settings
+from fedexec.worker import WorkerSetup, dump_task, end_with_caller, load_reply, run, setup
+from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process
+
+__all__ = ["ProcessBackend"]
+
+_MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
+
+
+class ProcessBackend(Backend):
+    """Starts a process, waits for its end, reads what it left in the dict."""
+
+    capabilities = (
+        Capability.ISOLATED | Capability.FRESH_PROCESS | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
+    )
+
+    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
+        super().__init__(settings, initializer)
+        self._launcher = Launcher(settings)
+        self._context = WorkerContext(self._launcher, on_start=lambda process: None)
+        self._setup = WorkerSetup.of(settings, initializer)
+        self._lock = threading.Lock()  # guards the two below
+        self._manager: _Manager | None = None
+        self._processes: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
+
+    def start(self) -> None:
+        """Import the preload."""
+        self._launcher.start()
+
+    def run(self, task: Task) -> Outcome:
+        """Run one task in one process."""
+        payload = dump_task(task)
+        return_dict = self._return_dict()
+        process = self._context.Process(target=_work, args=(self._setup, payload, return_dict))
+        process.start()
+        with self._lock:
+            self._processes[task.id] = process
+        try:
+            if task.doomed:
+                end_process(process)
+            process.join()
+        finally:
+            with self._lock:
+                del self._processes[task.id]
+        died = WorkerDiedError(process.pid, process.exitcode, task.name)
+        process.close()
+        try:
+            reply = return_dict.pop("reply", None)
+        except _MANAGER_GONE as exc:
+            died.add_note("The Manager that held its result had died.")
+            raise died from exc
+        if reply is None:
+            raise died
+        return load_reply(reply, task)
+
+    def kill(self, task: Task) -> None:
+        """End the process of `task`."""
+        with self._lock:
+            process = self._processes.get(task.id)
+        if process is not None:
+            end_process(process)
+
+    def shutdown(self) -> None:
+        """End Manager and template."""
+        with self._lock:
+            if self._manager is not None:
+                self._manager.end()
+                self._manager = None
+        self._launcher.stop()
+
+    def _return_dict(self) -> MutableMapping[str, bytes]:
+        with self._lock:
+            if self._manager is not None:
+                try:
+                    return self._manager.dict()
+                except _MANAGER_GONE:
+                    self._manager.end()
+            self._manager = _Manager(self._context)
+            return self._manager.dict()
+
+
+class _Manager(SyncManager):
+    """A Manager whose socket lies in a private directory, and which never outlives the caller."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._directory = tempfile.mkdtemp(prefix="fedexec-")
+        super().__init__(address=str(Path(self._directory) / "manager"), ctx=context)
+        try:
+            self.start(_prepare_manager, (self._directory,))
+        except BaseException:
+            self._remove_directory()
+            raise
+
+    def end(self) -> None:
+        """End the process and remove its socket."""
+        self.shutdown()
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _prepare_manager(directory: str) -> None:
+    os.setpgid(0, 0)  # Ctrl+C is the caller's business
+    end_with_caller(cleanup=lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def _work(wanted: WorkerSetup, payload: bytes, return_dict: MutableMapping[str, bytes]) -> None:
+    """Run in the worker: be set up, run the task, leave its answer."""
+    setup(wanted)
+    return_dict["reply"] = run(payload)

@@ -1,0 +1,45 @@
+"""Run every federated-learning client in its own process: one Executor, interchangeable backends."""
+
+from fedexec.errors import (
+    BackendUnavailableError,
+    FedexecError,
+    InitializerError,
+    PreloadError,
+    SettingsError,
+    TaskTimeoutError,
+    UnknownBackendError,
+    UnpickleError,
+    WorkerDiedError,
+    WorkerError,
+)
+from fedexec.executor import Executor, Future, Stats, create_executor
+from fedexec.interface import Backend, Capability, Outcome, Task, Usage
+from fedexec.registry import BackendInfo, backends
+from fedexec.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendInfo",
+    "BackendUnavailableError",
+    "Capability",
+    "Executor",
+    "FedexecError",
+    "Future",
+    "InitializerError",
+    "Outcome",
+    "PreloadError",
+    "Settings",
+    "SettingsError",
+    "Stats",
+    "Task",
+    "TaskTimeoutError",
+    "UnknownBackendError",
+    "UnpickleError",
+    "Usage",
+    "WorkerDiedError",
+    "WorkerError",
+    "backends",
+    "create_executor",
+]

@@ -1,0 +1,163 @@
+"""The whole contract between the executor and a backend; a backend author reads this file and no other.
+
+:class:`fedexec.executor.Executor` owns what must be the same everywhere: the queue, the futures, how many
+tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a task runs*.
+"""
+
+import enum
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from fedexec.settings import Settings
+
+__all__ = ["Backend", "Capability", "Initializer", "Outcome", "Task", "Usage"]
+
+
+class Capability(enum.Flag):
+    """A promise a backend makes. Ask for the promise, never for the backend's name."""
+
+    ISOLATED = enum.auto()
+    """A task runs in another process: its crash or its leak cannot reach the caller."""
+    FRESH_PROCESS = enum.auto()
+    """No task sees a process in which another one ran; all its memory comes back when it is done."""
+    SURVIVES_DEATH = enum.auto()
+    """A worker that dies fails the task it ran, and no other."""
+    KILLS_ONE = enum.auto()
+    """One running task can be ended: ``timeout=`` holds."""
+    RECYCLES = enum.auto()
+    """A worker that holds more than ``memory_limit=`` is replaced before its next task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one task cost. What was not measured is None.
+
+    Attributes
+    ----------
+    worker_pid : int
+        Process that ran the task.
+    wall_seconds, cpu_seconds : float
+        From the first to the last instruction of the task; CPU time is the whole process's, all threads.
+    peak_host_bytes : int or None
+        Highest resident set of the worker while the task ran.
+    end_host_bytes : int or None
+        Resident set of the worker when the task was done.
+    """
+
+    worker_pid: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_host_bytes: int | None = None
+    end_host_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the usage as JSON knows it."""
+        return asdict(self)
+
+
+_task_ids = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One call: ``fn(*args, **kwargs)``.
+
+    Attributes
+    ----------
+    doomed : bool
+        Set before :meth:`Backend.kill` is called. A backend looks at it when the worker has started, because
+        the call may have come too early to find one.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    doomed: bool = False
+    id: int = field(default_factory=_task_ids.__next__)
+
+    @property
+    def name(self) -> str:
+        """The function's name, for messages."""
+        fn = self.fn
+        while hasattr(fn, "func"):  # functools.partial, as deep as it goes
+            fn = fn.func
+        return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a task ended: a value, or an exception; and what it cost, if known."""
+
+    value: Any = None
+    exception: BaseException | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """Called once in every worker before its first task."""
+
+    fn: Callable[..., object]
+    args: tuple[Any, ...] = ()
+
+
+class Backend(ABC):
+    """Where tasks run.
+
+    The executor calls :meth:`start` once, then :meth:`run` from at most ``settings.max_workers`` threads
+    at once, and :meth:`shutdown` once, when no task runs any more.
+
+    Parameters
+    ----------
+    settings : Settings
+    initializer : Initializer or None
+        To be called in every worker; a failure is an outcome with
+        :class:`~fedexec.errors.InitializerError`.
+    """
+
+    capabilities: ClassVar[Capability] = Capability(0)
+
+    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
+        self.settings = settings
+        self.initializer = initializer
+
+    def start(self) -> None:
+        """Get ready.
+
+        Raises
+        ------
+        BackendUnavailableError
+            It cannot run here.
+        PreloadError
+            A module of ``settings.preload`` cannot be imported.
+        """
+
+    @abstractmethod
+    def run(self, task: Task) -> Outcome:
+        """Run one task and wait for it.
+
+        What the task raises belongs into the outcome. Whatever this method itself raises becomes the
+        future's exception too.
+
+        Raises
+        ------
+        WorkerDiedError
+            The worker ended under the task, or :meth:`kill` ended it.
+        """
+
+    def kill(self, task: Task) -> None:
+        """End the worker that runs `task`, if it runs it still; :meth:`run` then raises WorkerDiedError.
+
+        Called from any thread; needed for :attr:`Capability.KILLS_ONE`. Must not hurt another task.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
+
+    def restarts(self) -> int:
+        """Return how many workers were replaced because of ``settings.memory_limit``."""
+        return 0
+
+    def shutdown(self) -> None:
+        """End every process and give everything back. Returns when nothing is left."""

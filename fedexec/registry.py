@@ -1,0 +1,142 @@
+"""From a backend's name to its class: strings, resolved when one is used and not before.
+
+Plug-ins register in the entry-point group ``fedexec.backends``, as ``name = "module:Class"``.
+"""
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from fedexec.errors import BackendUnavailableError, UnknownBackendError
+from fedexec.interface import Backend, Capability
+
+__all__ = ["BackendInfo", "backends", "load"]
+
+GROUP = "fedexec.backends"
+
+_ISOLATED = Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What is known of a backend without importing it.
+
+    Attributes
+    ----------
+    name : str
+    target : str
+        ``"module:Class"``.
+    summary : str
+        One line.
+    capabilities : Capability or None
+        Its promises; None for a plug-in, whose class is not imported to find out.
+    requires : str or None
+        The package it needs.
+    install : str or None
+        The command that installs that package.
+    """
+
+    name: str
+    target: str
+    summary: str
+    capabilities: Capability | None = None
+    requires: str | None = None
+    install: str | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether it can run here; it is looked up, not imported."""
+        packages = [self.target.partition(":")[0].partition(".")[0], self.requires]
+        return all(package is None or importlib.util.find_spec(package) is not None for package in packages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return this as JSON knows it."""
+        promises = None
+        if self.capabilities is not None:
+            promises = [flag.name.lower() for flag in self.capabilities if flag.name]
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "promises": promises,
+            "available": self.available,
+            "install": None if self.available else self.install,
+        }
+
+
+_BUILTIN = {
+    info.name: info
+    for info in (
+        BackendInfo(
+            "process",
+            "fedexec_backends.process:ProcessBackend",
+            "one multiprocessing.Process per task, its result in a Manager's dict (the tutorial's way)",
+            _ISOLATED | Capability.FRESH_PROCESS,
+        ),
+        BackendInfo(
+            "pool",
+            "fedexec_backends.pool:PoolBackend",
+            "concurrent.futures.ProcessPoolExecutor with max_tasks_per_child=1",
+            _ISOLATED | Capability.FRESH_PROCESS,
+        ),
+        BackendInfo(
+            "loky",
+            "fedexec_backends.loky:LokyBackend",
+            "long-lived loky workers, replaced when they hold more than memory_limit",
+            _ISOLATED | Capability.RECYCLES,
+            requires="loky",
+            install="pip install 'fedexec[loky]'",
+        ),
+        BackendInfo(
+            "inline",
+            "fedexec_backends.inline:InlineBackend",
+            "threads of the caller's own process: the baseline, no isolation",
+            Capability(0),
+        ),
+    )
+}
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def backends() -> tuple[BackendInfo, ...]:
+    """List every backend, built-in and plugged in. None of them is imported.
+
+    Returns
+    -------
+    tuple of BackendInfo
+    """
+    # Built-ins last, so that they win: a plug-in must not replace "process" silently.
+    found = {name: BackendInfo(name, entry.value, "plug-in") for name, entry in _plugins().items()}
+    plugged = [info for name, info in sorted(found.items()) if name not in _BUILTIN]
+    return (*_BUILTIN.values(), *plugged)
+
+
+def load(name: str) -> type[Backend]:
+    """Import the class of one backend.
+
+    Raises
+    ------
+    UnknownBackendError
+        No backend has this name; says which exist, and the nearest.
+    BackendUnavailableError
+        Its package is not installed; says how to install it.
+    """
+    info = _BUILTIN.get(name)
+    if info is None:
+        entry = _plugins().get(name)
+        if entry is None:
+            known = tuple(known.name for known in backends())
+            nearest = difflib.get_close_matches(name, known, n=1)
+            raise UnknownBackendError(name, known, nearest[0] if nearest else None)
+        info = BackendInfo(name, entry.value, "plug-in")
+    module, _, attribute = info.target.partition(":")
+    try:
+        backend: type[Backend] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as exc:
+        raise BackendUnavailableError(name, str(exc), info.install) from exc
+    return backend

@@ -1,0 +1,232 @@
+"""What an executor was told to do, and by whom: argument > flag > environment > default.
+
+Every field of :class:`Settings` can be given in the environment as ``FEDEXEC_`` and its name in capitals.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fedexec.errors import SettingsError
+
+__all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve"]
+
+DEFAULT_BACKEND = "process"
+START_METHODS = ("forkserver", "spawn")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The resolved settings of one executor.
+
+    Attributes
+    ----------
+    backend : str
+        Name of the backend.
+    max_workers : int
+        How many tasks run at once.
+    start_method : {"forkserver", "spawn"}
+        How worker processes start.
+    preload : tuple of str
+        Modules a worker has imported before its first task.
+    timeout : float or None
+        Seconds a task may take from the moment it is handed to the backend; None is for ever.
+    retries : int
+        How often a task is run again when its worker died under it.
+    memory_limit : int or None
+        Bytes of host memory; a reused worker that holds more after a task is replaced.
+    threads_per_worker : int
+        Given to OpenMP, MKL and OpenBLAS in each worker.
+    log_level : str or None
+        Level of the ``fedexec`` logger; None leaves it to the application.
+    sources : mapping of str to str
+        Field name to who set it: "argument", "flag", the environment variable, or "default".
+    """
+
+    backend: str = DEFAULT_BACKEND
+    max_workers: int = 1
+    start_method: str = START_METHODS[0]
+    preload: tuple[str, ...] = ()
+    timeout: float | None = None
+    retries: int = 0
+    memory_limit: int | None = None
+    threads_per_worker: int = 1
+    log_level: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON knows them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shown = ("backend", "max_workers", "start_method", "timeout", "memory_limit", "threads_per_worker")
+        return ", ".join(f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse_size(text: str | int) -> int:
+    """Read a number of bytes as people write it.
+
+    Parameters
+    ----------
+    text : str or int
+        ``"512MiB"``, ``"1.5 GB"``, ``"800m"`` or plain bytes. KiB, MiB, GiB, TiB are powers of 1024; KB,
+        MB, GB, TB (and one letter) powers of 1000.
+
+    Returns
+    -------
+    int
+        Bytes, more than 0.
+
+    Raises
+    ------
+    SettingsError
+        Not a size.
+    """
+    match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
+    if match is None or (match[2] and match[2].lower() not in _UNITS):
+        raise SettingsError(f"{text!r} is not a size. Write it like 512MiB, 1.5GB or a number of bytes")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise SettingsError(f"a size must be greater than 0, got {text!r}")
+    return size
+
+
+def format_size(size: int | None) -> str:
+    """Write a number of bytes for people; None, which was not measured, says so."""
+    if size is None:
+        return "not measured"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def _whole(minimum: int, complaint: str) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError
+        except (ValueError, TypeError):
+            raise SettingsError(f"must be a whole number, got {value!r}") from None
+        if number < minimum:
+            raise SettingsError(f"{complaint}, got {number}")
+        return number
+
+    return read
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (ValueError, TypeError):
+        raise SettingsError(f"must be a number of seconds, got {value!r}") from None
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"must be greater than 0 seconds, got {value!r}")
+    return seconds
+
+
+def _modules(value: str | Iterable[str]) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _start_method(value: Any) -> str:
+    if value not in START_METHODS:
+        raise SettingsError(f"must be one of {', '.join(START_METHODS)}, got {value!r}")
+    return str(value)
+
+
+def _log_level(value: Any) -> str:
+    level = str(value).upper()
+    if level not in logging.getLevelNamesMapping():
+        raise SettingsError(f"must be DEBUG, INFO, WARNING or ERROR, got {value!r}")
+    return level
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(f"must be the name of a backend, got {value!r}")
+    return value.strip()
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "backend": _name,
+    "max_workers": _whole(1, "must be greater than 0"),
+    "start_method": _start_method,
+    "preload": _modules,
+    "timeout": _seconds,
+    "retries": _whole(0, "must not be negative"),
+    "memory_limit": parse_size,
+    "threads_per_worker": _whole(1, "must be greater than 0"),
+    "log_level": _log_level,
+}
+
+
+def resolve(
+    arguments: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settle every setting, and note who settled it.
+
+    Parameters
+    ----------
+    arguments, flags : mapping of str to object, optional
+        From the call and from the command line; None and ``()`` mean "not given".
+    environ : mapping of str to str, optional
+        Defaults to :data:`os.environ`; an empty string means "not given".
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    SettingsError
+        A value makes no sense; the message names the field and where the value came from.
+    TypeError
+        An argument that no setting has.
+    """
+    given = {"argument": dict(arguments or {}), "flag": dict(flags or {})}
+    for source in given.values():
+        if unknown := source.keys() - _READERS.keys():
+            raise TypeError(f"there is no setting {sorted(unknown)[0]!r}; known: {', '.join(_READERS)}")
+    variables = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, read in _READERS.items():
+        variable = f"FEDEXEC_{name.upper()}"
+        candidates = [
+            ("argument", given["argument"].get(name)),
+            ("flag", given["flag"].get(name)),
+            (variable, variables.get(variable) or None),
+        ]
+        source, value = next(((s, v) for s, v in candidates if v is not None and v != ()), ("default", None))
+        sources[name] = source
+        if source != "default":
+            try:
+                values[name] = read(value)
+            except SettingsError as exc:
+                origin = "" if source == "argument" else f" ({source})"
+                raise SettingsError(f"{name} {exc}{origin}") from None
+    values.setdefault("max_workers", available_cores())
+    values.setdefault("threads_per_worker", max(1, available_cores() // values["max_workers"]))
+    assert values.keys() <= {f.name for f in fields(Settings)}
+    return Settings(**values, sources=sources)
