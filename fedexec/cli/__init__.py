@@ -1,0 +1,105 @@
+"""The command ``fedexec``. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl+C, 143 SIGTERM."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from fedexec import __version__
+from fedexec.cli import backends, options
+from fedexec.errors import FedexecError, SettingsError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Defaults to ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except (SettingsError, options.UsageError) as exc:
+        return _complain(exc, 2)
+    except (FedexecError, OSError) as exc:
+        return _complain(exc, 1)
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"fedexec: error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedexec", description="Federated learning with every client in its own process."
+    )
+    parser.add_argument("--version", action="version", version=f"fedexec {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train: server and clients on this machine")
+    options.add_federation(run)
+    options.add_hosting(run)
+    options.add_data(run)
+    options.add_executor(run)
+    options.add_output(run)
+    run.add_argument("--address", help="where the server listens (default: a free port of 127.0.0.1)")
+    run.add_argument("--processes", action="store_true", help="one process per client, as in the tutorial")
+    run.set_defaults(command=_run)
+
+    server = commands.add_parser("server", help="only the server; its clients run elsewhere")
+    options.add_federation(server)
+    options.add_data(server)
+    options.add_executor(server)
+    options.add_output(server)
+    server.add_argument("--address", default=options.ADDRESS, help="where to listen (default: %(default)s)")
+    server.set_defaults(command=_server)
+
+    client = commands.add_parser("client", help="only the clients of this machine")
+    options.add_hosting(client)
+    options.add_data(client)
+    options.add_executor(client)
+    options.add_client(client)
+    client.set_defaults(command=_client)
+
+    listing = commands.add_parser("backends", help="list the backends, their promises, and how to install them")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=backends.command)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _need_flower()
+    from fedexec.cli import federation
+
+    return federation.run(arguments)
+
+
+def _server(arguments: argparse.Namespace) -> int:
+    _need_flower()
+    from fedexec.cli import federation
+
+    return federation.server(arguments)
+
+
+def _client(arguments: argparse.Namespace) -> int:
+    _need_flower()
+    from fedexec.cli import federation
+
+    return federation.client(arguments)
+
+
+def _need_flower() -> None:
+    """Say which package is missing before anything heavy is imported."""
+    for package in ("flwr", "torch", "rich"):
+        if importlib.util.find_spec(package) is None:
+            raise FedexecError(f"{package} is not installed. Install it with: pip install 'fedexec[flower]'")

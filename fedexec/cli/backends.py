@@ -1,0 +1,24 @@
+"""``fedexec backends``: what there is to choose from."""
+
+import argparse
+import json
+
+from fedexec.registry import backends
+
+__all__ = ["command"]
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print every backend; none of them is imported."""
+    rows = [info.as_dict() for info in backends()]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        promises = "not known until it is used" if row["promises"] is None else ", ".join(row["promises"])
+        print(f"{row['name']:<{width}}  {row['summary']}")
+        print(f"{'':<{width}}  promises: {promises or 'none'}")
+        if not row["available"]:
+            print(f"{'':<{width}}  not available here; install it with: {row['install'] or 'see its project'}")
+    return 0

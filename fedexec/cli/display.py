@@ -1,0 +1,112 @@
+"""What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedexec.executor import Stats
+from fedexec.flower import Round, TaskRecord
+from fedexec.settings import Settings, format_size
+
+__all__ = ["Display"]
+
+
+class Display:
+    """Shows the progress of a federation; a context manager.
+
+    Parameters
+    ----------
+    rounds : int
+        How many there will be.
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, rounds: int, *, quiet: bool) -> None:
+        self._console = Console(quiet=quiet, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clients"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._rounds = rounds
+        self._bar = self._progress.add_task("waiting for clients", total=None)
+        self._seen = -1
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._progress.stop()
+
+    def chosen(self, settings: Settings) -> None:
+        """Say what runs, and who chose it."""
+        source = settings.sources.get("backend", "default")
+        self._console.print(
+            f"backend [bold]{settings.backend}[/] ({source}), {settings.max_workers} workers, "
+            f"{settings.threads_per_worker} thread(s) each"
+        )
+
+    def progress(self, current: Round, done: int) -> None:
+        """Take note of one more answer, or of the end of a round."""
+        if current.seconds:
+            self._line(current)
+            return
+        total = len(current.clients) * self._rounds
+        before = len(current.clients) * (current.server_round - 1)
+        self._progress.update(
+            self._bar,
+            description=f"round {current.server_round}/{self._rounds}",
+            total=total,
+            completed=before + done,
+        )
+
+    def _line(self, current: Round) -> None:
+        if current.server_round <= self._seen:
+            return
+        self._seen = current.server_round
+        self._console.print(
+            f"round {current.server_round}/{self._rounds}  loss {_number(current.loss)}  "
+            f"accuracy {_number(current.metrics.get('accuracy'))}  {current.seconds:.1f} s"
+        )
+        for failure in current.failures:
+            self._console.print(f"  [red]client {failure['client']}: {failure['reason']}[/]", markup=True)
+
+    def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord]) -> None:
+        """Print the rounds and what they cost."""
+        table = Table("round", "loss", "accuracy", "clients", "failed", "seconds")
+        for column in table.columns:
+            column.justify = "right"
+        evaluated = any(current.client_metrics for current in rounds)
+        if evaluated:
+            table.add_column("clients' accuracy", justify="right")
+        for current in rounds:
+            row = [
+                str(current.server_round),
+                _number(current.loss),
+                _number(current.metrics.get("accuracy")),
+                str(len(current.clients)),
+                str(len(current.failures)),
+                f"{current.seconds:.1f}",
+            ]
+            if evaluated:
+                row.append(_number(current.client_metrics.get("accuracy")))
+            table.add_row(*row)
+        self._console.print(table)
+        usages = [task.usage for task in tasks if task.usage is not None]
+        peaks = [usage.peak_host_bytes for usage in usages if usage.peak_host_bytes is not None]
+        workers = {usage.worker_pid for usage in usages}
+        self._console.print(
+            f"{len(tasks)} tasks in {len(workers)} processes, largest {format_size(max(peaks, default=None))}; "
+            f"{stats.worker_deaths} died, {stats.timeouts} timed out, {stats.retries} run again"
+        )
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "not measured"

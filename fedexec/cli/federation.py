@@ -1,0 +1,368 @@
+"""``fedexec run``, ``server`` and ``client``: the tutorial's job, end to end.
+
+This process hosts the server and the clients, a thread each; they share one executor, so that ``max_workers``
+bounds what runs at once on this machine, whatever Flower samples. It never imports torch.
+"""
+
+import argparse
+import functools
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedexec import __version__
+from fedexec.cli import options
+from fedexec.cli.display import Display
+from fedexec.cli.ending import Ending
+from fedexec.executor import Executor
+from fedexec.flower import (
+    ClientHost,
+    ExecutorClient,
+    FedAvgMp,
+    TaskLog,
+    TaskRecord,
+    executor_evaluate_fn,
+    serve,
+)
+from fedexec.interface import Capability
+from fedexec.settings import Settings
+from fedexec.worker import thread_limits
+from fedexec.workload import jobs
+from fedexec.workload.data import DataSpec
+
+__all__ = ["client", "run", "server"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Server and clients on this machine."""
+    if arguments.address is None:
+        arguments.address = _free_address()
+    spec = options.data_spec(arguments)
+    with tempfile.TemporaryDirectory(prefix="fedexec-") as directory:
+        if arguments.processes:
+            hosting: _Hosting = functools.partial(_ClientProcesses, arguments, Path(directory))
+        else:
+            root = Path(arguments.certificates[0]).read_bytes() if arguments.certificates else None
+
+            def hosting(tasks: TaskLog) -> ClientHost:
+                return ClientHost(
+                    _clients(tasks, spec, range(arguments.clients)),
+                    server_address=arguments.address,
+                    root_certificates=root,
+                    connect_timeout=arguments.connect_timeout,
+                )
+
+        return _serve(arguments, spec, hosting)
+
+
+def server(arguments: argparse.Namespace) -> int:
+    """The server alone."""
+    return _serve(arguments, options.data_spec(arguments), lambda tasks: _Elsewhere())
+
+
+def client(arguments: argparse.Namespace) -> int:
+    """The clients of one machine."""
+    spec = options.data_spec(arguments)
+    last = spec.clients if arguments.host is None else arguments.first + arguments.host
+    if not arguments.first < last <= spec.clients:
+        raise options.UsageError(
+            f"clients {arguments.first} to {last - 1} are not among 0 to {spec.clients - 1}: "
+            "see --clients, --first and --host"
+        )
+    report = options.writable("--json", arguments.json)
+    root = _read(arguments.root_certificates) if arguments.root_certificates else None
+    _prepare_process(arguments.address)
+    with _executor(arguments) as executor:
+        ending = Ending(executor.kill_workers)
+        tasks = TaskLog(executor)
+        host = ClientHost(
+            _clients(tasks, spec, range(arguments.first, last)),
+            server_address=arguments.address,
+            root_certificates=root,
+            connect_timeout=arguments.connect_timeout,
+        )
+        try:
+            host.start()
+            host.join()
+        except Exception:
+            ending.settle()
+            raise
+        if not arguments.quiet:
+            print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
+        if report is not None:
+            _write_json(report, {"tasks": _as_dicts(tasks.records), "stats": executor.stats().as_dict()})
+    return 0
+
+
+# ---------------------------------------------------------------- the server's life
+
+
+class _Elsewhere:
+    """Clients that somebody else starts."""
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def check(self) -> None:
+        """Nothing to check: they may come at any time."""
+
+    def join(self) -> None:
+        """Nothing to wait for."""
+
+    def kill(self) -> None:
+        """Nothing to end."""
+
+
+_Hosting = Callable[[TaskLog], Any]
+
+
+def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> int:
+    available = arguments.available_clients or spec.clients
+    fit_clients = arguments.fit_clients or spec.clients
+    for option, number in (
+        ("--available-clients", available),
+        ("--fit-clients", fit_clients),
+        ("--evaluate-clients", arguments.evaluate_clients),
+    ):
+        if number > spec.clients:
+            raise options.UsageError(f"{option} {number} are more than --clients {spec.clients}")
+    report = options.writable("--json", arguments.json)
+    weights_file = options.writable("--save", arguments.save)
+    certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
+    _prepare_process(arguments.address)
+
+    with Display(arguments.rounds, quiet=arguments.quiet) as display, _executor(arguments) as executor:
+        display.chosen(executor.settings)
+        tasks = TaskLog(executor)
+        host = hosting(tasks)
+
+        def stop() -> None:
+            if isinstance(host, _ClientProcesses):
+                host.kill()
+            executor.kill_workers()
+
+        ending = Ending(stop)
+        try:
+            initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
+            strategy = _strategy(arguments, spec, tasks, initial, available, fit_clients, display, host.check)
+            serve(
+                strategy,
+                address=arguments.address,
+                num_rounds=arguments.rounds,
+                max_clients=spec.clients,
+                certificates=certificates,  # type: ignore[arg-type]
+                on_ready=host.start,
+            )
+            host.join()
+        except Exception:
+            ending.settle()
+            if isinstance(host, _ClientProcesses):
+                host.kill()
+            raise
+        records = tasks.records + (host.records() if isinstance(host, _ClientProcesses) else [])
+        final = _final_weights(strategy)
+        result = {
+            "fedexec": __version__,
+            "settings": _settings(arguments, executor.settings, spec),
+            "rounds": _as_dicts(strategy.rounds),
+            "tasks": _as_dicts(records),
+            "stats": executor.stats().as_dict(),
+            "weights_sha256": _digest(final),
+        }
+        display.table(strategy.rounds, executor.stats(), records)
+    if weights_file is not None:
+        _write(weights_file, lambda file: np.savez(file, *final))
+    if report is not None:
+        _write_json(report, result)
+    return 0
+
+
+def _strategy(
+    arguments: argparse.Namespace,
+    spec: DataSpec,
+    tasks: TaskLog,
+    initial: jobs.Weights,
+    available: int,
+    fit_clients: int,
+    display: Display,
+    still_coming: Callable[[], object],
+) -> FedAvgMp:
+    from flwr.common import ndarrays_to_parameters
+
+    training = {
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
+    }
+    return FedAvgMp(
+        fit_clients=fit_clients,
+        available_clients=available,
+        evaluate_clients=arguments.evaluate_clients,
+        seed=spec.seed,
+        on_progress=display.progress,
+        still_coming=still_coming,
+        evaluate_fn=executor_evaluate_fn(tasks, functools.partial(jobs.test, data=spec)),
+        on_fit_config_fn=lambda server_round: dict(training),
+        initial_parameters=ndarrays_to_parameters(initial),
+    )
+
+
+# ---------------------------------------------------------------- clients
+
+
+def _clients(tasks: TaskLog, spec: DataSpec, indices: range) -> list[ExecutorClient]:
+    return [
+        ExecutorClient(
+            tasks,
+            fit=functools.partial(jobs.train, data=spec, client=index),
+            evaluate=functools.partial(jobs.test, data=spec, client=index),
+            index=index,
+        )
+        for index in indices
+    ]
+
+
+class _ClientProcesses:
+    """The tutorial's form: a process for each client, with an executor of its own."""
+
+    def __init__(self, arguments: argparse.Namespace, directory: Path, tasks: TaskLog) -> None:
+        self._arguments = arguments
+        self._directory = directory
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start `fedexec client` once for each client."""
+        for index in range(self._arguments.clients):
+            self._processes.append(subprocess.Popen(self._command(index), stdin=subprocess.DEVNULL))
+
+    def check(self) -> None:
+        """Raise if one has ended, which before the first round only a failure does."""
+        for index, process in enumerate(self._processes):
+            if process.poll() is not None:
+                raise ConnectionError(f"client {index} ended with exit code {process.returncode}")
+
+    def join(self) -> None:
+        """Wait for their end; one that failed is noted by the round it was missing in."""
+        for process in self._processes:
+            process.wait()
+
+    def kill(self) -> None:
+        """End them; their workers notice."""
+        for process in self._processes:
+            process.kill()
+        self.join()
+
+    def records(self) -> list[TaskRecord]:
+        """Read what their tasks cost."""
+        rows = [
+            row
+            for file in sorted(self._directory.glob("*.json"))
+            for row in json.loads(file.read_text())["tasks"]
+        ]
+        return [TaskRecord.from_dict(row) for row in rows]
+
+    def _command(self, index: int) -> list[str]:
+        given = self._arguments
+        command = [sys.executable, "-m", "fedexec", "client", "--quiet", "--first", str(index), "--host", "1"]
+        for name in ("address", "clients", "data", "data_dir", "partition", "alpha", "seed", "connect_timeout"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+        flags = options.executor_flags(given) | {"max_workers": 1}
+        if "threads_per_worker" not in flags:
+            flags["threads_per_worker"] = options.executor_settings(given).threads_per_worker
+        for name, value in flags.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        if given.certificates:
+            command += ["--root-certificates", given.certificates[0]]
+        return [*command, "--json", str(self._directory / f"{index:06}.json")]
+
+
+# ---------------------------------------------------------------- this process
+
+
+def _executor(arguments: argparse.Namespace) -> Executor:
+    settings = options.executor_settings(arguments)
+    executor = Executor(settings)
+    if Capability.ISOLATED not in executor.capabilities:
+        # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
+        os.environ.update(thread_limits(settings))
+    return executor
+
+
+def _prepare_process(address: str) -> None:
+    """Keep Flower quiet (its deprecation notices are ours to mind), and proxies away from this machine."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if local:
+        excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, host]))
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _read(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as exc:
+        raise options.UsageError(f"{name}: {exc.strerror}") from exc
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def _settings(arguments: argparse.Namespace, settings: Settings, spec: DataSpec) -> dict[str, Any]:
+    own = ("rounds", "epochs", "batch_size", "learning_rate", "fit_clients", "available_clients",
+           "evaluate_clients", "address")  # fmt: skip
+    return settings.as_dict() | {"data": spec.as_dict()} | {name: getattr(arguments, name) for name in own}
+
+
+def _as_dicts(records: list[Any]) -> list[dict[str, Any]]:
+    return [record.as_dict() for record in records]
+
+
+def _final_weights(strategy: FedAvgMp) -> jobs.Weights:
+    from flwr.common import parameters_to_ndarrays
+
+    assert strategy.parameters is not None
+    return parameters_to_ndarrays(strategy.parameters)
+
+
+def _digest(weights: jobs.Weights) -> str:
+    """Hash the bits of the weights: two runs are equal if this is."""
+    digest = hashlib.sha256()
+    for array in weights:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+
+
+def _write(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a whole file or none: to a temporary one beside it, then renamed."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            write(file)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)

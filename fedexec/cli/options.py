@@ -1,0 +1,174 @@
+"""The command line's options, and what they become."""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedexec.settings import START_METHODS, Settings, resolve
+from fedexec.workload.data import DATASETS, PARTITIONS, DataSpec
+from fedexec.workload.jobs import PRELOAD
+
+__all__ = [
+    "ADDRESS",
+    "UsageError",
+    "add_client",
+    "add_data",
+    "add_executor",
+    "add_federation",
+    "add_hosting",
+    "add_output",
+    "data_spec",
+    "executor_flags",
+    "executor_settings",
+    "writable",
+]
+
+ADDRESS = "127.0.0.1:8080"
+
+_EXECUTOR = (
+    "backend",
+    "max_workers",
+    "start_method",
+    "preload",
+    "timeout",
+    "retries",
+    "memory_limit",
+    "threads_per_worker",
+    "log_level",
+)
+
+
+class UsageError(ValueError):
+    """Options that make no sense together; exit code 2."""
+
+
+def _number(kind: Callable[[str], float], minimum: float, *, exclusive: bool = False) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not (value > minimum if exclusive else value >= minimum) or value == float("inf"):
+            raise argparse.ArgumentTypeError(
+                f"must be {'greater than' if exclusive else 'at least'} {minimum:g}, got {text}"
+            )
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number at all
+    return read
+
+
+_positive = _number(int, 1)
+_count = _number(int, 0)
+_above_zero = _number(float, 0, exclusive=True)
+
+
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """How tasks run. A flag wins over ``FEDEXEC_...``, which wins over the default."""
+    group = parser.add_argument_group("executor", "each can also stand in the environment, as FEDEXEC_BACKEND, ...")
+    group.add_argument("--backend", help="see `fedexec backends`")
+    group.add_argument("--max-workers", metavar="N", help="tasks at once (default: the cores)")
+    group.add_argument("--start-method", metavar="METHOD", help=" or ".join(START_METHODS))
+    group.add_argument("--preload", metavar="MODULES", help="imported before the first task, with commas")
+    group.add_argument("--timeout", metavar="SECONDS", help="end a task that takes longer")
+    group.add_argument("--retries", metavar="N", help="run a task again if its worker dies (default: 0)")
+    group.add_argument("--memory-limit", metavar="SIZE", help="replace a reused worker above this, e.g. 2GiB")
+    group.add_argument("--threads-per-worker", metavar="N", help="default: cores / max workers")
+    group.add_argument("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR")
+
+
+def add_federation(parser: argparse.ArgumentParser) -> None:
+    """What the server decides."""
+    group = parser.add_argument_group("federation")
+    group.add_argument("--clients", type=_positive, default=10, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--available-clients", type=_positive, metavar="N", help="connected before round 1 (default: all)"
+    )
+    group.add_argument("--fit-clients", type=_positive, metavar="N", help="sampled a round (default: all)")
+    group.add_argument(
+        "--evaluate-clients", type=_count, default=0, metavar="N",
+        help="evaluate on N clients after each round (default: only on the server)",
+    )  # fmt: skip
+    group.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
+    group.add_argument("--epochs", type=_positive, default=5, metavar="N", help="a client's (default: %(default)s)")
+    group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
+    group.add_argument("--learning-rate", type=_above_zero, default=0.02, metavar="X", help="default: %(default)s")
+    group.add_argument(
+        "--certificates", nargs=3, metavar=("CA", "CERT", "KEY"), help="PEM files: serve with TLS"
+    )
+
+
+def add_hosting(parser: argparse.ArgumentParser) -> None:
+    """How clients reach the server."""
+    parser.add_argument(
+        "--connect-timeout", type=_above_zero, default=30.0, metavar="SECONDS",
+        help="wait that long for the server (default: %(default)g)",
+    )  # fmt: skip
+
+
+def add_client(parser: argparse.ArgumentParser) -> None:
+    """Which clients this machine hosts."""
+    parser.add_argument("--address", default=ADDRESS, help="the server's (default: %(default)s)")
+    parser.add_argument("--clients", type=_positive, default=10, metavar="N", help="in all (default: %(default)s)")
+    parser.add_argument("--first", type=_count, default=0, metavar="I", help="the first hosted here (default: 0)")
+    parser.add_argument("--host", type=_positive, metavar="N", help="how many are hosted here (default: the rest)")
+    parser.add_argument("--root-certificates", metavar="CA", help="PEM file: connect with TLS")
+    parser.add_argument("--json", metavar="FILE", help="write what each task cost")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Which data, and how it is split."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", choices=DATASETS, default="digits", help="default: %(default)s")
+    group.add_argument("--data-dir", default="dataset", metavar="DIR", help="of CIFAR-10 (default: %(default)s)")
+    group.add_argument("--download", action="store_true", help="allow to download CIFAR-10")
+    group.add_argument("--partition", choices=PARTITIONS, default="iid", help="default: %(default)s")
+    group.add_argument("--alpha", type=_above_zero, default=0.5, metavar="X", help="of dirichlet (default: %(default)s)")
+    group.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """What a run leaves."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats")
+    group.add_argument("--save", metavar="FILE", help="write the final weights as .npz")
+    group.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def executor_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the executor's flags that were given."""
+    return {name: value for name in _EXECUTOR if (value := getattr(arguments, name)) is not None}
+
+
+def executor_settings(arguments: argparse.Namespace) -> Settings:
+    """Settle the executor's settings; the job's own preload is the default."""
+    settings = resolve(flags=executor_flags(arguments))
+    if settings.sources["preload"] == "default":
+        settings = replace(settings, preload=PRELOAD)
+    return settings
+
+
+def data_spec(arguments: argparse.Namespace) -> DataSpec:
+    """Gather the data options."""
+    return DataSpec(
+        name=arguments.data,
+        directory=arguments.data_dir,
+        download=arguments.download,
+        partition=arguments.partition,
+        alpha=arguments.alpha,
+        clients=arguments.clients,
+        seed=arguments.seed,
+    )
+
+
+def writable(option: str, name: str | None) -> Path | None:
+    """Check, before any work is done, that a file can be written."""
+    if name is None:
+        return None
+    path = Path(name)
+    directory = path.parent
+    if path.is_dir() or not directory.is_dir() or not os.access(path if path.exists() else directory, os.W_OK):
+        reason = "is a directory" if path.is_dir() else "cannot be written"
+        raise UsageError(f"{option} {name} {reason}; name a file in a directory that exists and is yours")
+    return path

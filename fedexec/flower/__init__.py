@@ -1,0 +1,29 @@
+"""Flower over an Executor: clients whose work runs in workers, in the form of the tutorial (gRPC, NumPyClient).
+
+The process that imports this hosts clients and the server; it stays light and never imports torch.
+"""
+
+import os
+
+# Before flwr is imported anywhere: no telemetry, no look-up of newer releases.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
+from fedexec.flower.host import ClientHost, ServerUnreachableError
+from fedexec.flower.server import AddressError, executor_evaluate_fn, serve
+from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
+
+__all__ = [
+    "AddressError",
+    "ClientHost",
+    "ExecutorClient",
+    "FedAvgMp",
+    "Round",
+    "RoundFailedError",
+    "ServerUnreachableError",
+    "TaskLog",
+    "TaskRecord",
+    "executor_evaluate_fn",
+    "serve",
+]

@@ -1,0 +1,208 @@
+"""A Flower client whose ``fit`` and ``evaluate`` run on an executor."""
+
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.client import Client, NumPyClient
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    NDArrays,
+    Parameters,
+    Scalar,
+    Status,
+)
+
+from fedexec.interface import Usage
+
+__all__ = ["ExecutorClient", "TaskLog", "TaskRecord", "failed_evaluation", "failed_fit"]
+
+log = logging.getLogger("fedexec.flower")
+
+Config = dict[str, Scalar]
+Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
+Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task of a federation: what it was for, and what it cost.
+
+    Attributes
+    ----------
+    kind : {"fit", "evaluate", "server evaluate", "prepare"}
+    client : int or None
+        None for the server's tasks.
+    server_round : int or None
+    error : str or None
+        Why it failed.
+    usage : Usage or None
+    """
+
+    kind: str
+    client: int | None
+    server_round: int | None
+    error: str | None
+    usage: Usage | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON knows it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> "TaskRecord":
+        """Read what :meth:`as_dict` wrote."""
+        usage = row["usage"]
+        return cls(**row | {"usage": None if usage is None else Usage(**usage)})
+
+
+class TaskLog:
+    """Runs tasks and remembers what each cost. Shared by the clients and the server of a process.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor
+        Any; only fedexec's tells what a task cost.
+    """
+
+    def __init__(self, executor: concurrent.futures.Executor) -> None:
+        self.executor = executor
+        self.records: list[TaskRecord] = []
+        self._lock = threading.Lock()
+
+    def call(
+        self, fn: Callable[..., Any], *args: Any, kind: str, client: int | None, server_round: int | None
+    ) -> Any:
+        """Run ``fn(*args)`` on the executor, wait, and return what it returns or raise what it raises."""
+        future = self.executor.submit(fn, *args)
+        error = future.exception()
+        usage = getattr(future, "usage", None)
+        text = None if error is None else _one_line(error)
+        with self._lock:
+            self.records.append(TaskRecord(kind, client, server_round, text, usage))
+        return future.result()
+
+
+class ExecutorClient(NumPyClient):
+    """A NumPyClient that does its work on an executor.
+
+    A task that raises, dies or takes too long makes a failed result for the server; the client lives on.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor or TaskLog
+        Shared by all clients of a machine, so that its ``max_workers`` bounds what runs at once.
+    fit : callable
+        ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient.fit; runs in a worker.
+    evaluate : callable, optional
+        ``evaluate(parameters, config) -> (loss, num_examples, metrics)``; runs in a worker.
+    index : int, optional
+        This client's number, told to the server as the property ``client``: Flower's own ids are random, and a
+        run can only be repeated if clients are sampled and averaged by something that stays.
+    """
+
+    def __init__(
+        self,
+        executor: concurrent.futures.Executor | TaskLog,
+        *,
+        fit: Fit,
+        evaluate: Evaluate | None = None,
+        index: int | None = None,
+    ) -> None:
+        self._tasks = executor if isinstance(executor, TaskLog) else TaskLog(executor)
+        self._fit = fit
+        self._evaluate = evaluate
+        self.index = index
+        self.parameters: NDArrays = []
+
+    def get_properties(self, config: Config) -> Config:
+        """Tell the server which client this is."""
+        return {} if self.index is None else {"client": self.index}
+
+    def get_parameters(self, config: Config) -> NDArrays:
+        """Return the weights last seen; empty before the first round."""
+        return self.parameters
+
+    def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
+        """Train in a worker."""
+        self.parameters = parameters
+        new, examples, metrics = self._call("fit", self._fit, parameters, config)
+        self.parameters = new
+        return new, examples, metrics
+
+    def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, Config]:
+        """Validate in a worker."""
+        if self._evaluate is None:
+            raise TypeError("this client was made without evaluate=")
+        self.parameters = parameters
+        loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config)
+        return float(loss), examples, metrics
+
+    def to_client(self) -> Client:
+        """Return the Client that Flower's ``start_client`` takes."""
+        return _ReportingClient(super().to_client(), self.index)
+
+    def _call(self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config) -> Any:
+        server_round = config.get("server_round")
+        return self._tasks.call(
+            fn, parameters, config, kind=kind, client=self.index,
+            server_round=server_round if isinstance(server_round, int) else None,
+        )  # fmt: skip
+
+
+class _ReportingClient(Client):
+    """Turns an exception into a failed result: one that left a Client would end its process."""
+
+    def __init__(self, inner: Client, index: int | None) -> None:
+        self._inner = inner
+        self._index = index
+
+    def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
+        return self._inner.get_properties(ins)
+
+    def get_parameters(self, ins: GetParametersIns) -> GetParametersRes:
+        return self._inner.get_parameters(ins)
+
+    def fit(self, ins: FitIns) -> FitRes:
+        try:
+            return self._inner.fit(ins)
+        except Exception as exc:
+            return failed_fit(self._report("fit", exc))
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        try:
+            return self._inner.evaluate(ins)
+        except Exception as exc:
+            return failed_evaluation(self._report("evaluate", exc))
+
+    def _report(self, what: str, error: Exception) -> str:
+        reason = _one_line(error)
+        log.warning("client %s: %s failed: %s", self._index, what, reason)
+        log.debug("client %s", self._index, exc_info=error)
+        return reason
+
+
+def failed_fit(reason: str) -> FitRes:
+    """Make the result of a fit that failed. Flower has no code for that; any but OK counts as a failure."""
+    empty = Parameters(tensors=[], tensor_type="numpy.ndarray")
+    return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, reason), empty, num_examples=0, metrics={})
+
+
+def failed_evaluation(reason: str) -> EvaluateRes:
+    """Make the result of an evaluation that failed."""
+    return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, reason), loss=0.0, num_examples=0, metrics={})
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

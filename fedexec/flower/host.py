@@ -1,0 +1,117 @@
+"""The clients of one machine in one light process: a thread each around Flower's ``start_client``."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+from flwr.client import NumPyClient, start_client
+
+from fedexec.errors import FedexecError
+
+__all__ = ["ClientHost", "ServerUnreachableError", "wait_until_reachable"]
+
+log = logging.getLogger("fedexec.flower")
+
+
+class ServerUnreachableError(FedexecError, ConnectionError):
+    """Nobody answers at the server's address.
+
+    Parameters
+    ----------
+    address : str
+    seconds : float
+        How long it was tried.
+    """
+
+    def __init__(self, address: str, seconds: float) -> None:
+        super().__init__(address, seconds)
+        self.address, self.seconds = address, seconds
+
+    def __str__(self) -> str:
+        return (
+            f"No server answers at {self.address} (tried for {self.seconds:g} s). "
+            "Start it with `fedexec server`, or name its --address."
+        )
+
+
+def wait_until_reachable(address: str, timeout: float) -> None:
+    """Return when something listens at ``host:port``.
+
+    Raises
+    ------
+    ServerUnreachableError
+        Nothing did within `timeout` seconds.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise ServerUnreachableError(address, timeout) from None
+        time.sleep(0.1)  # a closed port answers at once
+
+
+class ClientHost:
+    """Runs clients until the server sends them away.
+
+    Parameters
+    ----------
+    clients : sequence of NumPyClient
+    server_address : str
+        ``host:port``.
+    root_certificates : bytes, optional
+        PEM; with it the connection uses TLS.
+    connect_timeout : float
+        Seconds to wait for the server.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[NumPyClient],
+        *,
+        server_address: str,
+        root_certificates: bytes | None = None,
+        connect_timeout: float = 30.0,
+    ) -> None:
+        self._address = server_address
+        self._root_certificates = root_certificates
+        self._connect_timeout = connect_timeout
+        self._failure: BaseException | None = None
+        # Daemons: a client waits in gRPC for as long as the server pleases, and must not hold the process.
+        self._threads = [
+            threading.Thread(target=self._run, args=(client,), name=f"fedexec-client-{index}", daemon=True)
+            for index, client in enumerate(clients)
+        ]
+
+    def start(self) -> None:
+        """Connect every client; ServerUnreachableError if the server does not answer."""
+        wait_until_reachable(self._address, self._connect_timeout)
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until the server has sent every client away; raise what broke one of them, if anything did."""
+        for thread in self._threads:
+            thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what broke a client, if anything did."""
+        if self._failure is not None:
+            raise ConnectionError(f"a client lost the server at {self._address}: {self._failure}")
+
+    def _run(self, client: NumPyClient) -> None:
+        try:
+            start_client(
+                server_address=self._address,
+                client=client.to_client(),
+                root_certificates=self._root_certificates,
+            )
+        except BaseException as exc:
+            self._failure = exc
+            log.debug("a client ended", exc_info=exc)

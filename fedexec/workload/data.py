@@ -1,0 +1,202 @@
+"""Images and labels, and which of them each client owns. Needs numpy only, torchvision for CIFAR-10.
+
+Everything is decided by a :class:`DataSpec`, a few bytes that travel to the worker; the worker loads the data.
+"""
+
+import functools
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedexec.errors import FedexecError
+
+__all__ = ["DATASETS", "PARTITIONS", "DataError", "DataSpec", "Samples", "load_data", "partition"]
+
+DATASETS = ("digits", "cifar10")
+PARTITIONS = ("iid", "dirichlet")
+
+_DIGITS = Path(__file__).with_name("digits.npz")
+_DIGITS_TRAIN = 1437  # of 1,797: four fifths
+
+
+class DataError(FedexecError, ValueError):
+    """A data set that is missing, damaged or too small; the message says what to do."""
+
+
+class Samples(NamedTuple):
+    """Images and their classes.
+
+    Attributes
+    ----------
+    images : ndarray of float32, shape (n, 3, 32, 32)
+        Normalised to -1..1.
+    labels : ndarray of int64, shape (n,)
+    """
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """Which data, and how it is split.
+
+    Attributes
+    ----------
+    name : {"digits", "cifar10"}
+    directory : str
+        Where CIFAR-10 lies.
+    download : bool
+        Whether CIFAR-10 may be downloaded.
+    partition : {"iid", "dirichlet"}
+    alpha : float
+        Concentration of the Dirichlet distribution; the smaller, the less alike the clients.
+    clients : int
+        Into how many parts the training set is split.
+    seed : int
+    """
+
+    name: str = "digits"
+    directory: str = "dataset"
+    download: bool = False
+    partition: str = "iid"
+    alpha: float = 0.5
+    clients: int = 1
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON knows it."""
+        return asdict(self)
+
+
+def load_data(spec: DataSpec, *, client: int | None = None) -> Samples:
+    """Load one client's training samples, or the test set of them all.
+
+    Parameters
+    ----------
+    spec : DataSpec
+    client : int, optional
+        From 0 to ``spec.clients - 1``; None is the test set, which nobody trains on.
+
+    Returns
+    -------
+    Samples
+
+    Raises
+    ------
+    DataError
+        The data is missing or damaged, or there are more clients than samples.
+    """
+    raw_images, labels = _load_raw(spec.name, spec.directory, spec.download, train=client is not None)
+    if client is not None:
+        mine = partition(labels, spec)[client]
+        raw_images, labels = raw_images[mine], labels[mine]
+    prepare = _prepare_digits if spec.name == "digits" else _prepare_cifar10
+    return Samples(prepare(raw_images), labels.astype(np.int64))
+
+
+def partition(labels: npt.NDArray[Any], spec: DataSpec) -> list[npt.NDArray[np.int64]]:
+    """Deal the samples out to the clients; the same spec deals the same way everywhere.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (n,)
+    spec : DataSpec
+
+    Returns
+    -------
+    list of ndarray of int64
+        Per client the indices of its samples; every sample has one owner, every client at least one sample.
+
+    Raises
+    ------
+    DataError
+        More clients than samples.
+
+    Notes
+    -----
+    "dirichlet" draws each class's shares from Dir(alpha): Hsu et al. 2019 (arXiv:1909.06335).
+    """
+    if spec.clients > len(labels):
+        raise DataError(f"{spec.clients} clients cannot share {len(labels)} training samples")
+    rng = np.random.default_rng(spec.seed)
+    if spec.partition == "iid":
+        return [np.sort(part) for part in np.array_split(rng.permutation(len(labels)), spec.clients)]
+    parts: list[list[int]] = [[] for _ in range(spec.clients)]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        shares = rng.dirichlet(np.full(spec.clients, spec.alpha))
+        cuts = (np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, chosen in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(chosen.tolist())
+    for part in parts:
+        if not part:  # a client without a sample cannot train: the richest gives one
+            part.append(max(parts, key=len).pop())
+    return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
+
+
+@functools.lru_cache(maxsize=4)
+def _load_raw(
+    name: str, directory: str, download: bool, *, train: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    """Load a whole set once a process, as small as it is stored."""
+    if name == "digits":
+        return _read_digits(_DIGITS, train=train)
+    if name == "cifar10":
+        return _read_cifar10(directory, download=download, train=train)
+    raise DataError(f"there is no data set {name!r}; known: {', '.join(DATASETS)}")
+
+
+def _read_digits(path: Path, *, train: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+        raise DataError(f"{path} is damaged ({exc}); install fedexec again") from exc
+    # The file is ordered by writer, so it is shuffled, the same way for ever, before it is cut.
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = order[:_DIGITS_TRAIN] if train else order[_DIGITS_TRAIN:]
+    return images[chosen], labels[chosen]
+
+
+def _read_cifar10(
+    directory: str, *, download: bool, train: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    try:
+        from torchvision.datasets import CIFAR10  # 2.3 s, so only where it is asked for
+    except ImportError as exc:
+        raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[flower]'") from exc
+    try:
+        dataset = CIFAR10(directory, train=train, download=download)
+    except Exception as exc:  # torchvision raises RuntimeError, OSError, EOFError, UnpicklingError, KeyError, ...
+        hint = "" if download else ", name the directory that holds cifar-10-batches-py, or allow the download"
+        raise DataError(f"CIFAR-10 in {directory!r}: {exc}{hint}") from exc
+    return dataset.data, np.array(dataset.targets)
+
+
+def _prepare_digits(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Enlarge 8x8 to 32x32 bilinearly, three equal channels, 0..16 to -1..1."""
+    enlarge = _bilinear_weights(8, 32)
+    large = enlarge @ (images.astype(np.float32) / 8 - 1) @ enlarge.T
+    return np.repeat(large[:, np.newaxis], 3, axis=1)
+
+
+def _bilinear_weights(source: int, target: int) -> npt.NDArray[np.float32]:
+    """Matrix of shape (target, source) that interpolates one axis, pixel centres aligned."""
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    left = np.minimum(position.astype(int), source - 2)
+    weights = np.zeros((target, source), dtype=np.float32)
+    rows = np.arange(target)
+    weights[rows, left] = 1 - (position - left)
+    weights[rows, left + 1] = position - left
+    return weights
+
+
+def _prepare_cifar10(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Channels first, 0..255 to -1..1."""
+    scaled = images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    return np.ascontiguousarray(scaled)

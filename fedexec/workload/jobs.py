@@ -1,0 +1,40 @@
+"""The job's functions as the host process names them: torch is imported in the worker that runs one."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from fedexec.workload.data import DataSpec, load_data
+
+__all__ = ["PRELOAD", "prepare", "test", "train"]
+
+PRELOAD = ("fedexec.workload.training",)
+"""What a worker had better have imported before its first task."""
+
+Weights = list[npt.NDArray[Any]]
+Config = dict[str, Any]
+
+
+def prepare(data: DataSpec) -> Weights:
+    """Check that the data can be loaded and split, and return the initial weights for its seed."""
+    from fedexec.workload import training
+
+    load_data(data)
+    load_data(data, client=0)
+    return training.initial_weights(data.seed)
+
+
+def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -> tuple[Weights, int, Config]:
+    """See :func:`fedexec.workload.training.train`."""
+    from fedexec.workload import training
+
+    return training.train(parameters, config, data=data, client=client)
+
+
+def test(
+    parameters: Weights, config: Config, *, data: DataSpec, client: int | None = None
+) -> tuple[float, int, Config]:
+    """See :func:`fedexec.workload.training.test`."""
+    from fedexec.workload import training
+
+    return training.test(parameters, config, data=data, client=client)
