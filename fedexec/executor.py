@@ -38,6 +38,16 @@ class Future(concurrent.futures.Future[T]):
 
     usage: Usage | None = None
 
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the task returned, or raise what it raised, even if that is false (gh-132063)."""
+        error = self.exception(timeout)
+        if error is None:
+            return super().result()
+        try:
+            raise error
+        finally:
+            del self, error  # its traceback holds this frame: no cycle
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
@@ -186,7 +196,7 @@ class Executor(concurrent.futures.Executor):
         """
         return self._scheduler.submit(Task(fn, args, kwargs))
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -207,7 +217,9 @@ class Executor(concurrent.futures.Executor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout)
         chunks = super().map(
-            functools.partial(_call_each, fn), _chunks(zip(*iterables), chunksize), timeout=timeout
+            functools.partial(_call_each, fn),
+            _chunks(zip(*iterables, strict=False), chunksize),
+            timeout=timeout,
         )
         return _flatten(chunks)
 
@@ -272,7 +284,9 @@ class _Scheduler:
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[tuple[Task, Future[Any]]] = deque()
         self._running: set[Task] = set()
-        self._slots: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []  # every slot there ever was
+        self._slots: set[threading.Thread] = set()  # those that have not ended
+        self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
         self._idle = 0
         self._closing = False
         self._killing = False
@@ -318,13 +332,23 @@ class _Scheduler:
             self._end_backend()
 
     def join(self) -> None:
-        """Wait until nothing is left; called from a slot (a done-callback), for the other slots only."""
+        """Wait until nothing is left; called from a slot (a done-callback), for the other slots only.
+
+        Slots that wait here at the same time do not wait for each other.
+        """
         me = threading.current_thread()
-        for slot in list(self._slots):
-            if slot is not me:
-                slot.join()
-        if me not in self._slots:
-            self._gone.wait()
+        with self._changed:
+            threads = list(self._threads)
+            if me in self._slots:
+                self._joining.add(me)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._slots <= self._joining)
+                self._joining.discard(me)
+                return
+        self._gone.wait()
+        for thread in threads:
+            if thread is not me:
+                thread.join()
 
     def stats(self) -> Stats:
         with self._changed:
@@ -347,10 +371,12 @@ class _Scheduler:
     def _open_slot(self) -> None:
         slot = threading.Thread(target=self._work, name=f"fedexec-slot-{len(self._slots)}")
         self._slots.add(slot)
+        self._threads.append(slot)
         try:
             slot.start()
         except BaseException:
             self._slots.discard(slot)
+            self._threads.remove(slot)
             if not self._slots:  # with another slot the task waits for that one
                 self._queue.pop()
                 self._counts["submitted"] -= 1
@@ -365,6 +391,7 @@ class _Scheduler:
             del entry  # keep no finished argument alive while waiting for the next task
         with self._changed:
             self._slots.discard(threading.current_thread())
+            self._changed.notify_all()
             last = not self._slots
         if last:
             self._end_backend()
@@ -393,10 +420,13 @@ class _Scheduler:
         self._done(task, "succeeded" if outcome.exception is None else "failed")
         del task
         future.usage = outcome.usage
-        if outcome.exception is None:
-            future.set_result(outcome.value)
-        else:
-            future.set_exception(outcome.exception)
+        try:
+            if outcome.exception is None:
+                future.set_result(outcome.value)
+            else:
+                future.set_exception(outcome.exception)
+        finally:
+            del outcome, future  # a traceback out of this very thread holds this frame: no cycle
 
     def _run(self, task: Task) -> Outcome:
         attempts = 1 + self._settings.retries

@@ -38,7 +38,10 @@ class InlineBackend(Backend):
             wall_seconds=time.perf_counter() - wall,
             cpu_seconds=time.thread_time() - cpu,
         )
-        return outcome
+        try:
+            return outcome
+        finally:
+            del outcome, task  # the traceback's frames refer to this one: no cycle
 
     def _initialize(self) -> InitializerError | None:
         """Call the initializer once a thread, as ThreadPoolExecutor does."""
