@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedexec.errors import SettingsError
@@ -67,7 +67,9 @@ class Settings:
 
     def __str__(self) -> str:
         shown = ("backend", "max_workers", "start_method", "timeout", "memory_limit", "threads_per_worker")
-        return ", ".join(f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown)
+        return ", ".join(
+            f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown
+        )
 
 
 def available_cores() -> int:
@@ -204,29 +206,28 @@ def resolve(
     TypeError
         An argument that no setting has.
     """
-    given = {"argument": dict(arguments or {}), "flag": dict(flags or {})}
-    for source in given.values():
-        if unknown := source.keys() - _READERS.keys():
-            raise TypeError(f"there is no setting {sorted(unknown)[0]!r}; known: {', '.join(_READERS)}")
+    arguments, flags = arguments or {}, flags or {}
+    for name in (*arguments, *flags):
+        if name not in _READERS:
+            raise TypeError(f"there is no setting {name!r}; known: {', '.join(_READERS)}")
     variables = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, read in _READERS.items():
         variable = f"FEDEXEC_{name.upper()}"
-        candidates = [
-            ("argument", given["argument"].get(name)),
-            ("flag", given["flag"].get(name)),
-            (variable, variables.get(variable) or None),
-        ]
-        source, value = next(((s, v) for s, v in candidates if v is not None and v != ()), ("default", None))
-        sources[name] = source
-        if source != "default":
+        candidates = {
+            "argument": arguments.get(name),
+            "flag": flags.get(name),
+            variable: variables.get(variable) or None,
+        }
+        given = {origin: value for origin, value in candidates.items() if value is not None and value != ()}
+        sources[name] = next(iter(given), "default")
+        if given:
             try:
-                values[name] = read(value)
+                values[name] = read(given[sources[name]])
             except SettingsError as exc:
-                origin = "" if source == "argument" else f" ({source})"
+                origin = "" if sources[name] == "argument" else f" ({sources[name]})"
                 raise SettingsError(f"{name} {exc}{origin}") from None
     values.setdefault("max_workers", available_cores())
     values.setdefault("threads_per_worker", max(1, available_cores() // values["max_workers"]))
-    assert values.keys() <= {f.name for f in fields(Settings)}
     return Settings(**values, sources=sources)

@@ -27,6 +27,8 @@ from fedexec_backends._template import Template, inherited_fd
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process"]
 
+_util: Any = util  # its names that type checkers do not know
+
 
 class Launcher:
     """Starts the worker processes of one executor.
@@ -98,7 +100,7 @@ class WorkerProcess(BaseProcess):
         if self._on_start is not None:
             self._on_start(self)
 
-    def _Popen(self, process: "WorkerProcess") -> "_Popen":  # type: ignore[override]  # noqa: N802
+    def _Popen(self, process: "WorkerProcess") -> "_Popen":  # noqa: N802
         assert self._launcher is not None
         return self._launcher.launch(process)
 
@@ -137,6 +139,13 @@ def _packed(process: WorkerProcess, popen: Any) -> memoryview:
     return buffer.getbuffer()
 
 
+def _tracker_fd() -> int:
+    """Return the pipe to the resource tracker, which is started if need be."""
+    fd = resource_tracker.getfd()
+    assert fd is not None
+    return fd
+
+
 class _InheritedFd:
     def __init__(self, index: int) -> None:
         self.index = index
@@ -148,7 +157,8 @@ class _InheritedFd:
 class _ForkedPopen(popen_forkserver.Popen):
     """Forked from our own template instead of multiprocessing's global forkserver."""
 
-    DupFd = _InheritedFd
+    DupFd = _InheritedFd  # type: ignore[assignment]
+    _fds: list[int]
 
     def __init__(self, process: WorkerProcess, template: Template) -> None:
         self._template = template
@@ -156,7 +166,7 @@ class _ForkedPopen(popen_forkserver.Popen):
         super().__init__(process)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Return the exit code the template reports; from any thread (the standard one loses it to a race)."""
+        """Return the exit code the template reports; from any thread, unlike the standard one."""
         if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
             with self._reaping:
                 if self.returncode is None:
@@ -169,22 +179,36 @@ class _ForkedPopen(popen_forkserver.Popen):
 
     def _launch(self, process: WorkerProcess) -> None:
         data = _packed(process, self)
+        try:
+            data_w = self._fork()
+        except EOFError:  # the template died under the request: a new one answers
+            data_w = self._fork()
+        _write(data_w, data)
+
+    def _fork(self) -> int:
+        """Ask the template for a worker; return the end of the pipe it reads its process object from."""
         status_r, status_w = os.pipe()
         data_r, data_w = os.pipe()
         # The worker sees the end of this process as the end of the data pipe: we keep its writing end open.
         self.sentinel = status_r
-        self.finalizer = util.Finalize(self, util.close_fds, (status_r, data_w))
+        self.finalizer = util.Finalize(self, _util.close_fds, (status_r, data_w))
         try:
-            self._template.fork([data_r, status_w, resource_tracker.getfd(), *self._fds])
+            self._template.fork([data_r, status_w, _tracker_fd(), *self._fds])
         finally:
             os.close(data_r)
             os.close(status_w)
-        self.pid = read_signed(status_r)
-        _write(data_w, data)
+        try:
+            self.pid = read_signed(status_r)
+        except EOFError:
+            self.finalizer()
+            raise
+        return data_w
 
 
 class _SpawnedPopen(popen_spawn_posix.Popen):
     """A fresh interpreter."""
+
+    _fds: list[int]
 
     def __init__(self, process: WorkerProcess) -> None:
         self._reaping = threading.Lock()
@@ -193,28 +217,26 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code; from any thread."""
         if self.returncode is None and flag != os.WNOHANG:
-            try:
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # wait, but leave it to be reaped below
+            try:  # wait, but leave it to be reaped below
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
                 pass
         with self._reaping:
             return super().poll(os.WNOHANG)
 
     def _launch(self, process: WorkerProcess) -> None:
-        tracker = resource_tracker.getfd()
+        tracker = _tracker_fd()
         self._fds.append(tracker)
         data = _packed(process, self)
         status_r, status_w = os.pipe()
         data_r, data_w = os.pipe()
         self.sentinel = status_r
-        self.finalizer = util.Finalize(self, util.close_fds, (status_r, data_w))
+        self.finalizer = util.Finalize(self, _util.close_fds, (status_r, data_w))
         # Blocked until the worker leads a group of its own: Ctrl+C is this process's business.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=data_r)
-            self.pid = util.spawnv_passfds(
-                spawn.get_executable(), command, [*self._fds, data_r, status_w]
-            )
+            self.pid = _util.spawnv_passfds(spawn.get_executable(), command, [*self._fds, data_r, status_w])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(data_r)

@@ -1,7 +1,7 @@
 """Backends built on a pool: one pool *with one worker* for each slot.
 
-A shared pool breaks as a whole when one worker dies, and cannot tell which task was the guilty one. With a pool
-for each slot a death, a kill or a restart touches one task by construction; it costs one more management
+A shared pool breaks as a whole when one worker dies, and cannot tell which task was the guilty one. With a
+pool for each slot a death, a kill or a restart touches one task by construction; it costs one more management
 thread a slot and nothing per task.
 """
 

@@ -1,9 +1,9 @@
 """The template: a clean process that imports the preload once and forks workers when asked.
 
-This is :mod:`multiprocessing`'s forkserver with the differences a library needs: one for each executor instead
-of one for the whole program; it ends with its executor; a preload that fails is an error that names the module
-(the standard one ignores it silently); it sees the caller's ``sys.path``; nobody runs the caller's ``__main__``
-again; and no socket in the file system.
+This is :mod:`multiprocessing`'s forkserver with the differences a library needs: one for each executor
+instead of one for the whole program; it ends with its executor; a preload that fails is an error that names
+the module (the standard one ignores it silently); it sees the caller's ``sys.path``; nobody runs the caller's
+``__main__`` again; and no socket in the file system.
 
 The upper half runs in the caller's process, the lower half (from :func:`main`) in the template.
 """
@@ -21,12 +21,15 @@ import threading
 from collections.abc import Iterable
 from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fedexec.errors import PreloadError
 from fedexec.worker import preload
 
 __all__ = ["Template", "inherited_fd"]
+
+_util: Any = util  # its underscored names, which type checkers do not know
 
 
 class Template:
@@ -92,8 +95,8 @@ class Template:
 
     def _launch(self) -> None:
         ours, theirs = socket.socketpair()
-        wanted = {"path": sys.path, "modules": self._modules, "cwd": os.getcwd()}
-        command = [sys.executable, *util._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+        wanted = {"path": sys.path, "modules": self._modules, "cwd": str(Path.cwd())}
+        command = [sys.executable, *_util._args_from_interpreter_flags()]
         command += ["-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"]
         with theirs:
             self._process = subprocess.Popen(
@@ -145,7 +148,7 @@ def main() -> NoReturn:
     wanted = pickle.load(sys.stdin.buffer)
     sys.path[:] = wanted["path"]
     os.chdir(wanted["cwd"])
-    util._close_stdin()  # type: ignore[attr-defined]
+    _util._close_stdin()
     reply: dict[str, Any] = {"ready": os.getpid()}
     try:
         preload(wanted["modules"])
@@ -221,7 +224,7 @@ class _Forker:
     @staticmethod
     def _report(fd: int, number: int) -> None:
         try:
-            write_signed(fd, number)  # type: ignore[attr-defined]
+            write_signed(fd, number)
         except BrokenPipeError:
             pass  # nobody waits for this worker any more
 
@@ -237,15 +240,16 @@ class _Forker:
             for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
                 os.close(fd)
             _inherited_fds[:] = inherited
-            resource_tracker._resource_tracker._fd = tracker_fd  # type: ignore[attr-defined]
+            tracker: Any = resource_tracker._resource_tracker
+            tracker._fd = tracker_fd
             atexit._clear()
-            atexit.register(util._exit_function)
-            code = spawn._main(data_fd, os.dup(data_fd))  # type: ignore[attr-defined]
+            atexit.register(_util._exit_function)
+            code = spawn._main(data_fd, os.dup(data_fd))
         except Exception:
             sys.excepthook(*sys.exc_info())
         finally:
             atexit._run_exitfuncs()
-            util._flush_std_streams()  # type: ignore[attr-defined]
+            _util._flush_std_streams()
             os._exit(code)
 
 

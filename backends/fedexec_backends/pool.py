@@ -1,9 +1,10 @@
 """``pool``: the standard library's ProcessPoolExecutor with ``max_tasks_per_child=1``.
 
-How it stays clear of CPython's bugs: ``max_tasks_per_child`` of 2 or more hangs with a backlog (gh-115634), so it
-is always 1; with 1, ``shutdown(wait=False)`` kills the management thread (gh-119592) and a collected executor
-hangs its futures (gh-152967), so the slot holds the pool and shuts it down, waiting, when no task runs; and
-workers that outlive a killed caller (gh-111873) end by themselves in :func:`fedexec.worker.setup`.
+How it stays clear of CPython's bugs: ``max_tasks_per_child`` of 2 or more hangs with a backlog (gh-115634),
+so it is always 1; with 1, ``shutdown(wait=False)`` kills the management thread (gh-119592) and a collected
+executor hangs its futures (gh-152967), so the slot holds the pool and shuts it down, waiting, when no task
+runs; and workers that would outlive a killed caller (gh-111873) are made to notice its end by
+:func:`fedexec.worker.setup`.
 """
 
 from concurrent.futures import Executor, ProcessPoolExecutor

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fedexec import __version__
 from fedexec.cli import backends, options
@@ -39,10 +40,15 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line; the usage is there for who asks."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fedexec", description="Federated learning with every client in its own process."
-    )
+    parser = _Parser(prog="fedexec", description="Federated learning with every client in its own process.")
     parser.add_argument("--version", action="version", version=f"fedexec {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -71,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_client(client)
     client.set_defaults(command=_client)
 
-    listing = commands.add_parser("backends", help="list the backends, their promises, and how to install them")
+    listing = commands.add_parser(
+        "backends", help="list the backends, their promises, and how to install them"
+    )
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=backends.command)
     return parser

@@ -103,7 +103,7 @@ class Display:
         peaks = [usage.peak_host_bytes for usage in usages if usage.peak_host_bytes is not None]
         workers = {usage.worker_pid for usage in usages}
         self._console.print(
-            f"{len(tasks)} tasks in {len(workers)} processes, largest {format_size(max(peaks, default=None))}; "
+            f"{len(tasks)} tasks in {len(workers)} processes, peak {format_size(max(peaks, default=None))}; "
             f"{stats.worker_deaths} died, {stats.timeouts} timed out, {stats.retries} run again"
         )
 

@@ -16,8 +16,8 @@ GRACE_SECONDS = 2.0
 class Ending:
     """Ends the process on a signal: `stop` first, then out, whatever still hangs in gRPC.
 
-    Workers notice the end of this process by themselves, so nothing depends on `stop` succeeding; it makes the
-    end orderly. A second signal does not wait for it.
+    Workers notice the end of this process by themselves, so nothing depends on `stop` succeeding; it makes
+    the end orderly. A second signal does not wait for it.
 
     Parameters
     ----------

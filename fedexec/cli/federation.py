@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from fedexec import __version__
+from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
+from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
     ClientHost,
@@ -34,6 +35,7 @@ from fedexec.flower import (
     TaskRecord,
     executor_evaluate_fn,
     serve,
+    split_address,
 )
 from fedexec.interface import Capability
 from fedexec.settings import Settings
@@ -43,27 +45,27 @@ from fedexec.workload.data import DataSpec
 
 __all__ = ["client", "run", "server"]
 
+log = logging.getLogger("fedexec")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Server and clients on this machine."""
     if arguments.address is None:
         arguments.address = _free_address()
     spec = options.data_spec(arguments)
-    with tempfile.TemporaryDirectory(prefix="fedexec-") as directory:
-        if arguments.processes:
-            hosting: _Hosting = functools.partial(_ClientProcesses, arguments, Path(directory))
-        else:
-            root = Path(arguments.certificates[0]).read_bytes() if arguments.certificates else None
+    if arguments.processes:
+        return _serve(arguments, spec, functools.partial(_ClientProcesses, arguments))
+    root = _read(arguments.certificates[0]) if arguments.certificates else None
 
-            def hosting(tasks: TaskLog) -> ClientHost:
-                return ClientHost(
-                    _clients(tasks, spec, range(arguments.clients)),
-                    server_address=arguments.address,
-                    root_certificates=root,
-                    connect_timeout=arguments.connect_timeout,
-                )
+    def hosting(tasks: TaskLog) -> ClientHost:
+        return ClientHost(
+            _clients(tasks, spec, range(arguments.clients)),
+            server_address=arguments.address,
+            root_certificates=root,
+            connect_timeout=arguments.connect_timeout,
+        )
 
-        return _serve(arguments, spec, hosting)
+    return _serve(arguments, spec, hosting)
 
 
 def server(arguments: argparse.Namespace) -> int:
@@ -95,9 +97,9 @@ def client(arguments: argparse.Namespace) -> int:
         try:
             host.start()
             host.join()
-        except Exception:
+        except Exception as exc:
             ending.settle()
-            raise
+            raise _reason(exc) from exc
         if not arguments.quiet:
             print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
         if report is not None:
@@ -165,22 +167,21 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
                 on_ready=host.start,
             )
             host.join()
-        except Exception:
+        except Exception as exc:
             ending.settle()
             if isinstance(host, _ClientProcesses):
                 host.kill()
-            raise
-        records = tasks.records + (host.records() if isinstance(host, _ClientProcesses) else [])
+            raise _reason(exc) from exc
         final = _final_weights(strategy)
         result = {
             "fedexec": __version__,
             "settings": _settings(arguments, executor.settings, spec),
             "rounds": _as_dicts(strategy.rounds),
-            "tasks": _as_dicts(records),
+            "tasks": _as_dicts(tasks.records),
             "stats": executor.stats().as_dict(),
             "weights_sha256": _digest(final),
         }
-        display.table(strategy.rounds, executor.stats(), records)
+        display.table(strategy.rounds, executor.stats(), tasks.records)
     if weights_file is not None:
         _write(weights_file, lambda file: np.savez(file, *final))
     if report is not None:
@@ -236,15 +237,17 @@ def _clients(tasks: TaskLog, spec: DataSpec, indices: range) -> list[ExecutorCli
 class _ClientProcesses:
     """The tutorial's form: a process for each client, with an executor of its own."""
 
-    def __init__(self, arguments: argparse.Namespace, directory: Path, tasks: TaskLog) -> None:
+    def __init__(self, arguments: argparse.Namespace, tasks: TaskLog) -> None:
         self._arguments = arguments
-        self._directory = directory
+        self._tasks = tasks
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start `fedexec client` once for each client."""
         for index in range(self._arguments.clients):
-            self._processes.append(subprocess.Popen(self._command(index), stdin=subprocess.DEVNULL))
+            self._processes.append(
+                subprocess.Popen(self._command(index), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            )
 
     def check(self) -> None:
         """Raise if one has ended, which before the first round only a failure does."""
@@ -253,29 +256,35 @@ class _ClientProcesses:
                 raise ConnectionError(f"client {index} ended with exit code {process.returncode}")
 
     def join(self) -> None:
-        """Wait for their end; one that failed is noted by the round it was missing in."""
+        """Wait for their end and take over what their tasks cost.
+
+        One that failed has nothing to tell; the round it was missing in has noted it.
+        """
         for process in self._processes:
-            process.wait()
+            output, _ = process.communicate()
+            rows = json.loads(output)["tasks"] if output else []
+            self._tasks.records += [TaskRecord.from_dict(row) for row in rows]
 
     def kill(self) -> None:
         """End them; their workers notice."""
         for process in self._processes:
             process.kill()
-        self.join()
-
-    def records(self) -> list[TaskRecord]:
-        """Read what their tasks cost."""
-        rows = [
-            row
-            for file in sorted(self._directory.glob("*.json"))
-            for row in json.loads(file.read_text())["tasks"]
-        ]
-        return [TaskRecord.from_dict(row) for row in rows]
+            process.wait()
 
     def _command(self, index: int) -> list[str]:
         given = self._arguments
-        command = [sys.executable, "-m", "fedexec", "client", "--quiet", "--first", str(index), "--host", "1"]
-        for name in ("address", "clients", "data", "data_dir", "partition", "alpha", "seed", "connect_timeout"):
+        command = [sys.executable, "-m", "fedexec", "client", "--quiet", "--json", "-"]
+        command += ["--first", str(index), "--host", "1"]
+        for name in (
+            "address",
+            "clients",
+            "data",
+            "data_dir",
+            "partition",
+            "alpha",
+            "seed",
+            "connect_timeout",
+        ):
             command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
         flags = options.executor_flags(given) | {"max_workers": 1}
         if "threads_per_worker" not in flags:
@@ -284,7 +293,7 @@ class _ClientProcesses:
             command += [f"--{name.replace('_', '-')}", str(value)]
         if given.certificates:
             command += ["--root-certificates", given.certificates[0]]
-        return [*command, "--json", str(self._directory / f"{index:06}.json")]
+        return command
 
 
 # ---------------------------------------------------------------- this process
@@ -292,17 +301,16 @@ class _ClientProcesses:
 
 def _executor(arguments: argparse.Namespace) -> Executor:
     settings = options.executor_settings(arguments)
-    executor = Executor(settings)
-    if Capability.ISOLATED not in executor.capabilities:
+    if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
         # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
         os.environ.update(thread_limits(settings))
-    return executor
+    return Executor(settings)
 
 
 def _prepare_process(address: str) -> None:
     """Keep Flower quiet (its deprecation notices are ours to mind), and proxies away from this machine."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    host = address.rpartition(":")[0].strip("[]")
+    host, _ = split_address(address)
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -310,6 +318,14 @@ def _prepare_process(address: str) -> None:
     if local:
         excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
         os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, host]))
+
+
+def _reason(error: Exception) -> Exception:
+    """Make a failure one that the command line reports in one line: what a task raised can be anything."""
+    if isinstance(error, FedexecError | OSError):
+        return error
+    log.debug("the run failed", exc_info=error)
+    return FedexecError(f"{type(error).__name__}: {error}")
 
 
 def _free_address() -> str:
@@ -354,7 +370,11 @@ def _digest(weights: jobs.Weights) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+    text = json.dumps(content, indent=2) + "\n"
+    if path == options.STDOUT:
+        sys.stdout.write(text)
+    else:
+        _write(path, lambda file: file.write(text.encode()))
 
 
 def _write(path: Path, write: Callable[[Any], object]) -> None:

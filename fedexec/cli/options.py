@@ -13,6 +13,7 @@ from fedexec.workload.jobs import PRELOAD
 
 __all__ = [
     "ADDRESS",
+    "STDOUT",
     "UsageError",
     "add_client",
     "add_data",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 ADDRESS = "127.0.0.1:8080"
+STDOUT = Path("-")
 
 _EXECUTOR = (
     "backend",
@@ -45,7 +47,9 @@ class UsageError(ValueError):
     """Options that make no sense together; exit code 2."""
 
 
-def _number(kind: Callable[[str], float], minimum: float, *, exclusive: bool = False) -> Callable[[str], float]:
+def _number(
+    kind: Callable[[str], float], minimum: float, *, exclusive: bool = False
+) -> Callable[[str], float]:
     def read(text: str) -> float:
         value = kind(text)
         if not (value > minimum if exclusive else value >= minimum) or value == float("inf"):
@@ -65,7 +69,9 @@ _above_zero = _number(float, 0, exclusive=True)
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
     """How tasks run. A flag wins over ``FEDEXEC_...``, which wins over the default."""
-    group = parser.add_argument_group("executor", "each can also stand in the environment, as FEDEXEC_BACKEND, ...")
+    group = parser.add_argument_group(
+        "executor", "each can also stand in the environment, as FEDEXEC_BACKEND, ..."
+    )
     group.add_argument("--backend", help="see `fedexec backends`")
     group.add_argument("--max-workers", metavar="N", help="tasks at once (default: the cores)")
     group.add_argument("--start-method", metavar="METHOD", help=" or ".join(START_METHODS))
@@ -90,9 +96,13 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
         help="evaluate on N clients after each round (default: only on the server)",
     )  # fmt: skip
     group.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
-    group.add_argument("--epochs", type=_positive, default=5, metavar="N", help="a client's (default: %(default)s)")
+    group.add_argument(
+        "--epochs", type=_positive, default=5, metavar="N", help="a client's (default: %(default)s)"
+    )
     group.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
-    group.add_argument("--learning-rate", type=_above_zero, default=0.02, metavar="X", help="default: %(default)s")
+    group.add_argument(
+        "--learning-rate", type=_above_zero, default=0.02, metavar="X", help="default: %(default)s"
+    )
     group.add_argument(
         "--certificates", nargs=3, metavar=("CA", "CERT", "KEY"), help="PEM files: serve with TLS"
     )
@@ -109,11 +119,17 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
 def add_client(parser: argparse.ArgumentParser) -> None:
     """Which clients this machine hosts."""
     parser.add_argument("--address", default=ADDRESS, help="the server's (default: %(default)s)")
-    parser.add_argument("--clients", type=_positive, default=10, metavar="N", help="in all (default: %(default)s)")
-    parser.add_argument("--first", type=_count, default=0, metavar="I", help="the first hosted here (default: 0)")
-    parser.add_argument("--host", type=_positive, metavar="N", help="how many are hosted here (default: the rest)")
+    parser.add_argument(
+        "--clients", type=_positive, default=10, metavar="N", help="in all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first", type=_count, default=0, metavar="I", help="the first hosted here (default: 0)"
+    )
+    parser.add_argument(
+        "--host", type=_positive, metavar="N", help="how many are hosted here (default: the rest)"
+    )
     parser.add_argument("--root-certificates", metavar="CA", help="PEM file: connect with TLS")
-    parser.add_argument("--json", metavar="FILE", help="write what each task cost")
+    parser.add_argument("--json", metavar="FILE", help="write what each task cost; - is stdout")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 
 
@@ -121,17 +137,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Which data, and how it is split."""
     group = parser.add_argument_group("data")
     group.add_argument("--data", choices=DATASETS, default="digits", help="default: %(default)s")
-    group.add_argument("--data-dir", default="dataset", metavar="DIR", help="of CIFAR-10 (default: %(default)s)")
+    group.add_argument(
+        "--data-dir", default="dataset", metavar="DIR", help="of CIFAR-10 (default: %(default)s)"
+    )
     group.add_argument("--download", action="store_true", help="allow to download CIFAR-10")
     group.add_argument("--partition", choices=PARTITIONS, default="iid", help="default: %(default)s")
-    group.add_argument("--alpha", type=_above_zero, default=0.5, metavar="X", help="of dirichlet (default: %(default)s)")
+    group.add_argument(
+        "--alpha", type=_above_zero, default=0.5, metavar="X", help="of dirichlet (default: %(default)s)"
+    )
     group.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """What a run leaves."""
     group = parser.add_argument_group("output")
-    group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats")
+    group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats; - is stdout")
     group.add_argument("--save", metavar="FILE", help="write the final weights as .npz")
     group.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -167,8 +187,14 @@ def writable(option: str, name: str | None) -> Path | None:
     if name is None:
         return None
     path = Path(name)
+    if path == STDOUT:
+        return path
     directory = path.parent
-    if path.is_dir() or not directory.is_dir() or not os.access(path if path.exists() else directory, os.W_OK):
+    if (
+        path.is_dir()
+        or not directory.is_dir()
+        or not os.access(path if path.exists() else directory, os.W_OK)
+    ):
         reason = "is a directory" if path.is_dir() else "cannot be written"
         raise UsageError(f"{option} {name} {reason}; name a file in a directory that exists and is yours")
     return path

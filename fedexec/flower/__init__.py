@@ -1,4 +1,4 @@
-"""Flower over an Executor: clients whose work runs in workers, in the form of the tutorial (gRPC, NumPyClient).
+"""Flower over an Executor: clients whose work runs in workers, the tutorial's way (gRPC, NumPyClient).
 
 The process that imports this hosts clients and the server; it stays light and never imports torch.
 """
@@ -9,9 +9,10 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+from fedexec.flower.address import AddressError, split_address
 from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
 from fedexec.flower.host import ClientHost, ServerUnreachableError
-from fedexec.flower.server import AddressError, executor_evaluate_fn, serve
+from fedexec.flower.server import executor_evaluate_fn, serve
 from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "TaskRecord",
     "executor_evaluate_fn",
     "serve",
+    "split_address",
 ]

@@ -104,12 +104,12 @@ class ExecutorClient(NumPyClient):
     executor : concurrent.futures.Executor or TaskLog
         Shared by all clients of a machine, so that its ``max_workers`` bounds what runs at once.
     fit : callable
-        ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient.fit; runs in a worker.
+        ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient's.
     evaluate : callable, optional
-        ``evaluate(parameters, config) -> (loss, num_examples, metrics)``; runs in a worker.
+        ``evaluate(parameters, config) -> (loss, num_examples, metrics)``.
     index : int, optional
-        This client's number, told to the server as the property ``client``: Flower's own ids are random, and a
-        run can only be repeated if clients are sampled and averaged by something that stays.
+        This client's number, told to the server as the property ``client``: Flower's own ids are random, and
+        a run can only be repeated if clients are sampled and averaged by something that stays.
     """
 
     def __init__(
@@ -155,10 +155,13 @@ class ExecutorClient(NumPyClient):
 
     def _call(self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config) -> Any:
         server_round = config.get("server_round")
-        return self._tasks.call(
+        result = self._tasks.call(
             fn, parameters, config, kind=kind, client=self.index,
             server_round=server_round if isinstance(server_round, int) else None,
         )  # fmt: skip
+        if not isinstance(result, tuple) or len(result) != 3:
+            raise TypeError(f"{kind} must return a tuple of three, as NumPyClient.{kind}; got {result!r:.80}")
+        return result
 
 
 class _ReportingClient(Client):

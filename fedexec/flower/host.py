@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from flwr.client import NumPyClient, start_client
 
 from fedexec.errors import FedexecError
+from fedexec.flower.address import split_address
 
 __all__ = ["ClientHost", "ServerUnreachableError", "wait_until_reachable"]
 
@@ -44,11 +45,11 @@ def wait_until_reachable(address: str, timeout: float) -> None:
     ServerUnreachableError
         Nothing did within `timeout` seconds.
     """
-    host, _, port = address.rpartition(":")
+    endpoint = split_address(address)
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            socket.create_connection(endpoint, timeout=1).close()
             return
         except OSError:
             if time.monotonic() >= deadline:

@@ -1,30 +1,23 @@
-"""The server's side in the tutorial's form: evaluation on an executor, and a ``start_server`` that can fail."""
+"""The server's side of the tutorial's way: evaluation on an executor, a ``start_server`` that can fail."""
 
 import concurrent.futures
 import signal
-import socket
 from collections.abc import Callable
 
 from flwr.common import NDArrays, Scalar
 from flwr.server import History, Server, ServerConfig, SimpleClientManager, start_server
 from flwr.server.strategy import Strategy
 
-from fedexec.errors import FedexecError
+from fedexec.flower.address import AddressError, check_listening
 from fedexec.flower.client import Evaluate, TaskLog
 
-__all__ = ["AddressError", "executor_evaluate_fn", "serve"]
+__all__ = ["executor_evaluate_fn", "serve"]
 
 Config = dict[str, Scalar]
 EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
 
 
-class AddressError(FedexecError, OSError):
-    """An address nobody can listen at; the message says why."""
-
-
-def executor_evaluate_fn(
-    executor: concurrent.futures.Executor | TaskLog, evaluate: Evaluate
-) -> EvaluateFn:
+def executor_evaluate_fn(executor: concurrent.futures.Executor | TaskLog, evaluate: Evaluate) -> EvaluateFn:
     """Make the ``evaluate_fn`` a strategy takes out of a function that shall run in a worker.
 
     Parameters
@@ -87,7 +80,7 @@ def serve(
     Exception
         Whatever the strategy raised; the clients are sent away first.
     """
-    check_address(address)
+    check_listening(address)
     server = _Server(strategy, max_clients, on_ready)
     try:
         history = start_server(
@@ -103,22 +96,6 @@ def serve(
     if server.failure is not None:
         raise server.failure
     return history
-
-
-def check_address(address: str) -> None:
-    """Raise AddressError where nobody can listen at ``host:port``; Flower's own check prints and exits."""
-    host, _, port = address.rpartition(":")
-    try:
-        family, kind, protocol, _, endpoint = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(endpoint)
-            probe.listen(1)  # with SO_REUSEADDR only this notices another listener
-    except (OSError, ValueError, OverflowError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise AddressError(f"Cannot listen at {address}: {reason}. Choose another --address.") from exc
 
 
 class _Server(Server):

@@ -235,7 +235,7 @@ class FedAvgMp(FedAvg):
     ) -> list["_NumberedClient"]:
         self._done = 0
         clients = self._numbered(client_manager)
-        rng = random.Random(f"{self._seed}/{server_round}/{purpose}")  # noqa: S311
+        rng = random.Random(f"{self._seed}/{server_round}/{purpose}")
         chosen = rng.sample(clients, min(wanted, len(clients)))
         return sorted(chosen, key=lambda client: client.index)
 
@@ -246,7 +246,9 @@ class FedAvgMp(FedAvg):
         if unknown:
             with ThreadPoolExecutor(max_workers=min(32, len(unknown))) as pool:
                 answers = list(pool.map(_ask_index, unknown))
-            spare = 1 + max([*self._indices.values(), *(index for index in answers if index is not None)], default=-1)
+            spare = 1 + max(
+                [*self._indices.values(), *(index for index in answers if index is not None)], default=-1
+            )
             for proxy, index in zip(unknown, answers, strict=True):
                 if index is None:
                     index, spare = spare, spare + 1

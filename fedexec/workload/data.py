@@ -1,6 +1,6 @@
 """Images and labels, and which of them each client owns. Needs numpy only, torchvision for CIFAR-10.
 
-Everything is decided by a :class:`DataSpec`, a few bytes that travel to the worker; the worker loads the data.
+A :class:`DataSpec`, a few bytes, decides everything; it travels to the worker, which loads the data.
 """
 
 import functools
@@ -172,9 +172,12 @@ def _read_cifar10(
         raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[flower]'") from exc
     try:
         dataset = CIFAR10(directory, train=train, download=download)
-    except Exception as exc:  # torchvision raises RuntimeError, OSError, EOFError, UnpicklingError, KeyError, ...
-        hint = "" if download else ", name the directory that holds cifar-10-batches-py, or allow the download"
-        raise DataError(f"CIFAR-10 in {directory!r}: {exc}{hint}") from exc
+    except (
+        Exception
+    ) as exc:  # torchvision raises RuntimeError, OSError, EOFError, UnpicklingError, KeyError, ...
+        first = str(exc).partition(". ")[0] or type(exc).__name__
+        hint = "" if download else ". Put cifar-10-batches-py there, or allow its download (--download)"
+        raise DataError(f"CIFAR-10 in {directory!r}: {first}{hint}") from exc
     return dataset.data, np.array(dataset.targets)
 
 

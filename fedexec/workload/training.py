@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch._dynamo  # 893 modules that torch imports at a process's first optimizer step: once, in the template
+import torch._dynamo  # torch imports these 893 modules at the first optimizer step: rather now, in the template
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
@@ -101,11 +101,11 @@ def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -
     loss_sum = 0.0
     for _ in range(int(config["epochs"])):
         loss_sum = 0.0
-        for batch in torch.randperm(len(labels), generator=shuffle).split(int(config["batch_size"])):
-            batch = batch.to(device)
+        order = torch.randperm(len(labels), generator=shuffle).to(device)
+        for batch in torch.split(order, int(config["batch_size"])):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images[batch]), labels[batch])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss_sum += loss.item() * len(batch)
     return get_weights(net), len(labels), {"loss": loss_sum / len(labels)}

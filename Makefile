@@ -1,0 +1,30 @@
+# Everything happens in .venv, which the first target that needs it creates. PYTHON chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint types bench clean
+
+run: .venv/installed
+	$(BIN)/fedexec run $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/installed
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m pytest bench $(ARGS)
+
+clean:
+	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[flower,dev]'
+	touch $@

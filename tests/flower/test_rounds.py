@@ -1,0 +1,199 @@
+"""Real Flower, real gRPC, real workers: what a round does when clients work, and when they do not."""
+
+import functools
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+
+import fedexec
+from fedexec.flower import (
+    AddressError,
+    ClientHost,
+    ExecutorClient,
+    FedAvgMp,
+    RoundFailedError,
+    ServerUnreachableError,
+    TaskLog,
+    executor_evaluate_fn,
+    serve,
+)
+from flower import jobs
+
+BACKENDS = ["inline", "process", "pool", "loky"]
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def federate(executor, *, clients, rounds=2, fit=jobs.fit, **strategy_options):
+    """Run a whole federation in this process; return its strategy and what its tasks cost."""
+    tasks = TaskLog(executor)
+    address = free_address()
+    host = ClientHost(
+        [
+            ExecutorClient(
+                tasks,
+                fit=functools.partial(fit, client=index),
+                evaluate=functools.partial(jobs.evaluate, client=index),
+                index=index,
+            )
+            for index in range(clients)
+        ],
+        server_address=address,
+    )
+    options = {"fit_clients": clients, "available_clients": clients} | strategy_options
+    strategy = FedAvgMp(
+        evaluate_fn=executor_evaluate_fn(tasks, jobs.evaluate),
+        initial_parameters=ndarrays_to_parameters([np.zeros((3, 2), np.float32), np.ones(4, np.float32)]),
+        **options,
+    )
+    try:
+        serve(strategy, address=address, num_rounds=rounds, max_clients=clients, on_ready=host.start)
+    finally:
+        host.join()
+    return strategy, tasks
+
+
+def weights(strategy):
+    return parameters_to_ndarrays(strategy.parameters)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_fit_and_evaluate_goes_through_the_executor(backend):
+    with fedexec.create_executor(backend, max_workers=2) as executor:
+        strategy, tasks = federate(executor, clients=4, evaluate_clients=2)
+    kinds = [record.kind for record in tasks.records]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"fit": 8, "evaluate": 4, "server evaluate": 3}
+    assert executor.stats().succeeded == 15
+    assert [round_.server_round for round_ in strategy.rounds] == [0, 1, 2]
+    assert strategy.rounds[2].clients == [0, 1, 2, 3]
+    assert strategy.rounds[2].client_metrics == {"accuracy": 0.5}
+    assert not any(round_.failures for round_ in strategy.rounds)
+
+
+def test_backends_agree_to_the_bit_when_some_clients_are_sampled():
+    results = []
+    for backend in BACKENDS:
+        with fedexec.create_executor(backend, max_workers=3) as executor:
+            strategy, _ = federate(executor, clients=7, rounds=3, fit_clients=3, seed=5)
+        results.append((weights(strategy), [round_.clients for round_ in strategy.rounds]))
+    reference, sampled = results[0]
+    assert len({tuple(clients) for clients in sampled}) > 2, "the sample should differ from round to round"
+    for other, other_sampled in results[1:]:
+        assert other_sampled == sampled
+        for left, right in zip(reference, other, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_another_seed_samples_other_clients():
+    sampled = []
+    for seed in (0, 1):
+        with fedexec.create_executor("inline") as executor:
+            strategy, _ = federate(executor, clients=6, rounds=3, fit_clients=2, seed=seed)
+        sampled.append([round_.clients for round_ in strategy.rounds])
+    assert sampled[0] != sampled[1]
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "loky"])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "ValueError: no data today"),
+        ("exit", "exited with code 3"),
+        ("kill", "SIGKILL"),
+        ("hang", "was ended after 1 s"),
+        ("rubbish", "fit must return a tuple of three"),
+    ],
+)
+def test_a_client_that_fails_is_one_failure_and_lives_on(backend, how, reason):
+    fit = functools.partial(jobs.faulty_fit, culprits=(1,), how=how)
+    with fedexec.create_executor(backend, max_workers=2, timeout=1 if how == "hang" else None) as executor:
+        strategy, _ = federate(executor, clients=3, fit=fit)
+    assert [failure["client"] for failure in strategy.rounds[1].failures] == [1]
+    assert reason in strategy.rounds[1].failures[0]["reason"].replace("\n", " ")
+    assert strategy.rounds[2].failures == []
+    assert strategy.rounds[2].clients == [0, 1, 2]
+
+
+def test_a_round_without_any_result_ends_the_run_with_the_reason():
+    fit = functools.partial(jobs.faulty_fit, culprits=(0, 1), how="exit")
+    with fedexec.create_executor("process") as executor, pytest.raises(RoundFailedError) as caught:
+        federate(executor, clients=2, fit=fit)
+    assert caught.value.server_round == 1
+    assert "exited with code 3" in str(caught.value)
+
+
+def test_workers_do_not_know_flower():
+    flower_seen = []
+
+    class Watching(FedAvgMp):
+        def aggregate_fit(self, server_round, results, failures):
+            flower_seen.extend(res.metrics["knows_flower"] for _, res in results)
+            return super().aggregate_fit(server_round, results, failures)
+
+    for backend in ("process", "pool", "loky"):
+        with fedexec.create_executor(backend) as executor:
+            tasks = TaskLog(executor)
+            address = free_address()
+            host = ClientHost(
+                [ExecutorClient(tasks, fit=functools.partial(jobs.fit, client=0), index=0)],
+                server_address=address,
+            )
+            strategy = Watching(
+                fit_clients=1,
+                available_clients=1,
+                initial_parameters=ndarrays_to_parameters([np.zeros(2, np.float32)]),
+            )
+            serve(strategy, address=address, num_rounds=1, max_clients=1, on_ready=host.start)
+            host.join()
+            assert strategy.rounds[0].loss is None, "there is no server-side evaluation here"
+    assert flower_seen == [0, 0, 0]
+
+
+def test_the_host_does_not_import_torch():
+    code = (
+        "import fedexec.cli.federation, sys\n"
+        "assert 'flwr' in sys.modules\n"
+        "assert 'torch' not in sys.modules, 'the host imported torch'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_address_in_use_is_an_error_that_names_it():
+    strategy = FedAvgMp(fit_clients=1, available_clients=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AddressError, match=f"{address}.*in use"):
+            serve(strategy, address=address, num_rounds=1, max_clients=1)
+
+
+def test_a_server_that_does_not_answer_is_an_error_that_names_it():
+    address = free_address()
+    host = ClientHost([], server_address=address, connect_timeout=0.2)
+    with pytest.raises(ServerUnreachableError, match=address):
+        host.start()
+
+
+def test_signal_handlers_are_the_callers_again_after_serving():
+    import signal
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with fedexec.create_executor("inline") as executor:
+        federate(executor, clients=1, rounds=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_fifty_clients_share_one_executor_and_one_process():
+    with fedexec.create_executor("inline", max_workers=2) as executor:
+        strategy, tasks = federate(executor, clients=50, rounds=1)
+    assert strategy.rounds[1].clients == list(range(50))
+    assert sum(record.kind == "fit" for record in tasks.records) == 50

@@ -1,0 +1,275 @@
+"""`fedexec run` as a person calls it: real processes, the real network on the real digits."""
+
+import functools
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+
+FEDEXEC = [sys.executable, "-m", "fedexec"]
+SMALL = [
+    "--clients",
+    "5",
+    "--fit-clients",
+    "3",
+    "--rounds",
+    "2",
+    "--epochs",
+    "1",
+    "--threads-per-worker",
+    "1",
+]
+
+
+def run(*argv, **environment):
+    return subprocess.run(
+        [*FEDEXEC, *argv],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env={name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")}
+        | environment,
+    )
+
+
+def succeed(*argv, **environment):
+    done = run(*argv, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@functools.cache
+def small_run(backend, directory):
+    file = directory / f"{backend}.json"
+    succeed("run", "--backend", backend, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_the_default_run_learns_the_digits_in_time(tmp_path):
+    file = tmp_path / "run.json"
+    started = time.monotonic()
+    done = succeed("run", "--json", str(file), "--save", str(tmp_path / "weights.npz"))
+    assert time.monotonic() - started < 180
+    result = json.loads(file.read_text())
+    assert [round_["server_round"] for round_ in result["rounds"]] == list(range(6))
+    assert result["rounds"][0]["metrics"]["accuracy"] < 0.3
+    assert result["rounds"][-1]["metrics"]["accuracy"] >= 0.90
+    assert result["settings"]["sources"]["backend"] == "default"
+    assert result["settings"]["data"]["name"] == "digits"
+    assert result["stats"]["failed"] == 0
+    assert len(result["tasks"]) == 1 + 6 + 50
+    assert all(task["usage"]["peak_host_bytes"] > 0 for task in result["tasks"])
+    assert "round 5/5" in done.stdout
+    assert "0 died" in done.stdout
+    assert "Traceback" not in done.stderr
+    with np.load(tmp_path / "weights.npz") as weights:
+        assert sum(weights[name].size for name in weights) == 62006
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.npz"]
+
+
+@pytest.mark.parametrize("backend", ["pool", "loky", "inline"])
+def test_every_backend_gives_the_same_bits_as_the_tutorials_way(backend, directory):
+    reference, other = small_run("process", directory), small_run(backend, directory)
+    assert other["settings"]["backend"] == backend
+    assert other["weights_sha256"] == reference["weights_sha256"]
+    for left, right in zip(reference["rounds"], other["rounds"], strict=True):
+        assert left | {"seconds": 0} == right | {"seconds": 0}
+
+
+def test_only_the_sampled_clients_trained(directory):
+    result = small_run("process", directory)
+    for round_ in result["rounds"][1:]:
+        assert len(round_["clients"]) == 3
+        trained = [
+            task["client"]
+            for task in result["tasks"]
+            if task["kind"] == "fit" and task["server_round"] == round_["server_round"]
+        ]
+        assert sorted(trained) == round_["clients"]
+
+
+def test_the_environment_chooses(tmp_path):
+    file = tmp_path / "run.json"
+    tiny = ["--clients", "1", "--rounds", "1", "--epochs", "1", "--quiet", "--json", str(file)]
+    succeed("run", *tiny, FEDEXEC_BACKEND="inline")
+    settings = json.loads(file.read_text())["settings"]
+    assert (settings["backend"], settings["sources"]["backend"]) == ("inline", "FEDEXEC_BACKEND")
+
+
+def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path, directory):
+    file = tmp_path / "run.json"
+    succeed("run", "--processes", *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
+    result = json.loads(file.read_text())
+    assert result["weights_sha256"] == small_run("process", directory)["weights_sha256"]
+    assert sum(task["kind"] == "fit" for task in result["tasks"]) == 6
+
+
+def test_server_and_clients_run_apart(tmp_path, directory):
+    address = f"127.0.0.1:{free_port()}"
+    file = tmp_path / "server.json"
+    hosts = [
+        subprocess.Popen(
+            [*FEDEXEC, "client", "--address", address, "--clients", "5", *share, "--threads-per-worker", "1"]
+        )
+        for share in (["--host", "2"], ["--first", "2"])
+    ]
+    succeed("server", "--address", address, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
+    assert [host.wait(timeout=30) for host in hosts] == [0, 0]
+    assert json.loads(file.read_text())["weights_sha256"] == small_run("process", directory)["weights_sha256"]
+
+
+def test_a_proxy_in_the_environment_is_not_asked():
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            asked.append(self.path)
+            self.send_error(502)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    proxy = f"http://127.0.0.1:{server.server_port}"
+    try:
+        succeed(
+            "run", "--clients", "1", "--rounds", "1", "--epochs", "1", "--backend", "inline",
+            http_proxy=proxy, https_proxy=proxy, grpc_proxy=proxy, no_proxy="example.org",
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked == []
+
+
+def test_missing_data_is_one_line(tmp_path):
+    done = run("run", "--data", "cifar10", "--data-dir", str(tmp_path), "--quiet")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(tmp_path) in done.stderr
+    assert "--download" in done.stderr
+
+
+def test_an_address_in_use_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("run", "--address", f"127.0.0.1:{port}", "--quiet")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [
+        (["--backend", "process"], signal.SIGINT),
+        (["--backend", "process"], signal.SIGTERM),
+        (["--backend", "process"], signal.SIGKILL),
+        (["--backend", "loky"], signal.SIGINT),
+        (["--backend", "pool"], signal.SIGKILL),
+        (["--processes"], signal.SIGINT),
+        (["--processes"], signal.SIGKILL),
+    ],
+)
+def test_a_signal_ends_everything(mode, number, tmp_path):
+    temporary = set(Path(tempfile.gettempdir()).glob("fedexec-*"))
+    file = tmp_path / "run.json"
+    started = subprocess.Popen(
+        [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    for line in started.stdout:
+        if line.startswith("round 1/"):
+            break
+    family = psutil.Process(started.pid).children(recursive=True)
+    assert family, "there should be workers by now"
+    os.killpg(started.pid, number)
+    _, errors = started.communicate(timeout=20)
+    assert started.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert number.name in errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+    assert set(Path(tempfile.gettempdir()).glob("fedexec-*")) <= temporary
+    assert list(tmp_path.iterdir()) == [], "a half-written file was left"
+
+
+def test_tls_is_passed_to_flower(tmp_path):
+    names = _write_certificates(tmp_path)
+    file = tmp_path / "run.json"
+    succeed(
+        "run", "--certificates", *names, "--address", f"localhost:{free_port()}", "--backend", "inline",
+        "--clients", "2", "--rounds", "1", "--epochs", "1", "--quiet", "--json", str(file),
+    )  # fmt: skip
+    assert len(json.loads(file.read_text())["rounds"][1]["clients"]) == 2
+
+
+def _write_certificates(directory):
+    """Make a CA and a server certificate for localhost; return the three files' names."""
+    import datetime as dt
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now = dt.datetime.now(dt.UTC)
+
+    def certificate(name, key, issuer, issuer_key, *extensions):
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
+        return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    contents = {
+        "ca.pem": certificate(
+            "test CA", ca_key, "test CA", ca_key, x509.BasicConstraints(ca=True, path_length=None)
+        ),
+        "server.pem": certificate(
+            "localhost", key, "test CA", ca_key, x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        ),
+        "server.key": key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    }
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    return [str(directory / name) for name in contents]
