@@ -20,10 +20,12 @@ class Display:
         How many there will be.
     quiet : bool
         Show nothing.
+    stderr : bool
+        Leave stdout to something else.
     """
 
-    def __init__(self, rounds: int, *, quiet: bool) -> None:
-        self._console = Console(quiet=quiet, highlight=False)
+    def __init__(self, rounds: int, *, quiet: bool, stderr: bool = False) -> None:
+        self._console = Console(quiet=quiet, stderr=stderr, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -144,7 +144,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
     certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
     _prepare_process(arguments.address)
 
-    with Display(arguments.rounds, quiet=arguments.quiet) as display, _executor(arguments) as executor:
+    showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
+    with showing as display, _executor(arguments) as executor:
         display.chosen(executor.settings)
         tasks = TaskLog(executor)
         host = hosting(tasks)

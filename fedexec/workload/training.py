@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch._dynamo  # torch imports these 893 modules at the first optimizer step: rather now, in the template
+import torch._dynamo  # torch imports these 893 modules at the first optimizer step: so, in the template
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
