@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Executor
 
 import loky
+from loky import process_executor
 
 from fedexec.interface import Capability, Initializer, Outcome
 from fedexec.settings import Settings
@@ -16,6 +17,20 @@ from fedexec_backends._context import WorkerContext
 from fedexec_backends._slots import PooledBackend, Slot
 
 __all__ = ["LokyBackend"]
+
+
+def _register_lokys_exit_hook() -> None:
+    """Have loky close its pools at exit *after* the executor has finished its work.
+
+    Hooks run last registered first, and loky registers its own when a pool starts: that is after the
+    executor's, which would lose what is queued, and again for every pool, which fails during exit.
+    """
+    if process_executor.process_pool_executor_at_exit is None:
+        threading._register_atexit(process_executor._python_exit)  # type: ignore[attr-defined]
+        process_executor.process_pool_executor_at_exit = True
+
+
+_register_lokys_exit_hook()
 
 
 class LokyBackend(PooledBackend):
