@@ -96,19 +96,23 @@ class Slot:
         except BrokenExecutor:
             process = self._process
             pid, exitcode = (process.pid, process.exitcode) if process else (None, None)
-            raise WorkerDiedError(pid, exitcode, task.name) from None
+            del process
+            died = WorkerDiedError(pid, exitcode, task.name)
         finally:
             with self._lock:
                 self._task = None
             if task.doomed:  # the signal may hit the worker only now, when it is idle
                 self._discard()
+        raise died  # here, without the pool's error: that holds frames, and they the process with its pipes
 
     def _submit(self, payload: bytes) -> bytes:
         future = None
+        if self._process is not None and self._process.exitcode:
+            self._discard()  # the worker died while it was idle, and the pool may not have noticed
         if self._pool is not None:
             try:
                 future = self._pool.submit(run, payload)
-            except BrokenExecutor:  # the worker died while it was idle: nothing is lost
+            except BrokenExecutor:
                 self._discard()
         try:
             if future is None:
@@ -118,6 +122,8 @@ class Slot:
         except BaseException:
             self._discard()
             raise
+        finally:
+            del future  # the traceback of its exception holds this frame: no cycle
 
     def started(self, process: WorkerProcess) -> None:
         """Take note of a process the pool has started."""
@@ -143,13 +149,15 @@ class Slot:
 
     def close(self) -> None:
         """End the worker. Returns when it is gone."""
-        for pool in (self._retired, self._pool):
-            if pool is not None:
-                pool.shutdown(wait=True)
-        self._retired = self._pool = None
+        if self._retired is not None:
+            self._retired.shutdown(wait=True)
+        self._discard()
+        self._retired = self._process = None
 
     def _discard(self) -> None:
         """Drop a broken pool; when this returns, its processes have been reaped."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True)
+            if self._process is not None:
+                self._process.join()  # a broken loky does not, and multiprocessing keeps what is not joined

@@ -210,16 +210,19 @@ class _Forker:
 
     def _reap(self) -> None:
         while True:
+            # Told before it is reaped: who sees that a worker is gone can rely on having been told.
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
-            status_fd = self._status_fds.pop(pid, None)
+            status_fd = self._status_fds.pop(ended.si_pid, None)
             if status_fd is not None:
-                self._report(status_fd, os.waitstatus_to_exitcode(status))
+                killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+                self._report(status_fd, -ended.si_status if killed else ended.si_status)
                 os.close(status_fd)
+            os.waitpid(ended.si_pid, 0)
 
     @staticmethod
     def _report(fd: int, number: int) -> None:

@@ -6,12 +6,10 @@ Manager (one for all tasks, where the tutorial starts one for each) ends with th
 """
 
 import os
-import shutil
-import tempfile
+import secrets
 import threading
 from collections.abc import MutableMapping
 from multiprocessing.managers import SyncManager
-from pathlib import Path
 
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Initializer, Outcome, Task
@@ -81,7 +79,7 @@ class ProcessBackend(Backend):
         """End Manager and template."""
         with self._lock:
             if self._manager is not None:
-                self._manager.end()
+                self._manager.shutdown()
                 self._manager = None
         self._launcher.stop()
 
@@ -89,40 +87,38 @@ class ProcessBackend(Backend):
         with self._lock:
             if self._manager is not None:
                 try:
-                    return self._manager.dict()
+                    if self._manager.is_alive():
+                        return self._manager.dict()
                 except _MANAGER_GONE:
-                    self._manager.end()
+                    pass
+                self._manager.shutdown()
             self._manager = _Manager(self._context)
             return self._manager.dict()
 
 
 class _Manager(SyncManager):
-    """A Manager whose socket lies in a private directory, and which never outlives the caller."""
+    """A Manager that leaves no file behind, whoever kills it, and never outlives the caller."""
 
     def __init__(self, context: WorkerContext) -> None:
-        self._directory = tempfile.mkdtemp(prefix="fedexec-")
-        super().__init__(address=str(Path(self._directory) / "manager"), ctx=context)
-        try:
-            self.start(_prepare_manager, (self._directory,))
-        except BaseException:
-            self._remove_directory()
-            raise
+        # An abstract socket: it has no name in the file system, where only a peaceful end would remove it.
+        super().__init__(address=f"\0fedexec-{secrets.token_hex(16)}", ctx=context)
+        self.start(_prepare_manager)
 
-    def end(self) -> None:
-        """End the process and remove its socket."""
-        self.shutdown()
-        self._remove_directory()
-
-    def _remove_directory(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def is_alive(self) -> bool:
+        """Return whether its process runs."""
+        process: WorkerProcess = self._process  # type: ignore[attr-defined]
+        return process.is_alive()
 
 
-def _prepare_manager(directory: str) -> None:
+def _prepare_manager() -> None:
     os.setpgid(0, 0)  # Ctrl+C is the caller's business
-    end_with_caller(cleanup=lambda: shutil.rmtree(directory, ignore_errors=True))
+    end_with_caller()
 
 
 def _work(wanted: WorkerSetup, payload: bytes, return_dict: MutableMapping[str, bytes]) -> None:
     """Run in the worker: be set up, run the task, leave its answer."""
     setup(wanted)
-    return_dict["reply"] = run(payload)
+    try:
+        return_dict["reply"] = run(payload)
+    except _MANAGER_GONE:
+        os._exit(1)  # the caller says what happened
