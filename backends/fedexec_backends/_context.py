@@ -9,6 +9,7 @@ It builds on names of multiprocessing that its documentation does not mention: `
 """
 
 import io
+import logging
 import multiprocessing.context
 import os
 import signal
@@ -21,12 +22,14 @@ from multiprocessing.forkserver import read_signed
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from fedexec.errors import PreloadError
 from fedexec.settings import Settings
 from fedexec.worker import thread_limits
 from fedexec_backends._template import Template, inherited_fd
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process"]
 
+log = logging.getLogger("fedexec")
 _util: Any = util  # its names that type checkers do not know
 
 
@@ -57,7 +60,12 @@ class Launcher:
     def launch(self, process: "WorkerProcess") -> "_Popen":
         """Start one process."""
         if self.template is not None:
-            return _ForkedPopen(process, self.template)
+            try:
+                return _ForkedPopen(process, self.template)
+            except (EOFError, OSError, PreloadError) as exc:
+                # Raised in a pool's management thread, this would end the thread and hang its futures. A
+                # spawned worker imports the preload by itself, and its task hears of it if that fails.
+                log.warning("the template cannot be replaced, a worker is spawned instead: %s", exc)
         return _SpawnedPopen(process)
 
 
