@@ -27,7 +27,16 @@ from fedexec.errors import InitializerError, PreloadError, UnpickleError
 from fedexec.interface import Initializer, Outcome, Task, Usage
 from fedexec.settings import Settings
 
-__all__ = ["WorkerSetup", "dump_task", "end_with_caller", "load_reply", "preload", "run", "setup", "thread_limits"]
+__all__ = [
+    "WorkerSetup",
+    "dump_task",
+    "end_with_caller",
+    "load_reply",
+    "preload",
+    "run",
+    "setup",
+    "thread_limits",
+]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -105,7 +114,7 @@ def load_reply(data: bytes, task: Task) -> Outcome:
         return Outcome(exception=error, usage=reply.usage)
     if reply.kind is _Kind.VALUE:
         return Outcome(value=value, usage=reply.usage)
-    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')
+    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # it takes text
     wrapper: Exception
     if reply.kind is _Kind.TASK_UNREADABLE:
         wrapper = UnpickleError("task", task.name, repr(value))
@@ -259,10 +268,12 @@ def _leave_the_callers_group() -> None:
             os.setpgid(0, 0)
         except PermissionError:
             pass  # already the leader of a session
+        if signal.SIGINT in signal.sigpending():  # a Ctrl+C from before: not ours either
+            signal.sigwait({signal.SIGINT})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def end_with_caller(cleanup: Callable[[], object] = lambda: None) -> None:
+def end_with_caller() -> None:
     """End this process, and what it started, when the process that asked for it is gone, however it ended.
 
     Not by ``PR_SET_PDEATHSIG``, which follows the *thread* that started us.
@@ -274,7 +285,6 @@ def end_with_caller(cleanup: Callable[[], object] = lambda: None) -> None:
 
     def watch() -> None:
         multiprocessing.connection.wait([sentinel])
-        cleanup()
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)
         os._exit(1)

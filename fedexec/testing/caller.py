@@ -1,0 +1,214 @@
+"""Deaths of the caller, Ctrl+C, and what is left after a peaceful end."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedexec.interface import Capability
+from fedexec.testing import tasks
+from fedexec.testing.leaks import Footprint, living, new_children, orphaned_shared_memory, shared_memory
+from fedexec.testing.suite import Suite
+from fedexec.testing.tasks import DEADLINE, Gate
+
+__all__ = ["CallerDeaths"]
+
+_WAITING = """
+    import sys
+    from pathlib import Path
+    from fedexec import create_executor
+    from fedexec.testing.tasks import Gate
+
+    gate = Gate(Path(sys.argv[1]))
+    executor = create_executor(max_workers=3)
+    futures = [executor.submit(gate.enter, number) for number in range(6)]
+"""
+
+
+class CallerDeaths(Suite):
+    """However the caller ends, nothing survives it; and nothing is left when it just goes on."""
+
+    # ------------------------------------------------------------ the caller is killed
+
+    def test_nothing_outlives_a_killed_caller(self, temp: Path, gate: Gate) -> None:
+        self.need(Capability.ISOLATED)
+        before = shared_memory()
+        source = _WAITING + "    futures[0].result()\n"
+        with self.start_script(source, temp, gate.directory) as script:
+            try:
+                gate.wait_for(3)
+                descendants = psutil.Process(script.pid).children(recursive=True)
+                assert {process.pid for process in descendants} >= set(gate.arrived())
+            finally:
+                script.kill()
+            tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
+            script.communicate()
+        self._assert_nothing_left(temp, before)
+
+    def test_nothing_outlives_a_caller_killed_when_idle(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        before = shared_memory()
+        source = """
+            from fedexec import create_executor
+
+            executor = create_executor(max_workers=3)
+            list(executor.map(abs, range(6)))
+            print("idle")
+            input()
+            """
+        with self.start_script(source, temp, keep_input=True) as script:
+            try:
+                assert script.stdout is not None
+                assert script.stdout.readline() == "idle\n"
+                descendants = psutil.Process(script.pid).children(recursive=True)
+            finally:
+                script.kill()
+            tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
+            script.communicate()
+        self._assert_nothing_left(temp, before)
+
+    def test_what_tasks_started_does_not_outlive_a_killed_caller(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        source = """
+            import sys
+            from pathlib import Path
+            from fedexec import create_executor
+            from fedexec.testing.tasks import hang_with_grandchild
+
+            create_executor().submit(hang_with_grandchild, Path(sys.argv[1])).result()
+            """
+        note = temp / "grandchild"
+        with self.start_script(source, temp, note) as script:
+            try:
+                tasks.poll(note.exists, "the task started a process")
+                grandchild = psutil.Process(int(note.read_text()))
+            finally:
+                script.kill()
+            tasks.poll(lambda: not living([grandchild]), "the grandchild ended", seconds=2)
+            script.communicate()
+
+    def _assert_nothing_left(self, temp: Path, shared_before: set[str]) -> None:
+        directory = next(temp.glob("*/script.py")).parent / "tmp"
+        tasks.poll(lambda: not list(directory.iterdir()), "the temporary files were removed", seconds=2)
+        tasks.poll(lambda: not orphaned_shared_memory(shared_before), "semaphores were removed", seconds=2)
+
+    # ------------------------------------------------------------ Ctrl+C
+
+    def _interrupt(self, script: "subprocess.Popen[str]") -> None:
+        os.killpg(script.pid, signal.SIGINT)
+
+    def test_ctrl_c_ends_the_script_when_the_work_is_over(self, temp: Path, gate: Gate) -> None:
+        self.need(Capability.ISOLATED)
+        source = _WAITING + (
+            "    try:\n        futures[0].result()\n"
+            "    except KeyboardInterrupt:\n        print('interrupted', flush=True)\n        raise\n"
+            "    finally:\n        executor.shutdown()\n"
+            "        print([future.result() for future in futures])\n"
+        )
+        with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
+            gate.wait_for(3)
+            self._interrupt(script)
+            assert script.stdout is not None
+            assert script.stdout.readline() == "interrupted\n"
+            gate.open()
+            out, err = script.communicate(timeout=DEADLINE)
+        assert out == "[0, 1, 2, 3, 4, 5]\n"
+        assert script.returncode == -signal.SIGINT
+        self._assert_no_noise(err)
+
+    def test_ctrl_c_and_kill_workers_end_the_script_at_once(self, temp: Path, gate: Gate) -> None:
+        self.need(Capability.KILLS_ONE)
+        source = _WAITING + (
+            "    try:\n        futures[0].result()\n"
+            "    except KeyboardInterrupt:\n        executor.kill_workers()\n        raise\n"
+        )
+        with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
+            gate.wait_for(3)
+            descendants = psutil.Process(script.pid).children(recursive=True)
+            self._interrupt(script)
+            _, err = script.communicate(timeout=10)  # the gate is closed
+        assert script.returncode == -signal.SIGINT
+        self._assert_no_noise(err)
+        tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
+
+    def test_ctrl_c_while_workers_start_disturbs_none(self, temp: Path, gate: Gate) -> None:
+        self.need(Capability.ISOLATED)
+        source = _WAITING.replace("futures =", "print(flush=True); futures =") + (
+            "    while True:\n"
+            "        try:\n            print([future.result() for future in futures], flush=True)\n"
+            "            break\n"
+            "        except KeyboardInterrupt:\n            pass\n"
+        )
+        with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
+            assert script.stdout is not None
+            script.stdout.readline()
+            tasks.poll(
+                lambda: self._interrupt_group(script.pid) or len(gate.arrived()) == 3, "three tasks started"
+            )
+            gate.open()
+            out, err = script.communicate(timeout=DEADLINE)
+        assert (out, err, script.returncode) == ("[0, 1, 2, 3, 4, 5]\n", "", 0)
+
+    @staticmethod
+    def _interrupt_group(leader: int) -> bool:
+        """Send SIGINT to all of the group but its leader, as often as this is called."""
+        for child in psutil.Process(leader).children(recursive=True):
+            try:
+                if os.getpgid(child.pid) == leader:
+                    child.send_signal(signal.SIGINT)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                pass
+        return False
+
+    @staticmethod
+    def _assert_no_noise(err: str) -> None:
+        assert err.count("Traceback") == 1, err
+        assert err.strip().endswith("KeyboardInterrupt"), err
+
+    # ------------------------------------------------------------ a peaceful end
+
+    @pytest.mark.parametrize("how", ["shutdown", "kill_workers", "deaths"])
+    def test_nothing_is_left_after_the_end(
+        self, temp: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        monkeypatch.setenv("TMPDIR", str(temp))
+        monkeypatch.setattr("tempfile.tempdir", str(temp))
+
+        def use() -> None:
+            executor = self.new_executor(timeout=60)
+            futures = [executor.submit(tasks.capture, number) for number in range(6)]
+            futures += [executor.submit(divmod, 1, 0)]
+            if how == "deaths" and self.promises(Capability.SURVIVES_DEATH):
+                futures += [executor.submit(os._exit, 1) for _ in range(3)]
+            for future in futures:
+                future.exception(DEADLINE)
+            if how == "kill_workers" and self.promises(Capability.KILLS_ONE):
+                executor.submit(tasks.hang)
+                executor.kill_workers()
+            executor.shutdown()
+
+        use()  # starts what stays: the resource tracker
+        before = Footprint.now(temp)
+        for _ in range(2):
+            use()
+        assert not new_children(before.children), "no process when shutdown has returned"
+        tasks.poll(
+            lambda: not Footprint.now(temp).growth(before),
+            f"all was given back, but {Footprint.now(temp).growth(before)}",
+            seconds=5,
+        )
+
+    def test_threads_do_not_pile_up(self) -> None:
+        executor = self.new_executor()
+        list(executor.map(abs, range(4)))
+        before = threading.active_count()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            list(executor.map(abs, range(4)))
+        tasks.poll(lambda: threading.active_count() <= before + 2, "no thread stays for each task")
+        executor.shutdown()

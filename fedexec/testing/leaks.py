@@ -1,0 +1,109 @@
+"""What an executor may leave behind, counted: processes, descriptors, threads, files, semaphores."""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ["Footprint", "living", "new_children", "orphaned_shared_memory", "shared_memory"]
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def new_children(before: Iterable[psutil.Process] = ()) -> set[psutil.Process]:
+    """Return the living descendants of this process but for resource trackers and those known `before`."""
+    children = living(psutil.Process().children(recursive=True))
+    return {child for child in children - set(before) if not _is_tracker(child)}
+
+
+def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """Return those that have not ended; one that nobody has reaped yet has ended."""
+    alive = set()
+    for process in processes:
+        try:
+            if not process.is_running():
+                continue
+            threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # of a zombie they may live still
+            if process.status() != psutil.STATUS_ZOMBIE or len(threads) > 1:
+                alive.add(process)
+        except (psutil.NoSuchProcess, OSError):
+            pass
+    return alive
+
+
+def shared_memory() -> set[str]:
+    """Return the names of POSIX semaphores and shared memory that exist."""
+    directory = Path("/dev/shm")
+    return {str(path) for path in directory.iterdir()} if directory.is_dir() else set()
+
+
+def orphaned_shared_memory(before: set[str]) -> set[str]:
+    """Return what is there that was not there `before`, and that no living process has mapped."""
+    orphans = shared_memory() - before
+    if orphans:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            try:
+                mapped = maps.read_text()
+            except OSError:
+                continue
+            orphans -= {name for name in orphans if name in mapped}
+    return orphans & shared_memory()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What this process holds.
+
+    Attributes
+    ----------
+    children : frozenset of psutil.Process
+    descriptors : frozenset of str
+        Number and target of every open file descriptor.
+    threads : frozenset of str
+    shared : frozenset of str
+    files : frozenset of str
+        In the temporary directory that was asked for.
+    """
+
+    children: frozenset[psutil.Process]
+    descriptors: frozenset[str]
+    threads: frozenset[str]
+    shared: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls, temp: Path) -> "Footprint":
+        """Measure this process and the temporary directory `temp`."""
+        descriptors = set()
+        for link in Path("/proc/self/fd").iterdir():
+            try:
+                descriptors.add(f"{link.name} -> {link.readlink()}")
+            except OSError:
+                pass  # the one that lists the directory
+        return cls(
+            frozenset(new_children()),
+            frozenset(descriptors),
+            frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
+            frozenset(orphaned_shared_memory(set()) | _mapped_here()),
+            frozenset(str(path) for path in temp.rglob("*")),
+        )
+
+    def growth(self, before: "Footprint") -> dict[str, list[str]]:
+        """Return what there is more than `before`."""
+        grown = {}
+        for field in ("children", "descriptors", "threads", "shared", "files"):
+            if more := getattr(self, field) - getattr(before, field):
+                grown[field] = sorted(map(str, more))
+        return grown
+
+
+def _mapped_here() -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line}

@@ -1,0 +1,232 @@
+"""Conformance: programs as people write them, from ``__main__`` to the end of the interpreter."""
+
+from pathlib import Path
+
+from fedexec.interface import Capability
+from fedexec.testing.suite import Suite
+
+__all__ = ["ScriptConformance"]
+
+
+class ScriptConformance(Suite):
+    """A script needs no ``if __name__ == "__main__"``, and its work is finished when it ends."""
+
+    def test_what_main_defines_can_be_used(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import sys
+            from fedexec import create_executor
+
+            with open(sys.argv[1], "a") as file:
+                file.write("x")
+
+            class MainError(Exception):
+                pass
+
+            class Point:
+                def __init__(self, x):
+                    self.x = x
+
+            FACTOR = 3
+
+            def scale(point):
+                return Point(point.x * FACTOR)
+
+            def fail():
+                raise MainError("mine")
+
+            executor = create_executor()
+            print(executor.submit(scale, Point(14)).result().x)
+            print(type(executor.submit(scale, Point(1)).result()) is Point)
+            print(executor.submit(lambda: FACTOR).result())
+            print(list(executor.map(lambda x: x * FACTOR, range(3), chunksize=2)))
+            try:
+                executor.submit(fail).result()
+            except MainError as exc:
+                print("caught", exc)
+            executor.shutdown()
+            """,
+            temp,
+            temp / "executions",
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["42", "True", "3", "[0, 3, 6]", "caught mine"]
+        assert (temp / "executions").read_text() == "x", "__main__ was executed again in a worker"
+
+    def test_work_is_finished_before_the_interpreter_ends(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            executor = create_executor()
+            for number in range(6):
+                executor.submit(print_line, number)
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert sorted(out) == [str(number) for number in range(6)]
+
+    def test_work_of_warm_workers_is_finished_too(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            executor = create_executor()
+            print(list(executor.map(abs, [-1, -2])))
+            for number in range(6):
+                executor.submit(print_line, number)
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert sorted(out) == [*(str(number) for number in range(6)), "[1, 2]"]
+
+    def test_a_worker_that_dies_at_the_end_is_replaced(self, temp: Path) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        out, err, code = self.run_script(
+            """
+            import os
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            executor = create_executor(max_workers=1)
+            executor.submit(print_line, 1)
+            executor.submit(os._exit, 1)
+            executor.submit(print_line, 2)
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["1", "2"]
+
+    def test_work_after_shutdown_without_waiting_is_finished_too(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            executor = create_executor()
+            executor.submit(print_line, 1)
+            executor.submit(print_line, 2)
+            executor.submit(print_line, 3)
+            executor.shutdown(wait=False)  # gh-83386
+            del executor
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert sorted(out) == ["1", "2", "3"]
+
+    def test_results_reach_callbacks_before_the_interpreter_ends(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+
+            executor = create_executor(max_workers=1)
+            for number in range(3):
+                executor.submit(pow, 2, number).add_done_callback(lambda done: print(done.result()))
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["1", "2", "4"]
+
+    def test_work_is_finished_when_main_raises(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            executor = create_executor()
+            executor.submit(print_line, "done")
+            raise RuntimeError("main fails")
+            """,
+            temp,
+        )
+        assert out == ["done"]
+        assert code == 1
+        assert err.count("Traceback") == 1
+        assert err.strip().endswith("RuntimeError: main fails")
+
+    def test_two_executors_are_both_finished(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+            from fedexec.testing.tasks import print_line
+
+            first, second = create_executor(), create_executor()
+            for number in range(3):
+                first.submit(print_line, f"first {number}")
+                second.submit(print_line, f"second {number}")
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert sorted(out) == [f"{who} {number}" for who in ("first", "second") for number in range(3)]
+
+    def test_submit_in_atexit_is_refused(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import atexit
+            from fedexec import create_executor
+
+            executor = create_executor()
+
+            @atexit.register
+            def late():
+                try:
+                    executor.submit(print, "too late")
+                except RuntimeError as exc:
+                    print(exc)
+
+            executor.submit(int).result()
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["cannot schedule new futures after interpreter shutdown"]
+
+    def test_an_executor_may_belong_to_a_thread(self, temp: Path) -> None:
+        """Workers follow the process, not the thread that started them."""
+        out, err, code = self.run_script(
+            """
+            import threading
+            from fedexec import create_executor
+
+            made = []
+
+            def make():
+                executor = create_executor(max_workers=1)
+                made.extend([executor, executor.submit(pow, 2, 3).result()])
+
+            thread = threading.Thread(target=make)
+            thread.start()
+            thread.join()
+            executor, first = made
+            print(first, executor.submit(pow, 2, 4).result())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["8 16"]
+
+    def test_a_script_from_standard_input_works(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import subprocess, sys
+
+            source = '''
+            from fedexec import create_executor
+            def double(x):
+                return 2 * x
+            print(create_executor().submit(double, 21).result())
+            '''
+            subprocess.run([sys.executable, "-"], input=source.replace("\\n            ", "\\n"), text=True)
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["42"], "", 0)

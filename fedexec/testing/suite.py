@@ -1,0 +1,148 @@
+"""What the suites have in common: which backend, how executors are made, how scripts are run."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from fedexec import registry
+from fedexec.errors import BackendUnavailableError
+from fedexec.executor import Executor, create_executor
+from fedexec.interface import Capability
+from fedexec.testing.tasks import DEADLINE, Gate
+
+__all__ = ["Create", "Suite"]
+
+Create = Callable[..., Executor]
+
+
+class Suite:
+    """Base of the suites.
+
+    Attributes
+    ----------
+    backend : str
+        Name of the backend under test, as :func:`fedexec.create_executor` knows it.
+    start_method : str
+        How its workers start.
+    """
+
+    backend: ClassVar[str]
+    start_method: ClassVar[str] = "forkserver"
+
+    # ------------------------------------------------------------ promises
+
+    @classmethod
+    def promises(cls, capability: Capability) -> bool:
+        """Return whether the backend promises all of `capability`."""
+        return capability in registry.load(cls.backend).capabilities
+
+    def need(self, capability: Capability) -> None:
+        """Skip the test where the backend does not promise `capability`."""
+        if not self.promises(capability):
+            pytest.skip(f"backend {self.backend!r} does not promise {capability.name}")
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _available(cls) -> None:
+        try:
+            registry.load(cls.backend)
+        except BackendUnavailableError as exc:
+            pytest.skip(str(exc))
+
+    # ------------------------------------------------------------ executors
+
+    @pytest.fixture(autouse=True)
+    def _bare_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in os.environ:
+            if name.startswith("FEDEXEC_"):
+                monkeypatch.delenv(name)
+
+    @classmethod
+    def new_executor(cls, **options: Any) -> Executor:
+        """Make an executor of this backend, with two workers unless told otherwise."""
+        defaults: dict[str, Any] = {"max_workers": 2, "start_method": cls.start_method}
+        return create_executor(cls.backend, **defaults | options)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def executor(cls) -> Iterator[Executor]:
+        """Return one executor for all tests of the class, which must stay fit: none may break it."""
+        with cls.new_executor() as executor:
+            yield executor
+
+    @pytest.fixture
+    def create(self) -> Iterator[Create]:
+        """Return a function that makes an executor for this test only."""
+        made: list[Executor] = []
+
+        def make(**options: Any) -> Executor:
+            made.append(self.new_executor(**options))
+            return made[-1]
+
+        yield make
+        for executor in made:
+            executor.kill_workers()
+
+    # ------------------------------------------------------------ the world outside
+
+    @pytest.fixture
+    def gate(self, tmp_path: Path) -> Iterator[Gate]:
+        """Return a gate for tasks to wait at; it is open at last."""
+        directory = tmp_path / "gate"
+        directory.mkdir()
+        gate = Gate(directory)
+        yield gate
+        gate.open()
+
+    @pytest.fixture
+    def temp(self) -> Iterator[Path]:
+        """Return a directory for ``TMPDIR``; its path is short, since sockets are put there."""
+        with tempfile.TemporaryDirectory(prefix="t-") as name:
+            yield Path(name)
+
+    def start_script(
+        self,
+        source: str,
+        temp: Path,
+        *args: object,
+        keep_input: bool = False,
+        start_new_session: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start `source` as a script whose executors are of this backend."""
+        home = Path(tempfile.mkdtemp(dir=temp))
+        (home / "tmp").mkdir()
+        script = home / "script.py"
+        script.write_text(textwrap.dedent(source))
+        variables = {
+            "FEDEXEC_BACKEND": self.backend,
+            "FEDEXEC_START_METHOD": self.start_method,
+            "FEDEXEC_MAX_WORKERS": "2",
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(home / "tmp"),
+        }
+        return subprocess.Popen(
+            [sys.executable, str(script), *map(str, args)],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE if keep_input else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=start_new_session,
+        )
+
+    def run_script(self, source: str, temp: Path, *args: object) -> tuple[list[str], str, int]:
+        """Run a script to its end; return its lines of output, its complaints and its exit code."""
+        with self.start_script(source, temp, *args) as script:
+            try:
+                out, err = script.communicate(timeout=DEADLINE)
+            except BaseException:
+                script.kill()
+                raise
+        return out.splitlines(), err, script.returncode

@@ -1,0 +1,341 @@
+"""Functions and classes the suites run in workers; importable there, and light."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import PicklingError, UnpicklingError
+from typing import Any, NoReturn
+
+DEADLINE = 10.0
+"""Seconds after which a test gives up on something that should long have happened."""
+
+
+def poll(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+    """Wait until `condition` returns something true, and return that; AssertionError when it never does."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.005)
+    return value
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A directory at which tasks wait, in whatever process they are, until the test opens it.
+
+    Attributes
+    ----------
+    directory : Path
+    """
+
+    directory: Path
+
+    def enter(self, value: Any = None) -> Any:
+        """Say that we are here, wait until the gate is open, return `value`. For tasks."""
+        note = self.directory / f".{uuid.uuid4()}"
+        note.write_text(str(os.getpid()))
+        note.rename(self.directory / f"at-{uuid.uuid4()}")
+        self.wait_until_open()
+        return value
+
+    def wait_until_open(self) -> None:
+        """Wait without saying so."""
+        poll((self.directory / "open").exists, "the gate was opened")
+
+    def open(self) -> None:
+        """Let everybody pass."""
+        (self.directory / "open").touch()
+
+    def arrived(self) -> list[int]:
+        """Return the process ids of those who have come."""
+        return [int(note.read_text()) for note in self.directory.glob("at-*")]
+
+    def wait_for(self, number: int) -> list[int]:
+        """Wait until `number` tasks have come."""
+        poll(lambda: len(self.arrived()) >= number, f"{number} tasks started")
+        return self.arrived()
+
+
+# ---------------------------------------------------------------- answers
+
+
+def add(x: int, y: int) -> int:
+    """Return the sum."""
+    return x + y
+
+
+def capture(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what it was called with."""
+    return args, kwargs
+
+
+def raise_(error: BaseException) -> NoReturn:
+    """Raise `error`."""
+    raise error
+
+
+def capture_and_fail(*args: Any) -> NoReturn:
+    """Raise, with `args` in the frame."""
+    raise ValueError
+
+
+def fail_in_the_worker() -> NoReturn:
+    """Raise an error whose source line can be looked for."""
+    raise LookupError("from the worker")  # this very line
+
+
+def exit_with(code: int) -> NoReturn:
+    """Call sys.exit."""
+    sys.exit(code)
+
+
+def make(cls: Callable[[], Any]) -> Any:
+    """Return an instance of `cls`."""
+    return cls()
+
+
+def raise_new(cls: Callable[[], BaseException]) -> NoReturn:
+    """Raise an instance of `cls`."""
+    raise cls()
+
+
+def pid_after(gate: Gate) -> int:
+    """Return the process's id, once the gate is open."""
+    gate.enter()
+    return os.getpid()
+
+
+def enter_if(gate: Gate, condition: bool) -> bool:
+    """Wait at the gate only if `condition`."""
+    if condition:
+        gate.enter()
+    return condition
+
+
+def print_line(value: Any) -> None:
+    """Print, late enough for the caller to have come to its end."""
+    time.sleep(0.1)
+    sys.stdout.write(f"{value}\n")  # in one piece
+    sys.stdout.flush()
+
+
+def environment(*names: str) -> list[str | None]:
+    """Return variables of the worker."""
+    return [os.environ.get(name) for name in names]
+
+
+class Plain:
+    """An object that can be referred to weakly."""
+
+    def method(self) -> None:
+        """Do nothing."""
+
+    def __call__(self, *args: object) -> "Plain":
+        return Plain()
+
+
+def make_plain(_: object) -> Plain:
+    """Return a new object."""
+    return Plain()
+
+
+# ---------------------------------------------------------------- set-up of a worker
+
+_state: dict[str, Any] = {}
+
+
+def initialize(value: Any) -> None:
+    """Leave `value` for :func:`initialized`."""
+    _state["value"] = value
+
+
+def initialized() -> Any:
+    """Return what :func:`initialize` was given."""
+    return _state.get("value")
+
+
+def fail_after(gate: Gate) -> NoReturn:
+    """Raise, once the gate is open. An initializer."""
+    gate.wait_until_open()
+    raise ValueError("the initializer failed")
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+class FalsyByBool(Exception):
+    """An exception that is false."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class FalsyByLength(Exception):
+    """An exception that is empty."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class NeedsTwoArguments(Exception):
+    """Pickles, but cannot be unpickled: its argument is not in ``args``."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+
+
+class HoldsLock(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+# ---------------------------------------------------------------- trouble with pickle
+
+
+def segfault() -> None:
+    """Read address 0."""
+    import faulthandler
+
+    faulthandler.disable()  # its report is noise here
+    ctypes.string_at(0)
+
+
+class ErrorAtPickle:
+    """Raises when pickled."""
+
+    def __reduce__(self) -> NoReturn:
+        raise PicklingError("error in pickle")
+
+
+class ExitAtPickle:
+    """Calls sys.exit when pickled."""
+
+    def __reduce__(self) -> NoReturn:
+        sys.exit(1)
+
+
+class CrashAtPickle:
+    """Ends the process when pickled."""
+
+    def __reduce__(self) -> NoReturn:
+        segfault()
+        raise AssertionError("unreachable")
+
+
+def _unpickling_error() -> NoReturn:
+    raise UnpicklingError("error in unpickle")
+
+
+class ErrorAtUnpickle:
+    """Raises when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickling_error, ()
+
+
+class ExitAtUnpickle:
+    """Calls sys.exit when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exit_with, (1,)
+
+
+class CrashAtUnpickle:
+    """Ends the process when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return segfault, ()
+
+
+# ---------------------------------------------------------------- deaths
+
+
+def kill_self(number: int = signal.SIGKILL) -> NoReturn:
+    """End this process by a signal."""
+    os.kill(os.getpid(), number)
+    signal.pause()
+    raise AssertionError("unreachable")
+
+
+def kill_self_with(data: bytes) -> NoReturn:
+    """End this process by a signal; `data` is what travels here."""
+    kill_self()
+
+
+def die_at(gate: Gate) -> None:
+    """End this process by SIGKILL, once the gate is open."""
+    gate.enter()
+    kill_self()
+
+
+def die_once(marker: Path) -> int:
+    """Die at the first call, return the number of earlier calls at the next."""
+    if marker.exists():
+        return len(marker.read_text())
+    marker.write_text("x")
+    os._exit(3)
+
+
+def die_always(marker: Path) -> NoReturn:
+    """Count the call, then die."""
+    with marker.open("a") as file:
+        file.write("x")
+    os._exit(3)
+
+
+def hang() -> NoReturn:
+    """Never return."""
+    while True:
+        signal.pause() if threading.current_thread() is threading.main_thread() else time.sleep(1000)
+
+
+def hang_with_grandchild(note: Path) -> NoReturn:
+    """Start a process, write its id to `note`, never return."""
+    child = subprocess.Popen(["sleep", "1000"])
+    draft = note.with_suffix(".draft")
+    draft.write_text(str(child.pid))
+    draft.rename(note)
+    hang()
+
+
+# ---------------------------------------------------------------- memory
+
+_leaked: list[bytearray] = []
+
+
+def resident() -> int:
+    """Return the resident set of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def leak(size: int, value: Any = None) -> tuple[Any, int, int]:
+    """Keep `size` bytes for ever; return `value`, the process id and the resident set at the start."""
+    before = resident()
+    _leaked.append(bytearray(b"x") * size)
+    return value, os.getpid(), before
+
+
+def leak_and_fail(size: int) -> NoReturn:
+    """Keep `size` bytes for ever, then raise."""
+    leak(size)
+    raise ValueError("leaked")
+
+
+def allocate(size: int) -> int:
+    """Hold `size` bytes for a moment; return the resident set meanwhile."""
+    data = bytearray(b"x") * size
+    held = resident()
+    del data
+    return held

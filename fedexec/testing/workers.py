@@ -1,0 +1,262 @@
+"""Deaths of workers and of what helps them: who hears of it, and who does not."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
+from fedexec.executor import Executor, Future
+from fedexec.interface import Capability
+from fedexec.testing import tasks
+from fedexec.testing.leaks import living, new_children
+from fedexec.testing.suite import Create, Suite
+from fedexec.testing.tasks import DEADLINE, Gate
+
+__all__ = ["WorkerDeaths"]
+
+
+class WorkerDeaths(Suite):
+    """A death is the answer of one task, precise, and nobody else notices."""
+
+    # ------------------------------------------------------------ the one it hits
+
+    @pytest.mark.parametrize(
+        ("task", "args", "exitcode"),
+        [
+            (os._exit, (7,), 7),
+            (os._exit, (0,), 0),
+            (tasks.kill_self, (), -signal.SIGKILL),
+            (tasks.kill_self, (signal.SIGTERM,), -signal.SIGTERM),
+            (tasks.segfault, (), -signal.SIGSEGV),
+        ],
+        ids=["exit 7", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV"],
+    )
+    def test_a_dead_worker_is_reported_with_how_it_ended(
+        self, executor: Executor, task: Callable[..., Any], args: tuple[Any, ...], exitcode: int
+    ) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        error = executor.submit(task, *args).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert isinstance(error, WorkerError)
+        assert isinstance(error, BrokenProcessPool)
+        assert (error.exitcode, error.task) == (exitcode, task.__qualname__)
+        assert error.signal == (-exitcode if exitcode < 0 else None)
+        assert error.pid not in (None, os.getpid())
+        assert str(error.pid) in str(error)
+        copy = pickle.loads(pickle.dumps(error))
+        assert (copy.pid, copy.exitcode, copy.task, str(copy)) == (
+            error.pid, error.exitcode, error.task, str(error),
+        )  # fmt: skip
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+
+    def test_the_pid_is_that_of_the_worker_that_died(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        future = create().submit(tasks.die_at, gate)
+        (pid,) = gate.wait_for(1)
+        gate.open()
+        error = future.exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert (error.pid, error.signal) == (pid, signal.SIGKILL)
+        assert future.usage is None
+
+    def test_a_worker_killed_from_outside_is_reported(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create()
+        future = executor.submit(gate.enter)
+        (pid,) = gate.wait_for(1)
+        os.kill(pid, signal.SIGKILL)
+        error = future.exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert (error.pid, error.signal) == (pid, signal.SIGKILL)
+        assert executor.stats().worker_deaths == 1
+
+    # ------------------------------------------------------------ all the others
+
+    def test_a_death_fails_neither_what_runs_nor_what_waits(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create(max_workers=4)
+        running = [executor.submit(gate.enter, i) for i in range(3)]
+        gate.wait_for(3)
+        dying = [executor.submit(tasks.kill_self) for _ in range(3)]
+        waiting = [executor.submit(tasks.add, i, 0) for i in range(20)]
+        assert all(isinstance(future.exception(DEADLINE), WorkerDiedError) for future in dying)
+        assert not any(future.done() for future in running)
+        gate.open()
+        assert [future.result(DEADLINE) for future in running] == [0, 1, 2]
+        assert [future.result(DEADLINE) for future in waiting] == list(range(20))
+        stats = executor.stats()
+        assert (stats.worker_deaths, stats.succeeded, stats.failed) == (3, 23, 3)
+
+    def test_every_second_task_dies_and_the_others_answer(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create(max_workers=3)
+        futures: list[Future[Any]] = []
+        for number in range(24):
+            futures.append(executor.submit(abs, number) if number % 2 else executor.submit(os._exit, number))
+        for number, future in enumerate(futures):
+            if number % 2:
+                assert future.result(DEADLINE) == number
+            else:
+                error = future.exception(DEADLINE)
+                assert isinstance(error, WorkerDiedError)
+                assert error.exitcode == number
+
+    # ------------------------------------------------------------ retries
+
+    def test_a_task_whose_worker_died_is_run_again(self, create: Create, tmp_path: Path) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create(retries=1)
+        assert executor.submit(tasks.die_once, tmp_path / "marker").result(DEADLINE) == 1
+        stats = executor.stats()
+        assert (stats.retries, stats.worker_deaths, stats.succeeded, stats.failed) == (1, 1, 1, 0)
+
+    def test_a_task_is_run_again_no_more_often_than_asked(self, create: Create, tmp_path: Path) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        marker = tmp_path / "marker"
+        error = create(retries=2).submit(tasks.die_always, marker).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert marker.read_text() == "xxx"
+
+    def test_a_task_that_raises_is_not_run_again(self, create: Create) -> None:
+        executor = create(retries=3)
+        assert isinstance(executor.submit(divmod, 1, 0).exception(DEADLINE), ZeroDivisionError)
+        assert executor.stats().retries == 0
+
+    # ------------------------------------------------------------ deadlines
+
+    def test_a_task_that_outlives_its_timeout_is_ended_alone(self, create: Create) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create(timeout=2, retries=1)
+        start = time.monotonic()
+        slow = executor.submit(tasks.hang)
+        others = [executor.submit(tasks.add, i, 0) for i in range(20)]
+        assert [other.result(DEADLINE) for other in others] == list(range(20))
+        error = slow.exception(DEADLINE)
+        assert 2 <= time.monotonic() - start < 10
+        assert isinstance(error, TaskTimeoutError)
+        assert isinstance(error, TimeoutError)
+        assert isinstance(error, WorkerError)
+        assert (error.timeout, error.task) == (2, "hang")
+        assert error.pid is not None
+        assert not psutil.pid_exists(error.pid) or not living([psutil.Process(error.pid)])
+        assert executor.submit(pow, 2, 2).result(DEADLINE) == 4
+        stats = executor.stats()
+        assert (stats.timeouts, stats.worker_deaths, stats.retries) == (1, 0, 0)
+
+    def test_a_timeout_shorter_than_the_start_of_a_worker_holds(self, create: Create) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create(timeout=0.001)
+        for future in [executor.submit(tasks.hang) for _ in range(6)]:
+            assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
+
+    def test_what_a_task_started_dies_with_it(self, create: Create, tmp_path: Path) -> None:
+        self.need(Capability.KILLS_ONE)
+        note = tmp_path / "grandchild"
+        future = create(timeout=3).submit(tasks.hang_with_grandchild, note)
+        tasks.poll(note.exists, "the task started a process")
+        grandchild = psutil.Process(int(note.read_text()))
+        assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
+        tasks.poll(lambda: not living([grandchild]), "the grandchild died")
+
+    # ------------------------------------------------------------ kill_workers
+
+    def test_kill_workers_ends_what_runs_and_cancels_what_waits(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.KILLS_ONE)
+        before = new_children()
+        executor = create(retries=5)
+        running = [executor.submit(gate.enter) for _ in range(2)]
+        waiting = [executor.submit(gate.enter) for _ in range(5)]
+        pids = gate.wait_for(2)
+        start = time.monotonic()
+        executor.kill_workers()
+        assert time.monotonic() - start < 5
+        errors = [future.exception(0) for future in running]
+        assert {error.pid for error in errors if isinstance(error, WorkerDiedError)} == set(pids)
+        for future in waiting:
+            with pytest.raises(CancelledError):
+                future.result(0)
+        assert not new_children(before)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(int)
+
+    def test_kill_workers_hits_workers_that_are_just_starting(self, create: Create) -> None:
+        self.need(Capability.KILLS_ONE)
+        before = new_children()
+        executor = create(max_workers=4)
+        futures = [executor.submit(tasks.hang) for _ in range(4)]
+        executor.kill_workers()
+        assert all(future.done() for future in futures)
+        assert not new_children(before)
+
+    def test_kill_workers_helps_a_shutdown_that_waits(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create()
+        future = executor.submit(gate.enter)
+        gate.wait_for(1)
+        waiting = threading.Thread(target=executor.shutdown)
+        waiting.start()
+        executor.kill_workers()
+        waiting.join(DEADLINE)
+        assert not waiting.is_alive()
+        assert isinstance(future.exception(0), WorkerDiedError)
+
+    # ------------------------------------------------------------ helpers and idle workers
+
+    def test_no_idle_process_is_indispensable(self, create: Create) -> None:
+        """Idle workers, a template, a Manager: whatever the backend keeps may be killed between tasks."""
+        self.need(Capability.SURVIVES_DEATH)
+        before = new_children()
+        executor = create()
+        assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
+        for victim in sorted(new_children(before), key=lambda process: process.pid):
+            if living([victim]):
+                victim.kill()
+                tasks.poll(lambda dead=victim: not living([dead]), "it was killed")  # type: ignore[misc]
+            assert list(executor.map(abs, range(6))) == list(range(6)), f"{victim} was indispensable"
+        tasks.poll(lambda: not self._kill_all(new_children(before)), "all were killed at once")
+        futures = [executor.submit(abs, number) for number in range(6)]
+        assert [future.result(DEADLINE) for future in futures] == list(range(6))
+
+    @staticmethod
+    def _kill_all(processes: set[psutil.Process]) -> set[psutil.Process]:
+        for process in processes:
+            process.kill()
+        return living(processes)
+
+    def test_a_killed_helper_does_not_hang_what_runs(self, create: Create, gate: Gate) -> None:
+        """The tasks that run meanwhile may fail, with the right error; later ones may not."""
+        self.need(Capability.SURVIVES_DEATH)
+        before = new_children()
+        executor = create()
+        running = [executor.submit(gate.enter, i) for i in range(2)]
+        workers = set(gate.wait_for(2))
+        for helper in new_children(before):
+            if helper.pid not in workers:
+                helper.kill()
+        gate.open()
+        for number, future in enumerate(running):
+            error = future.exception(DEADLINE)
+            assert error is None or isinstance(error, WorkerDiedError)
+            assert error is not None or future.result() == number
+        assert list(executor.map(abs, range(6))) == list(range(6))
+
+    def test_processes_killed_again_and_again_lose_nothing_that_is_retried(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        before = new_children()
+        executor = create(retries=100)
+        futures = [executor.submit(tasks.add, i, 0) for i in range(40)]
+        for done in range(0, 35, 7):
+            futures[done].result(DEADLINE)  # it works again
+            for process in new_children(before):
+                process.kill()
+        assert [future.result(DEADLINE) for future in futures] == list(range(40))

@@ -1,0 +1,40 @@
+"""Every backend against the conformance suite, with both ways to start a worker."""
+
+from fedexec.testing.conformance import ExecutorConformance
+from fedexec.testing.lifecycle import LifecycleConformance
+from fedexec.testing.pickling import PicklingConformance
+from fedexec.testing.scripts import ScriptConformance
+
+
+class TestInline(ExecutorConformance):
+    backend = "inline"
+
+
+class TestProcess(ExecutorConformance):
+    backend = "process"
+
+
+class TestPool(ExecutorConformance):
+    backend = "pool"
+
+
+class TestLoky(ExecutorConformance):
+    backend = "loky"
+
+
+class Spawned(LifecycleConformance, PicklingConformance, ScriptConformance):
+    """What depends on how a worker starts."""
+
+    start_method = "spawn"
+
+
+class TestProcessSpawned(Spawned):
+    backend = "process"
+
+
+class TestPoolSpawned(Spawned):
+    backend = "pool"
+
+
+class TestLokySpawned(Spawned):
+    backend = "loky"

@@ -1,0 +1,39 @@
+"""Every backend against the death suite, with both ways to start a worker."""
+
+from fedexec.testing.caller import CallerDeaths
+from fedexec.testing.deaths import ExecutorDeaths
+from fedexec.testing.workers import WorkerDeaths
+
+
+class TestInline(ExecutorDeaths):
+    backend = "inline"
+
+
+class TestProcess(ExecutorDeaths):
+    backend = "process"
+
+
+class TestPool(ExecutorDeaths):
+    backend = "pool"
+
+
+class TestLoky(ExecutorDeaths):
+    backend = "loky"
+
+
+class Spawned(WorkerDeaths, CallerDeaths):
+    """What depends on how a worker starts."""
+
+    start_method = "spawn"
+
+
+class TestProcessSpawned(Spawned):
+    backend = "process"
+
+
+class TestPoolSpawned(Spawned):
+    backend = "pool"
+
+
+class TestLokySpawned(Spawned):
+    backend = "loky"
