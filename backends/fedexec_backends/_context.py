@@ -133,7 +133,7 @@ def _kill_group(pid: int) -> bool:
     return True
 
 
-def _packed(process: WorkerProcess, popen: Any) -> memoryview:
+def _packed(process: WorkerProcess, popen: Any) -> bytes:
     """Pickle what the worker needs, without the caller's ``__main__``."""
     preparation = spawn.get_preparation_data(process.name)
     preparation = {key: value for key, value in preparation.items() if not key.startswith("init_main")}
@@ -144,7 +144,7 @@ def _packed(process: WorkerProcess, popen: Any) -> memoryview:
         reduction.dump(process, buffer)
     finally:
         set_spawning_popen(None)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def _tracker_fd() -> int:
@@ -255,7 +255,7 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
 _Popen = _ForkedPopen | _SpawnedPopen
 
 
-def _write(fd: int, data: memoryview) -> None:
+def _write(fd: int, data: bytes) -> None:
     """Send all of `data` to a worker; if it dies meanwhile, whoever waits for it will see that."""
     try:
         with open(fd, "wb", closefd=False) as file:

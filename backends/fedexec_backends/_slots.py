@@ -103,7 +103,10 @@ class Slot:
                 self._task = None
             if task.doomed:  # the signal may hit the worker only now, when it is idle
                 self._discard()
-        raise died  # here, without the pool's error: that holds frames, and they the process with its pipes
+        try:
+            raise died  # here, without the pool's error: its frames hold the process and its pipes
+        finally:
+            del died  # no cycle
 
     def _submit(self, payload: bytes) -> bytes:
         future = None

@@ -248,6 +248,8 @@ class _Forker:
             atexit._clear()
             atexit.register(_util._exit_function)
             code = spawn._main(data_fd, os.dup(data_fd))
+        except EOFError:
+            pass  # the caller ended, or gave this worker up
         except Exception:
             sys.excepthook(*sys.exc_info())
         finally:
