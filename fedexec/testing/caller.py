@@ -92,7 +92,7 @@ class CallerDeaths(Suite):
             tasks.poll(lambda: not living([grandchild]), "the grandchild ended", seconds=2)
             script.communicate()
 
-    def _assert_nothing_left(self, temp: Path, shared_before: set[str]) -> None:
+    def _assert_nothing_left(self, temp: Path, shared_before: set[Path]) -> None:
         directory = next(temp.glob("*/script.py")).parent / "tmp"
         tasks.poll(lambda: not list(directory.iterdir()), "the temporary files were removed", seconds=2)
         tasks.poll(lambda: not orphaned_shared_memory(shared_before), "semaphores were removed", seconds=2)

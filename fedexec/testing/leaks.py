@@ -1,5 +1,6 @@
 """What an executor may leave behind, counted: processes, descriptors, threads, files, semaphores."""
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,23 +39,34 @@ def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
     return alive
 
 
-def shared_memory() -> set[str]:
-    """Return the names of POSIX semaphores and shared memory that exist."""
+def shared_memory() -> set[Path]:
+    """Return the POSIX semaphores and shared memory that have a name."""
     directory = Path("/dev/shm")
-    return {str(path) for path in directory.iterdir()} if directory.is_dir() else set()
+    return set(directory.iterdir()) if directory.is_dir() else set()
 
 
-def orphaned_shared_memory(before: set[str]) -> set[str]:
+def orphaned_shared_memory(before: set[Path]) -> set[Path]:
     """Return what is there that was not there `before`, and that no living process has mapped."""
-    orphans = shared_memory() - before
-    if orphans:
-        for maps in Path("/proc").glob("[0-9]*/maps"):
-            try:
-                mapped = maps.read_text()
-            except OSError:
-                continue
-            orphans -= {name for name in orphans if name in mapped}
-    return orphans & shared_memory()
+    if not shared_memory() - before:
+        return set()
+    mapped = {inode for process in psutil.pids() for inode in _mapped_shared_memory(process)}
+    orphans = set()
+    for path in shared_memory() - before:
+        try:
+            if path.stat().st_ino not in mapped:
+                orphans.add(path)
+        except FileNotFoundError:
+            pass
+    return orphans
+
+
+def _mapped_shared_memory(pid: int) -> set[int]:
+    """Return the inodes; not the names, since a semaphore is created under another one than it gets."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {int(line.split(maxsplit=5)[4]) for line in lines if " /dev/shm/" in line}
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,8 @@ class Footprint:
     descriptors : frozenset of str
         Number and target of every open file descriptor.
     threads : frozenset of str
-    shared : frozenset of str
+    shared : frozenset of int
+        Inodes of the semaphores and shared memory that are mapped.
     files : frozenset of str
         In the temporary directory that was asked for.
     """
@@ -75,7 +88,7 @@ class Footprint:
     children: frozenset[psutil.Process]
     descriptors: frozenset[str]
     threads: frozenset[str]
-    shared: frozenset[str]
+    shared: frozenset[int]
     files: frozenset[str]
 
     @classmethod
@@ -91,7 +104,7 @@ class Footprint:
             frozenset(new_children()),
             frozenset(descriptors),
             frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
-            frozenset(orphaned_shared_memory(set()) | _mapped_here()),
+            frozenset(_mapped_shared_memory(os.getpid())),
             frozenset(str(path) for path in temp.rglob("*")),
         )
 
@@ -102,8 +115,3 @@ class Footprint:
             if more := getattr(self, field) - getattr(before, field):
                 grown[field] = sorted(map(str, more))
         return grown
-
-
-def _mapped_here() -> set[str]:
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line}

@@ -14,7 +14,7 @@ from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds after which a test gives up on something that should long have happened."""
 
 

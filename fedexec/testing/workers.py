@@ -1,5 +1,6 @@
 """Deaths of workers and of what helps them: who hears of it, and who does not."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -148,7 +149,7 @@ class WorkerDeaths(Suite):
         assert isinstance(error, WorkerError)
         assert (error.timeout, error.task) == (2, "hang")
         assert error.pid is not None
-        assert not psutil.pid_exists(error.pid) or not living([psutil.Process(error.pid)])
+        assert error.pid not in {process.pid for process in new_children()}
         assert executor.submit(pow, 2, 2).result(DEADLINE) == 4
         stats = executor.stats()
         assert (stats.timeouts, stats.worker_deaths, stats.retries) == (1, 0, 0)
@@ -219,9 +220,7 @@ class WorkerDeaths(Suite):
         executor = create()
         assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
         for victim in sorted(new_children(before), key=lambda process: process.pid):
-            if living([victim]):
-                victim.kill()
-                tasks.poll(lambda dead=victim: not living([dead]), "it was killed")  # type: ignore[misc]
+            tasks.poll(lambda it=victim: not self._kill_all({it}), "it was killed")  # type: ignore[misc]
             assert list(executor.map(abs, range(6))) == list(range(6)), f"{victim} was indispensable"
         tasks.poll(lambda: not self._kill_all(new_children(before)), "all were killed at once")
         futures = [executor.submit(abs, number) for number in range(6)]
@@ -230,7 +229,8 @@ class WorkerDeaths(Suite):
     @staticmethod
     def _kill_all(processes: set[psutil.Process]) -> set[psutil.Process]:
         for process in processes:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         return living(processes)
 
     def test_a_killed_helper_does_not_hang_what_runs(self, create: Create, gate: Gate) -> None:
@@ -242,7 +242,7 @@ class WorkerDeaths(Suite):
         workers = set(gate.wait_for(2))
         for helper in new_children(before):
             if helper.pid not in workers:
-                helper.kill()
+                self._kill_all({helper})
         gate.open()
         for number, future in enumerate(running):
             error = future.exception(DEADLINE)
@@ -257,6 +257,5 @@ class WorkerDeaths(Suite):
         futures = [executor.submit(tasks.add, i, 0) for i in range(40)]
         for done in range(0, 35, 7):
             futures[done].result(DEADLINE)  # it works again
-            for process in new_children(before):
-                process.kill()
+            self._kill_all(new_children(before))
         assert [future.result(DEADLINE) for future in futures] == list(range(40))

@@ -2,7 +2,6 @@
 
 from fedexec.testing.conformance import ExecutorConformance
 from fedexec.testing.lifecycle import LifecycleConformance
-from fedexec.testing.pickling import PicklingConformance
 from fedexec.testing.scripts import ScriptConformance
 
 
@@ -22,7 +21,7 @@ class TestLoky(ExecutorConformance):
     backend = "loky"
 
 
-class Spawned(LifecycleConformance, PicklingConformance, ScriptConformance):
+class Spawned(LifecycleConformance, ScriptConformance):
     """What depends on how a worker starts."""
 
     start_method = "spawn"
