@@ -119,6 +119,7 @@ class Slot:
                 self._discard()
         try:
             if future is None:
+                self._process = None
                 self._pool = self._backend.new_pool(self)
                 future = self._pool.submit(run, payload)
             return future.result()
@@ -131,9 +132,11 @@ class Slot:
     def started(self, process: WorkerProcess) -> None:
         """Take note of a process the pool has started."""
         with self._lock:
-            self._process = process
+            before, self._process = self._process, process
             doomed = self._task is not None and self._task.doomed
-        if doomed:
+        # A predecessor that was killed just after its answer may have died holding the result queue's lock;
+        # the pool takes its end for a regular one, and the new worker would wait for that lock for ever.
+        if doomed or (before is not None and before.exitcode):
             end_process(process)
 
     def kill(self, task: Task) -> None:
