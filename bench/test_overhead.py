@@ -1,30 +1,32 @@
-"""What a backend adds to a task that does nothing, and to one that carries 10 MB there and back."""
+"""What a task that does nothing costs, in a process with torch imported."""
 
-import numpy as np
+import time
+
 import pytest
-from tasks import give_back, nothing
+from peers import CONTESTANTS, contestant
+from tasks import nothing
 
-import fedexec
-
-AVAILABLE = [info.name for info in fedexec.backends() if info.available]
-
-
-@pytest.fixture(params=AVAILABLE)
-def executor(request: pytest.FixtureRequest):
-    with fedexec.create_executor(request.param, max_workers=1) as executor:
-        executor.submit(nothing).result()  # start-up is not what is measured
-        yield executor
+SLOW = {"tutorial", "ppe-spawn", "ray-fresh"}  # seconds a task
+GAP = 0.1  # seconds between two tasks of the latency test, as between two messages of a server
 
 
-@pytest.mark.benchmark(group="no-op")
-def test_no_op(benchmark, executor):
-    benchmark.pedantic(lambda: executor.submit(nothing).result(), rounds=30, warmup_rounds=2)
+@pytest.mark.benchmark(group="no-op, one now and then")
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_latency(benchmark, name):
+    with contestant(name) as caller:
+        caller.call(nothing)
+        benchmark.pedantic(
+            caller.call, args=(nothing,), setup=lambda: time.sleep(GAP), rounds=3 if name in SLOW else 40
+        )
 
 
-@pytest.mark.benchmark(group="10 MB there and back")
-def test_ten_megabytes(benchmark, executor):
-    array = np.arange(2_500_000, dtype=np.float32)
-    result = benchmark.pedantic(
-        lambda: executor.submit(give_back, array).result(), rounds=10, warmup_rounds=1
-    )
-    np.testing.assert_array_equal(result, array)
+@pytest.mark.benchmark(group="no-op, back to back (20 tasks)")
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS if name not in SLOW])
+def test_throughput(benchmark, name):
+    def twenty():
+        for future in [caller.submit(nothing) for _ in range(20)]:
+            future.result()
+
+    with contestant(name) as caller:
+        caller.call(nothing)
+        benchmark.pedantic(twenty, rounds=7, warmup_rounds=1)

@@ -7,13 +7,14 @@ from fedexec.errors import (
     PreloadError,
     SettingsError,
     TaskTimeoutError,
+    TransferError,
     UnknownBackendError,
     UnpickleError,
     WorkerDiedError,
     WorkerError,
 )
 from fedexec.executor import Executor, Future, Stats, create_executor
-from fedexec.interface import Backend, Capability, Outcome, Task, Usage
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.registry import BackendInfo, backends
 from fedexec.settings import Settings
 
@@ -27,6 +28,7 @@ __all__ = [
     "Executor",
     "FedexecError",
     "Future",
+    "Hooks",
     "InitializerError",
     "Outcome",
     "PreloadError",
@@ -35,6 +37,7 @@ __all__ = [
     "Stats",
     "Task",
     "TaskTimeoutError",
+    "TransferError",
     "UnknownBackendError",
     "UnpickleError",
     "Usage",

@@ -8,6 +8,7 @@
     ├── BackendUnavailableError (ImportError)     the backend's package is not installed
     ├── PreloadError (BrokenProcessPool)          a module to preload cannot be imported
     ├── InitializerError (BrokenProcessPool)      the initializer raised
+    ├── TransferError (MemoryError)               arrays too large to be sent
     └── WorkerError                               one task failed because of its worker
         ├── WorkerDiedError (BrokenProcessPool)   the process ended under the task
         ├── UnpickleError (BrokenProcessPool)     a task, result or exception cannot be unpickled
@@ -27,6 +28,7 @@ __all__ = [
     "PreloadError",
     "SettingsError",
     "TaskTimeoutError",
+    "TransferError",
     "UnknownBackendError",
     "UnpickleError",
     "WorkerDiedError",
@@ -119,6 +121,10 @@ class InitializerError(FedexecError, BrokenProcessPool):
 
     def __str__(self) -> str:
         return f"The initializer raised in worker {self.pid}: {self.error}"
+
+
+class TransferError(FedexecError, MemoryError):
+    """Arrays that do not fit into the memory they would have to be sent through."""
 
 
 class WorkerError(FedexecError):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fedexec import registry
 from fedexec.errors import InitializerError, PreloadError, TaskTimeoutError, WorkerDiedError
-from fedexec.interface import Backend, Capability, Initializer, Outcome, Task, Usage
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings, resolve
 
 __all__ = ["Executor", "Future", "Stats", "create_executor"]
@@ -81,6 +81,11 @@ def create_executor(
     retries: int | None = None,
     memory_limit: int | str | None = None,
     threads_per_worker: int | None = None,
+    warmup: Callable[[], object] | None = None,
+    max_tasks_per_child: int | None = None,
+    standby: int | None = None,
+    shared_memory: bool | None = None,
+    preload_timeout: float | None = None,
     log_level: str | None = None,
 ) -> "Executor":
     """Create an executor. What is not given is read from the environment (``FEDEXEC_BACKEND``, ...).
@@ -105,6 +110,17 @@ def create_executor(
         ``"512MiB"``; a reused worker that holds more host memory after a task is replaced.
     threads_per_worker : int, optional
         Default: ``cores // max_workers``, at least 1.
+    warmup : callable, optional
+        Called once, after the preload, in the process that workers are forked from: what it imports, loads
+        and caches every worker has. It must leave no thread behind and not touch CUDA.
+    max_tasks_per_child : int, optional
+        How many tasks a worker of ``standby`` runs before it ends. Default 1.
+    standby : int, optional
+        How many workers of ``standby`` wait ahead of need. Default: `max_workers`.
+    shared_memory : bool, optional
+        Large arrays go through shared memory. Default: yes, but on ``process``.
+    preload_timeout : float, optional
+        Seconds that the preload and the warm-up may take. Default 120.
     log_level : str, optional
         Level of the logger ``fedexec``.
 
@@ -133,10 +149,23 @@ def create_executor(
             "retries": retries,
             "memory_limit": memory_limit,
             "threads_per_worker": threads_per_worker,
+            "max_tasks_per_child": max_tasks_per_child,
+            "standby": standby,
+            "shared_memory": shared_memory,
+            "preload_timeout": preload_timeout,
             "log_level": log_level,
         }
     )
-    return Executor(settings, initializer=initializer, initargs=initargs)
+    return Executor(settings, Hooks(initializer, initargs, warmup))
+
+
+_NEEDS = {  # setting -> the promises of which one must be made for it to hold
+    "timeout": Capability.KILLS_ONE,
+    "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
+    "max_tasks_per_child": Capability.STANDS_BY,
+    "standby": Capability.STANDS_BY,
+    "shared_memory": Capability.SHARES_MEMORY,
+}
 
 
 class Executor(concurrent.futures.Executor):
@@ -146,34 +175,29 @@ class Executor(concurrent.futures.Executor):
     ----------
     settings : Settings
         Resolved settings; :func:`create_executor` makes them.
-    initializer, initargs : callable and tuple, optional
-        Called in every worker before its first task.
+    hooks : Hooks, optional
+        The caller's own functions: initializer and warm-up.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-    ) -> None:
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
+    def __init__(self, settings: Settings, hooks: Hooks | None = None) -> None:
+        hooks = hooks or Hooks()
+        for name in ("initializer", "warmup"):
+            if getattr(hooks, name) is not None and not callable(getattr(hooks, name)):
+                raise TypeError(f"{name} must be a callable")
         backend_class = registry.load(settings.backend)
         _drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self.settings = settings
-        self.capabilities = backend_class.capabilities
-        backend = backend_class(settings, Initializer(initializer, initargs) if initializer else None)
+        backend = backend_class(settings, hooks)
+        self.capabilities = backend.capabilities
         try:
             backend.start()
         except BaseException:
             backend.shutdown()
             raise
         log.info("%s", settings)
-        for field, promise in (("timeout", Capability.KILLS_ONE), ("memory_limit", Capability.RECYCLES)):
-            kept = Capability.FRESH_PROCESS | promise if field == "memory_limit" else promise
-            if getattr(settings, field) is not None and not self.capabilities & kept:
+        for field, promise in _NEEDS.items():
+            if settings.sources.get(field, "default") != "default" and not self.capabilities & promise:
                 log.warning("backend %s cannot keep %s: it is not enforced", settings.backend, field)
         self._scheduler = _Scheduler(backend, settings)
         # An executor nobody holds any more finishes what it was given, then ends.

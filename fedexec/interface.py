@@ -9,11 +9,11 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from fedexec.settings import Settings
 
-__all__ = ["Backend", "Capability", "Initializer", "Outcome", "Task", "Usage"]
+__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage"]
 
 
 class Capability(enum.Flag):
@@ -29,6 +29,10 @@ class Capability(enum.Flag):
     """One running task can be ended: ``timeout=`` holds."""
     RECYCLES = enum.auto()
     """A worker that holds more than ``memory_limit=`` is replaced before its next task."""
+    STANDS_BY = enum.auto()
+    """Workers wait before there is work: ``standby=`` and ``max_tasks_per_child=`` hold."""
+    SHARES_MEMORY = enum.auto()
+    """Large arrays reach the worker, and its result the caller, through shared memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,9 @@ class Usage:
         Highest resident set of the worker while the task ran.
     end_host_bytes : int or None
         Resident set of the worker when the task was done.
+    setup_seconds : float or None
+        What the worker's set-up took (preload, initializer) before its first task; part of no task's time
+        where workers stand by.
     """
 
     worker_pid: int
@@ -52,6 +59,7 @@ class Usage:
     cpu_seconds: float
     peak_host_bytes: int | None = None
     end_host_bytes: int | None = None
+    setup_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the usage as JSON knows it."""
@@ -97,11 +105,20 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Initializer:
-    """Called once in every worker before its first task."""
+class Hooks:
+    """The caller's own functions around the tasks.
 
-    fn: Callable[..., object]
-    args: tuple[Any, ...] = ()
+    Attributes
+    ----------
+    initializer, initargs : callable or None, and tuple
+        Called once in every worker before its first task; where workers stand by, while they wait.
+    warmup : callable or None
+        Called once where workers are forked from, so that each of them is born warm.
+    """
+
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    warmup: Callable[[], object] | None = None
 
 
 class Backend(ABC):
@@ -113,16 +130,15 @@ class Backend(ABC):
     Parameters
     ----------
     settings : Settings
-    initializer : Initializer or None
-        To be called in every worker; a failure is an outcome with
-        :class:`~fedexec.errors.InitializerError`.
+    hooks : Hooks
+        An initializer that fails is an outcome with :class:`~fedexec.errors.InitializerError`.
     """
 
-    capabilities: ClassVar[Capability] = Capability(0)
+    capabilities: Capability = Capability(0)
 
-    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
-        self.initializer = initializer
+        self.hooks = hooks
 
     def start(self) -> None:
         """Get ready.

@@ -70,22 +70,28 @@ _BUILTIN = {
     info.name: info
     for info in (
         BackendInfo(
+            "standby",
+            "fedexec_backends.standby:StandbyBackend",
+            "a worker forked ahead of need from a preloaded template, fresh for every task",
+            _ISOLATED | Capability.FRESH_PROCESS | Capability.STANDS_BY | Capability.SHARES_MEMORY,
+        ),
+        BackendInfo(
             "process",
             "fedexec_backends.process:ProcessBackend",
             "one multiprocessing.Process per task, its result in a Manager's dict (the tutorial's way)",
-            _ISOLATED | Capability.FRESH_PROCESS,
+            _ISOLATED | Capability.FRESH_PROCESS | Capability.SHARES_MEMORY,
         ),
         BackendInfo(
             "pool",
             "fedexec_backends.pool:PoolBackend",
             "concurrent.futures.ProcessPoolExecutor with max_tasks_per_child=1",
-            _ISOLATED | Capability.FRESH_PROCESS,
+            _ISOLATED | Capability.FRESH_PROCESS | Capability.SHARES_MEMORY,
         ),
         BackendInfo(
             "loky",
             "fedexec_backends.loky:LokyBackend",
             "long-lived loky workers, replaced when they hold more than memory_limit",
-            _ISOLATED | Capability.RECYCLES,
+            _ISOLATED | Capability.RECYCLES | Capability.SHARES_MEMORY,
             requires="loky",
             install="pip install 'fedexec[loky]'",
         ),

@@ -6,6 +6,7 @@ Every field of :class:`Settings` can be given in the environment as ``FEDEXEC_``
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from fedexec.errors import SettingsError
 
 __all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve"]
 
-DEFAULT_BACKEND = "process"
+FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
+DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
 START_METHODS = ("forkserver", "spawn")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -44,6 +46,14 @@ class Settings:
         Bytes of host memory; a reused worker that holds more after a task is replaced.
     threads_per_worker : int
         Given to OpenMP, MKL and OpenBLAS in each worker.
+    max_tasks_per_child : int
+        How many tasks a worker of ``standby`` runs before it ends.
+    standby : int
+        How many workers wait ahead of need.
+    shared_memory : bool
+        Whether large arrays go through shared memory.
+    preload_timeout : float
+        Seconds that the preload and the warm-up may take.
     log_level : str or None
         Level of the ``fedexec`` logger; None leaves it to the application.
     sources : mapping of str to str
@@ -52,12 +62,16 @@ class Settings:
 
     backend: str = DEFAULT_BACKEND
     max_workers: int = 1
-    start_method: str = START_METHODS[0]
+    start_method: str = "forkserver" if FORK_IS_SAFE else "spawn"
     preload: tuple[str, ...] = ()
     timeout: float | None = None
     retries: int = 0
     memory_limit: int | None = None
     threads_per_worker: int = 1
+    max_tasks_per_child: int = 1
+    standby: int = 1
+    shared_memory: bool = True
+    preload_timeout: float = 120.0
     log_level: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -162,6 +176,15 @@ def _log_level(value: Any) -> str:
     return level
 
 
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    try:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+    except (AttributeError, KeyError):
+        raise SettingsError(f"must be true or false, got {value!r}") from None
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise SettingsError(f"must be the name of a backend, got {value!r}")
@@ -177,6 +200,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "retries": _whole(0, "must not be negative"),
     "memory_limit": parse_size,
     "threads_per_worker": _whole(1, "must be greater than 0"),
+    "max_tasks_per_child": _whole(1, "must be greater than 0"),
+    "standby": _whole(0, "must not be negative"),
+    "shared_memory": _switch,
+    "preload_timeout": _seconds,
     "log_level": _log_level,
 }
 
@@ -229,5 +256,6 @@ def resolve(
                 origin = "" if sources[name] == "argument" else f" ({sources[name]})"
                 raise SettingsError(f"{name} {exc}{origin}") from None
     values.setdefault("max_workers", available_cores())
+    values.setdefault("standby", values["max_workers"])
     values.setdefault("threads_per_worker", max(1, available_cores() // values["max_workers"]))
     return Settings(**values, sources=sources)

@@ -1,7 +1,6 @@
-"""What happens inside a worker process, and the bytes that go there and back.
+"""What happens inside a worker process. The other end is :mod:`fedexec.courier`.
 
-Every backend that leaves the caller's process uses these: the caller packs a task with :func:`dump_task` and
-reads the answer with :func:`load_reply`; the worker calls :func:`setup` once and :func:`run` for each task.
+A worker calls :func:`setup` once and :func:`run` for each task, whatever backend started it.
 Nothing heavy may be imported here: this is the first thing that every worker imports.
 """
 
@@ -11,27 +10,27 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 
-from fedexec.errors import InitializerError, PreloadError, UnpickleError
-from fedexec.interface import Initializer, Outcome, Task, Usage
+from fedexec.errors import PreloadError
+from fedexec.interface import Hooks, Usage
 from fedexec.settings import Settings
+from fedexec.transport import Delivery, UnreachableSegmentError
 
 __all__ = [
+    "Kind",
+    "Reply",
     "WorkerSetup",
-    "dump_task",
     "end_with_caller",
-    "load_reply",
     "preload",
     "run",
     "setup",
@@ -39,9 +38,6 @@ __all__ = [
 ]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-# ---------------------------------------------------------------- in the caller's process
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +49,9 @@ class WorkerSetup:
     initializer: bytes | None
 
     @classmethod
-    def of(cls, settings: Settings, initializer: Initializer | None) -> "WorkerSetup":
-        """Pack what the settings ask of a worker."""
-        packed = None if initializer is None else cloudpickle.dumps((initializer.fn, initializer.args))
+    def of(cls, settings: Settings, hooks: Hooks) -> "WorkerSetup":
+        """Pack what is asked of a worker."""
+        packed = cloudpickle.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
         return cls(thread_limits(settings), settings.preload, packed)
 
 
@@ -66,110 +62,80 @@ def thread_limits(settings: Settings) -> dict[str, str]:
     """
     chosen = settings.sources.get("threads_per_worker", "default") != "default"
     limit = str(settings.threads_per_worker)
-    return {name: limit for name in THREAD_VARIABLES if chosen or name not in os.environ}
+    return {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
 
 
-def dump_task(task: Task) -> bytes:
-    """Pickle one call; closures, lambdas and what ``__main__`` defines travel by value.
+class Kind(enum.Enum):
+    """What an answer is."""
 
-    Raises
-    ------
-    Exception
-        Whatever pickling raised, with a note that names the argument.
-    """
-    try:
-        return cloudpickle.dumps((task.fn, task.args, dict(task.kwargs)))  # type: ignore[no-any-return]
-    except BaseException as exc:
-        exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
-        raise
-
-
-def _culprit(task: Task) -> str:
-    """Name the part of a call that does not pickle."""
-    parts: list[tuple[str, Any]] = [("the function itself", task.fn)]
-    parts += [(f"argument {index}", value) for index, value in enumerate(task.args)]
-    parts += [(f"argument {name!r}", value) for name, value in task.kwargs.items()]
-    for label, value in parts:
-        try:
-            cloudpickle.dumps(value)
-        except BaseException:
-            return f"{label} ({type(value).__qualname__})"
-    return "the call"
-
-
-def load_reply(data: bytes, task: Task) -> Outcome:
-    """Turn a worker's answer into an outcome; never raises."""
-    reply: _Reply = pickle.loads(data)
-    if reply.kind is _Kind.PRELOAD_FAILED:
-        module, text = pickle.loads(reply.payload)
-        return Outcome(exception=PreloadError(module, text))
-    try:
-        value = pickle.loads(reply.payload)
-    except BaseException as exc:  # also a SystemExit out of __setstate__: this thread serves all futures
-        what = "result" if reply.kind is _Kind.VALUE else "exception"
-        error = UnpickleError(what, task.name, repr(exc))
-        if reply.traceback:
-            error.add_note(f"What happened in the worker:\n{reply.traceback}")
-        error.__cause__ = exc
-        return Outcome(exception=error, usage=reply.usage)
-    if reply.kind is _Kind.VALUE:
-        return Outcome(value=value, usage=reply.usage)
-    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # it takes text
-    wrapper: Exception
-    if reply.kind is _Kind.TASK_UNREADABLE:
-        wrapper = UnpickleError("task", task.name, repr(value))
-    elif reply.kind is _Kind.INITIALIZER_FAILED:
-        wrapper = InitializerError(reply.pid, repr(value))
-    else:
-        return Outcome(exception=value, usage=reply.usage)
-    wrapper.__cause__ = value
-    return Outcome(exception=wrapper)
-
-
-# ---------------------------------------------------------------- in the worker
-
-
-class _Kind(enum.Enum):
     VALUE = enum.auto()
     EXCEPTION = enum.auto()
     TASK_UNREADABLE = enum.auto()
     INITIALIZER_FAILED = enum.auto()
     PRELOAD_FAILED = enum.auto()
+    UNREACHABLE = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    kind: _Kind
+class Reply:
+    """A worker's answer.
+
+    Attributes
+    ----------
+    kind : Kind
+    payload : bytes
+        A packed value, or a pickled exception.
+    pid : int
+    traceback : str
+    usage : Usage or None
+    kept : bool
+        The task goes on looking at memory it was sent.
+    """
+
+    kind: Kind
     payload: bytes
     pid: int
     traceback: str = ""
     usage: Usage | None = None
+    kept: bool = False
 
 
 _setup_failure: bytes | None = None
+_setup_seconds: float | None = None
 
 
 def setup(wanted: WorkerSetup) -> None:
     """Make this process a worker. A failure is kept, and answers every task that :func:`run` is given."""
-    global _setup_failure
+    global _setup_failure, _setup_seconds
+    started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
-    os.environ.update(wanted.environ)
+    _limit_threads(wanted)
     try:
         preload(wanted.preload)
     except PreloadError as exc:
         payload = pickle.dumps((exc.module, exc.traceback))
-        _setup_failure = pickle.dumps(_Reply(_Kind.PRELOAD_FAILED, payload, os.getpid()))
+        _setup_failure = pickle.dumps(Reply(Kind.PRELOAD_FAILED, payload, os.getpid()))
         return
     try:
         if wanted.initializer is not None:
             fn, args = pickle.loads(wanted.initializer)
             fn(*args)
     except BaseException as exc:
-        _setup_failure = _failure(_Kind.INITIALIZER_FAILED, exc)
+        _setup_failure = pickle.dumps(_failure(Kind.INITIALIZER_FAILED, exc))
+    _setup_seconds = time.perf_counter() - started
 
 
-def preload(modules: Iterable[str], before_each: Callable[[str], object] = lambda module: None) -> None:
+def _limit_threads(wanted: WorkerSetup) -> None:
+    """Hold libraries that are loaded later to our share of the cores, and torch if it is loaded already."""
+    os.environ.update(wanted.environ)
+    torch = sys.modules.get("torch")
+    threads = wanted.environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP allows a list, one a nesting level
+    if torch is not None and threads.isdecimal():
+        torch.set_num_threads(max(1, int(threads)))
+
+
+def preload(modules: Iterable[str]) -> None:
     """Import modules by name.
 
     Raises
@@ -178,37 +144,43 @@ def preload(modules: Iterable[str], before_each: Callable[[str], object] = lambd
         One of them cannot be imported; carries its traceback.
     """
     for module in modules:
-        before_each(module)
         try:
             import_module(module)
         except BaseException:
             raise PreloadError(module, traceback.format_exc()) from None
 
 
-def run(payload: bytes) -> bytes:
+def run(message: bytes) -> bytes:
     """Run one task; its value or its exception is in the answer. Only the end of the process stops it."""
     if _setup_failure is not None:
         return _setup_failure
+    delivery = Delivery(message)
+    del message
+    reply = _run(delivery)
+    return pickle.dumps(reply if delivery.close() else replace(reply, kept=True))
+
+
+def _run(delivery: Delivery) -> Reply:
     try:
-        fn, args, kwargs = pickle.loads(payload)
+        fn, args, kwargs = delivery.open()
+    except UnreachableSegmentError as exc:
+        return Reply(Kind.UNREACHABLE, b"", os.getpid(), str(exc))
     except BaseException as exc:
-        return _failure(_Kind.TASK_UNREADABLE, exc)
-    del payload
+        return _failure(Kind.TASK_UNREADABLE, exc)
     meter = _Meter()
     try:
         value = fn(*args, **kwargs)
     except BaseException as exc:  # SystemExit too: it is the task's answer, as in concurrent.futures
-        return _failure(_Kind.EXCEPTION, exc, meter.read())
+        return _failure(Kind.EXCEPTION, exc, meter.read())
     usage = meter.read()
     try:
-        packed = cloudpickle.dumps(value)
+        return Reply(Kind.VALUE, delivery.answer(value), os.getpid(), usage=usage)
     except BaseException as exc:
         exc.add_note(f"fedexec: while pickling the result ({type(value).__qualname__})")
-        return _failure(_Kind.EXCEPTION, exc, usage)
-    return pickle.dumps(_Reply(_Kind.VALUE, packed, os.getpid(), usage=usage))
+        return _failure(Kind.EXCEPTION, exc, usage)
 
 
-def _failure(kind: _Kind, error: BaseException, usage: Usage | None = None) -> bytes:
+def _failure(kind: Kind, error: BaseException, usage: Usage | None = None) -> Reply:
     text = "".join(traceback.format_exception(error))
     try:
         packed = cloudpickle.dumps(error)
@@ -220,7 +192,7 @@ def _failure(kind: _Kind, error: BaseException, usage: Usage | None = None) -> b
             packed = cloudpickle.dumps(exc)
         except BaseException:
             packed = pickle.dumps(pickle.PicklingError(f"{error!r} could not be pickled: {exc!r}"))
-    return pickle.dumps(_Reply(kind, packed, os.getpid(), text, usage))
+    return Reply(kind, packed, os.getpid(), text, usage)
 
 
 class _Meter:
@@ -239,6 +211,7 @@ class _Meter:
             cpu_seconds=cpu,
             peak_host_bytes=resident.get("VmHWM") if self._peak_is_ours else None,
             end_host_bytes=resident.get("VmRSS"),
+            setup_seconds=_setup_seconds,
         )
 
 

@@ -23,14 +23,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fedexec.errors import PreloadError
+from fedexec.interface import Hooks
 from fedexec.settings import Settings
-from fedexec.worker import thread_limits
 from fedexec_backends._template import Template, inherited_fd
 
-__all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process"]
+__all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code"]
 
 log = logging.getLogger("fedexec")
 _util: Any = util  # its names that type checkers do not know
+
+UNKNOWN_EXITCODE = 255  # as in multiprocessing, of a worker whose template died before it
 
 
 class Launcher:
@@ -39,13 +41,15 @@ class Launcher:
     Parameters
     ----------
     settings : Settings
-        Start method, preload, threads per worker.
+        Start method, preload.
+    hooks : Hooks
+        The warm-up.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.template: Template | None = None
         if settings.start_method == "forkserver":
-            self.template = Template(settings.preload, thread_limits(settings))
+            self.template = Template(settings.preload, hooks.warmup, settings.preload_timeout)
 
     def start(self) -> None:
         """Import the preload, where one process does it for all; PreloadError if that fails."""
@@ -125,6 +129,16 @@ def end_process(process: BaseProcess) -> None:
         process.kill()  # too young to lead a group
 
 
+def exit_code(process: BaseProcess) -> int | None:
+    """Return how a worker ended: as ``exitcode``, but None where nobody knows."""
+    return None if process.exitcode == UNKNOWN_EXITCODE else process.exitcode
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 def _kill_group(pid: int) -> bool:
     try:
         os.killpg(pid, signal.SIGKILL)
@@ -179,10 +193,10 @@ class _ForkedPopen(popen_forkserver.Popen):
             with self._reaping:
                 if self.returncode is None:
                     try:
-                        self.returncode = read_signed(self.sentinel)
-                    except (OSError, EOFError):  # the template died: nobody will tell us, so make it true
+                        self.returncode = read_signed(self._status_fd)
+                    except (OSError, EOFError):  # the template died before the worker: nobody can tell
                         _kill_group(self.pid)
-                        self.returncode = -signal.SIGKILL
+                        self.returncode = UNKNOWN_EXITCODE
         return self.returncode
 
     def _launch(self, process: WorkerProcess) -> None:
@@ -198,8 +212,8 @@ class _ForkedPopen(popen_forkserver.Popen):
         status_r, status_w = os.pipe()
         data_r, data_w = os.pipe()
         # The worker sees the end of this process as the end of the data pipe: we keep its writing end open.
-        self.sentinel = status_r
-        self.finalizer = util.Finalize(self, _util.close_fds, (status_r, data_w))
+        fds = [status_r, data_w]
+        self.finalizer = util.Finalize(self, _close_all, (fds,))
         try:
             self._template.fork([data_r, status_w, _tracker_fd(), *self._fds])
         finally:
@@ -210,6 +224,13 @@ class _ForkedPopen(popen_forkserver.Popen):
         except EOFError:
             self.finalizer()
             raise
+        self._status_fd = self.sentinel = status_r
+        try:
+            # The end of the worker itself: the status pipe also ends with the template, which is no death.
+            self.sentinel = os.pidfd_open(self.pid)
+            fds.append(self.sentinel)
+        except (AttributeError, OSError):
+            pass  # no such call here, or the worker has ended already
         return data_w
 
 

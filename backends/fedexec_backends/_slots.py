@@ -5,17 +5,19 @@ pool for each slot a death, a kill or a restart touches one task by construction
 thread a slot and nothing per task.
 """
 
+import functools
 import queue
 import threading
 from abc import abstractmethod
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import Executor as Pool
 
+from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Initializer, Outcome, Task
+from fedexec.interface import Backend, Hooks, Outcome, Task
 from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, dump_task, load_reply, run
-from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process
+from fedexec.worker import WorkerSetup, run
+from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
 
 __all__ = ["PooledBackend", "Slot"]
 
@@ -23,10 +25,11 @@ __all__ = ["PooledBackend", "Slot"]
 class PooledBackend(Backend):
     """Runs each task in the pool of a free slot."""
 
-    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
-        super().__init__(settings, initializer)
-        self._launcher = Launcher(settings)
-        self._setup = WorkerSetup.of(settings, initializer)
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        super().__init__(settings, hooks)
+        self._launcher = Launcher(settings, hooks)
+        self._setup = WorkerSetup.of(settings, hooks)
+        self._courier = Courier(shared_memory=settings.shared_memory)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the last used is the one that is warm
         for slot in reversed(self._slots):
@@ -42,10 +45,9 @@ class PooledBackend(Backend):
 
     def run(self, task: Task) -> Outcome:
         """Run one task in a free slot."""
-        payload = dump_task(task)
         slot = self._free.get()
         try:
-            outcome = load_reply(slot.call(task, payload), task)
+            outcome = self._courier.deliver(task, functools.partial(slot.call, task))
             self.after(slot, outcome)
         finally:
             self._free.put(slot)
@@ -64,6 +66,7 @@ class PooledBackend(Backend):
         for slot in self._slots:
             slot.close()
         self._launcher.stop()
+        self._courier.close()
 
     def new_pool(self, slot: "Slot") -> Pool:
         """Make the pool of one slot, which hears of every process the pool starts."""
@@ -81,8 +84,8 @@ class Slot:
         self._task: Task | None = None
         self._process: WorkerProcess | None = None
 
-    def call(self, task: Task, payload: bytes) -> bytes:
-        """Run one packed task.
+    def call(self, task: Task, message: bytes) -> bytes:
+        """Have the worker run one packed task.
 
         Raises
         ------
@@ -92,10 +95,10 @@ class Slot:
         with self._lock:
             self._task = task
         try:
-            return self._submit(payload)
+            return self._submit(message)
         except BrokenExecutor:
             process = self._process
-            pid, exitcode = (process.pid, process.exitcode) if process else (None, None)
+            pid, exitcode = (process.pid, exit_code(process)) if process else (None, None)
             del process
             died = WorkerDiedError(pid, exitcode, task.name)
         finally:
@@ -108,20 +111,20 @@ class Slot:
         finally:
             del died  # no cycle
 
-    def _submit(self, payload: bytes) -> bytes:
+    def _submit(self, message: bytes) -> bytes:
         future = None
         if self._process is not None and self._process.exitcode:
             self._discard()  # the worker died while it was idle, and the pool may not have noticed
         if self._pool is not None:
             try:
-                future = self._pool.submit(run, payload)
+                future = self._pool.submit(run, message)
             except BrokenExecutor:
                 self._discard()
         try:
             if future is None:
                 self._process = None
                 self._pool = self._backend.new_pool(self)
-                future = self._pool.submit(run, payload)
+                future = self._pool.submit(run, message)
             return future.result()
         except BaseException:
             self._discard()

@@ -9,23 +9,30 @@ The upper half runs in the caller's process, the lower half (from :func:`main`) 
 """
 
 import atexit
+import fcntl
+import gc
 import json
 import os
 import pickle
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+import time
+import traceback
+from collections.abc import Callable, Iterable
 from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cloudpickle
+
 from fedexec.errors import PreloadError
-from fedexec.worker import preload
+from fedexec.worker import THREAD_VARIABLES, preload
 
 __all__ = ["Template", "inherited_fd"]
 
@@ -39,13 +46,18 @@ class Template:
     ----------
     modules : iterable of str
         To import before the first worker is forked.
-    environ : dict of str to str
-        Added to the caller's environment.
+    warmup : callable or None
+        To be called after that.
+    timeout : float
+        Seconds that both may take.
     """
 
-    def __init__(self, modules: Iterable[str], environ: dict[str, str]) -> None:
+    def __init__(
+        self, modules: Iterable[str], warmup: Callable[[], object] | None = None, timeout: float = 120.0
+    ) -> None:
         self._modules = tuple(modules)
-        self._environ = environ
+        self._warmup = None if warmup is None else cloudpickle.dumps(warmup)
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -95,7 +107,7 @@ class Template:
 
     def _launch(self) -> None:
         ours, theirs = socket.socketpair()
-        wanted = {"path": sys.path, "modules": self._modules, "cwd": str(Path.cwd())}
+        wanted = {"path": sys.path, "modules": self._modules, "warmup": self._warmup, "cwd": str(Path.cwd())}
         command = [sys.executable, *_util._args_from_interpreter_flags()]
         command += ["-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"]
         with theirs:
@@ -103,7 +115,8 @@ class Template:
                 [*command, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | self._environ,
+                # One thread, for fork's sake; workers get their share of the cores when they are set up.
+                env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
                 process_group=0,  # Ctrl+C is the caller's business
             )
         self._control = ours
@@ -111,16 +124,29 @@ class Template:
             assert self._process.stdin is not None
             with self._process.stdin as stdin:
                 stdin.write(pickle.dumps(wanted))
-            with ours.makefile("rb") as replies:
-                reply = json.loads(replies.readline() or b"{}")
+            self._await_readiness(ours)
         except BaseException:
+            self._process.kill()
             self._discard()
             raise
-        if "ready" not in reply:
-            self._discard()
-            raise PreloadError(
-                reply.get("module", "fedexec"), reply.get("traceback", "the template process died")
-            )
+
+    def _await_readiness(self, control: socket.socket) -> None:
+        """Follow what the template says it does; raise PreloadError if it fails, dies or takes too long."""
+        doing = "fedexec"
+        deadline = time.monotonic() + self._timeout
+        with control.makefile("rb") as reports:
+            while True:
+                control.settimeout(max(0.001, deadline - time.monotonic()))
+                try:
+                    report = json.loads(reports.readline() or b'{"traceback": "the template process died"}')
+                except TimeoutError:
+                    raise PreloadError(doing, f"not done after {self._timeout:g} s") from None
+                if "traceback" in report:
+                    raise PreloadError(doing, report["traceback"])
+                if "ready" in report:
+                    break
+                doing = report["doing"]
+        control.settimeout(None)
 
     def _discard(self) -> None:
         if self._control is not None:
@@ -142,22 +168,67 @@ def inherited_fd(index: int) -> int:
 
 
 def main() -> NoReturn:
-    """Import what is asked for, say so, then fork until the caller is gone."""
+    """Import what is asked for, warm up, say so, then fork until the caller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    _end_on_hangup(control, True)
     wanted = pickle.load(sys.stdin.buffer)
     sys.path[:] = wanted["path"]
     os.chdir(wanted["cwd"])
     _util._close_stdin()
-    reply: dict[str, Any] = {"ready": os.getpid()}
+
+    def tell(**report: object) -> None:
+        control.sendall(json.dumps(report).encode() + b"\n")
+
     try:
-        preload(wanted["modules"])
+        for module in wanted["modules"]:
+            tell(doing=module)
+            preload([module])
+            _check_fit_to_fork()
+        if wanted["warmup"] is not None:
+            tell(doing="warmup")
+            pickle.loads(wanted["warmup"])()
+            _check_fit_to_fork()
     except PreloadError as exc:
-        reply = {"module": exc.module, "traceback": exc.traceback}
-    control.sendall(json.dumps(reply).encode() + b"\n")
-    if "ready" in reply:
-        _Forker(control).serve()
+        tell(traceback=exc.traceback)
+        os._exit(1)
+    except BaseException:
+        tell(traceback=traceback.format_exc())
+        os._exit(1)
+    gc.collect()
+    gc.freeze()  # a worker's collector shall not touch, and so copy, what all workers share
+    _end_on_hangup(control, False)
+    tell(ready=os.getpid())
+    _Forker(control).serve()
     os._exit(0)
+
+
+def _end_on_hangup(control: socket.socket, on: bool) -> None:
+    """Have the kernel end this process (SIGIO) when the caller is gone, whatever an import is doing."""
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+    if on and select.select([control], [], [], 0)[0]:
+        os._exit(1)  # nothing is ever sent to a template that is not ready: the caller is gone already
+
+
+def _check_fit_to_fork() -> None:
+    """Refuse what does not survive a fork: threads, and CUDA."""
+    tasks = Path("/proc/self/task")
+    threads = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
+    if threads > 1:
+        names = [thread.name for thread in threading.enumerate()[1:]]
+        known = f" ({', '.join(names)})" if names else ""
+        raise RuntimeError(
+            f"it left {threads - 1} thread(s) running{known}, which a forked worker would lose. "
+            "Start them in the initializer instead, or use start_method='spawn'"
+        )
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RuntimeError(
+            "it initialised CUDA, which a forked worker cannot use. "
+            "Do that in the initializer instead, or use start_method='spawn'"
+        )
 
 
 class _Forker:

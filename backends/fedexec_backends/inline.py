@@ -45,10 +45,10 @@ class InlineBackend(Backend):
 
     def _initialize(self) -> InitializerError | None:
         """Call the initializer once a thread, as ThreadPoolExecutor does."""
-        if self.initializer is None or getattr(self._thread, "ready", False):
+        if self.hooks.initializer is None or getattr(self._thread, "ready", False):
             return None
         try:
-            self.initializer.fn(*self.initializer.args)
+            self.hooks.initializer(*self.hooks.initargs)
         except BaseException as exc:
             failure = InitializerError(os.getpid(), repr(exc))
             failure.__cause__ = exc

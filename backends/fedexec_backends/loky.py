@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 import loky
 from loky import process_executor
 
-from fedexec.interface import Capability, Initializer, Outcome
+from fedexec.interface import Capability, Hooks, Outcome
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, setup
 from fedexec_backends._context import WorkerContext
@@ -37,11 +37,15 @@ class LokyBackend(PooledBackend):
     """A worker for many tasks."""
 
     capabilities = (
-        Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_ONE | Capability.RECYCLES
+        Capability.ISOLATED
+        | Capability.SURVIVES_DEATH
+        | Capability.KILLS_ONE
+        | Capability.RECYCLES
+        | Capability.SHARES_MEMORY
     )
 
-    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
-        super().__init__(settings, initializer)
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        super().__init__(settings, hooks)
         self._restarts = 0
         self._restarts_lock = threading.Lock()
 

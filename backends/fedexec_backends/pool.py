@@ -21,7 +21,11 @@ class PoolBackend(PooledBackend):
     """A worker for one task; the pool starts the next while the slot waits."""
 
     capabilities = (
-        Capability.ISOLATED | Capability.FRESH_PROCESS | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
+        Capability.ISOLATED
+        | Capability.FRESH_PROCESS
+        | Capability.SURVIVES_DEATH
+        | Capability.KILLS_ONE
+        | Capability.SHARES_MEMORY
     )
 
     def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:

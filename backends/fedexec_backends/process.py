@@ -5,17 +5,19 @@ exception, a worker that dies as :class:`~fedexec.errors.WorkerDiedError` instea
 Manager (one for all tasks, where the tutorial starts one for each) ends with the executor or with the caller.
 """
 
+import functools
 import os
 import secrets
 import threading
 from collections.abc import MutableMapping
 from multiprocessing.managers import SyncManager
 
+from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Capability, Initializer, Outcome, Task
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
 from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, dump_task, end_with_caller, load_reply, run, setup
-from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process
+from fedexec.worker import WorkerSetup, end_with_caller, run, setup
+from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
 
 __all__ = ["ProcessBackend"]
 
@@ -26,14 +28,21 @@ class ProcessBackend(Backend):
     """Starts a process, waits for its end, reads what it left in the dict."""
 
     capabilities = (
-        Capability.ISOLATED | Capability.FRESH_PROCESS | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
+        Capability.ISOLATED
+        | Capability.FRESH_PROCESS
+        | Capability.SURVIVES_DEATH
+        | Capability.KILLS_ONE
+        | Capability.SHARES_MEMORY
     )
 
-    def __init__(self, settings: Settings, initializer: Initializer | None = None) -> None:
-        super().__init__(settings, initializer)
-        self._launcher = Launcher(settings)
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        super().__init__(settings, hooks)
+        self._launcher = Launcher(settings, hooks)
         self._context = WorkerContext(self._launcher, on_start=lambda process: None)
-        self._setup = WorkerSetup.of(settings, initializer)
+        self._setup = WorkerSetup.of(settings, hooks)
+        # Everything through the Manager, as the tutorial has it, unless asked otherwise.
+        asked = settings.sources.get("shared_memory", "default") != "default"
+        self._courier = Courier(shared_memory=asked and settings.shared_memory)
         self._lock = threading.Lock()  # guards the two below
         self._manager: _Manager | None = None
         self._processes: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
@@ -44,9 +53,11 @@ class ProcessBackend(Backend):
 
     def run(self, task: Task) -> Outcome:
         """Run one task in one process."""
-        payload = dump_task(task)
+        return self._courier.deliver(task, functools.partial(self._call, task))
+
+    def _call(self, task: Task, message: bytes) -> bytes:
         return_dict = self._return_dict()
-        process = self._context.Process(target=_work, args=(self._setup, payload, return_dict))
+        process = self._context.Process(target=_work, args=(self._setup, message, return_dict))
         process.start()
         with self._lock:
             self._processes[task.id] = process
@@ -57,7 +68,7 @@ class ProcessBackend(Backend):
         finally:
             with self._lock:
                 del self._processes[task.id]
-        died = WorkerDiedError(process.pid, process.exitcode, task.name)
+        died = WorkerDiedError(process.pid, exit_code(process), task.name)
         process.close()
         try:
             reply = return_dict.pop("reply", None)
@@ -66,7 +77,7 @@ class ProcessBackend(Backend):
             raise died from exc
         if reply is None:
             raise died
-        return load_reply(reply, task)
+        return reply
 
     def kill(self, task: Task) -> None:
         """End the process of `task`."""
@@ -82,6 +93,7 @@ class ProcessBackend(Backend):
                 self._manager.shutdown()
                 self._manager = None
         self._launcher.stop()
+        self._courier.close()
 
     def _return_dict(self) -> MutableMapping[str, bytes]:
         with self._lock:
@@ -115,10 +127,10 @@ def _prepare_manager() -> None:
     end_with_caller()
 
 
-def _work(wanted: WorkerSetup, payload: bytes, return_dict: MutableMapping[str, bytes]) -> None:
+def _work(wanted: WorkerSetup, message: bytes, return_dict: MutableMapping[str, bytes]) -> None:
     """Run in the worker: be set up, run the task, leave its answer."""
     setup(wanted)
     try:
-        return_dict["reply"] = run(payload)
+        return_dict["reply"] = run(message)
     except _MANAGER_GONE:
         os._exit(1)  # the caller says what happened

@@ -5,6 +5,7 @@ bounds what runs at once on this machine, whatever Flower samples. It never impo
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import ipaddress
@@ -37,11 +38,11 @@ from fedexec.flower import (
     serve,
     split_address,
 )
-from fedexec.interface import Capability
+from fedexec.interface import Capability, Hooks
 from fedexec.settings import Settings
 from fedexec.worker import thread_limits
 from fedexec.workload import jobs
-from fedexec.workload.data import DataSpec
+from fedexec.workload.data import DataError, DataSpec
 
 __all__ = ["client", "run", "server"]
 
@@ -85,7 +86,7 @@ def client(arguments: argparse.Namespace) -> int:
     report = options.writable("--json", arguments.json)
     root = _read(arguments.root_certificates) if arguments.root_certificates else None
     _prepare_process(arguments.address)
-    with _executor(arguments) as executor:
+    with _executor(arguments, spec) as executor:
         ending = Ending(executor.kill_workers)
         tasks = TaskLog(executor)
         host = ClientHost(
@@ -145,7 +146,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
-    with showing as display, _executor(arguments) as executor:
+    with showing as display, _executor(arguments, spec) as executor:
         display.chosen(executor.settings)
         tasks = TaskLog(executor)
         host = hosting(tasks)
@@ -300,12 +301,18 @@ class _ClientProcesses:
 # ---------------------------------------------------------------- this process
 
 
-def _executor(arguments: argparse.Namespace) -> Executor:
+def _executor(arguments: argparse.Namespace, spec: DataSpec) -> Executor:
     settings = options.executor_settings(arguments)
     if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
         # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
         os.environ.update(thread_limits(settings))
-    return Executor(settings)
+    return Executor(settings, Hooks(warmup=functools.partial(_warm_up, spec)))
+
+
+def _warm_up(spec: DataSpec) -> None:
+    """Warm the template up; data that cannot be read is for the first task to report."""
+    with contextlib.suppress(DataError):
+        jobs.warm_up(spec)
 
 
 def _prepare_process(address: str) -> None:

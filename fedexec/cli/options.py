@@ -39,6 +39,10 @@ _EXECUTOR = (
     "retries",
     "memory_limit",
     "threads_per_worker",
+    "max_tasks_per_child",
+    "standby",
+    "shared_memory",
+    "preload_timeout",
     "log_level",
 )
 
@@ -80,6 +84,12 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--retries", metavar="N", help="run a task again if its worker dies (default: 0)")
     group.add_argument("--memory-limit", metavar="SIZE", help="replace a reused worker above this, e.g. 2GiB")
     group.add_argument("--threads-per-worker", metavar="N", help="default: cores / max workers")
+    group.add_argument("--max-tasks-per-child", metavar="N", help="of a standby worker (default: 1)")
+    group.add_argument(
+        "--standby", metavar="N", help="workers that wait ahead of need (default: max workers)"
+    )
+    group.add_argument("--shared-memory", metavar="BOOL", help="send large arrays through shared memory")
+    group.add_argument("--preload-timeout", metavar="SECONDS", help="of preload and warm-up (default: 120)")
     group.add_argument("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR")
 
 

@@ -6,13 +6,20 @@ import numpy.typing as npt
 
 from fedexec.workload.data import DataSpec, load_data
 
-__all__ = ["PRELOAD", "prepare", "test", "train"]
+__all__ = ["PRELOAD", "prepare", "test", "train", "warm_up"]
 
 PRELOAD = ("fedexec.workload.training",)
 """What a worker had better have imported before its first task."""
 
 Weights = list[npt.NDArray[Any]]
 Config = dict[str, Any]
+
+
+def warm_up(data: DataSpec) -> None:
+    """Do once, where workers are forked from, what each would do again: read the data, take a step."""
+    from fedexec.workload import training
+
+    training.warm_up(data)
 
 
 def prepare(data: DataSpec) -> Weights:

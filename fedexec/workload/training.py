@@ -15,7 +15,7 @@ from torch import nn
 
 from fedexec.workload.data import DataSpec, load_data
 
-__all__ = ["Net", "get_weights", "initial_weights", "set_weights", "test", "train"]
+__all__ = ["Net", "get_weights", "initial_weights", "set_weights", "test", "train", "warm_up"]
 
 Weights = list[npt.NDArray[Any]]
 Config = dict[str, Any]
@@ -69,6 +69,17 @@ def initial_weights(seed: int) -> Weights:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_weights(Net())
+
+
+def warm_up(data: DataSpec) -> None:
+    """Read the data set into this process and take one training step, on the CPU."""
+    for client in (None, 0):
+        load_data(data, client=client)
+    with torch.random.fork_rng(devices=[]):
+        net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    F.cross_entropy(net(torch.zeros(2, 3, 32, 32)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -> tuple[Weights, int, Config]:

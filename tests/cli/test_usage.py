@@ -28,7 +28,7 @@ def complaint(capsys, *argv):
     ("argv", "code", "says"),
     [
         (["run", "--backend", "prozess"], 2, "Did you mean 'process'?"),
-        (["run", "--backend", "prozess"], 2, "process, pool, loky, inline"),
+        (["run", "--backend", "prozess"], 2, "standby, process, pool, loky, inline"),
         (["run", "--max-workers", "0"], 2, "max_workers must be greater than 0, got 0"),
         (["run", "--max-workers", "two"], 2, "max_workers must be a whole number, got 'two'"),
         (["run", "--timeout", "-3"], 2, "timeout must be greater than 0"),

@@ -9,6 +9,10 @@ class TestInline(ExecutorConformance):
     backend = "inline"
 
 
+class TestStandby(ExecutorConformance):
+    backend = "standby"
+
+
 class TestProcess(ExecutorConformance):
     backend = "process"
 
@@ -25,6 +29,10 @@ class Spawned(LifecycleConformance, ScriptConformance):
     """What depends on how a worker starts."""
 
     start_method = "spawn"
+
+
+class TestStandbySpawned(Spawned):
+    backend = "standby"
 
 
 class TestProcessSpawned(Spawned):

@@ -9,6 +9,10 @@ class TestInline(ExecutorDeaths):
     backend = "inline"
 
 
+class TestStandby(ExecutorDeaths):
+    backend = "standby"
+
+
 class TestProcess(ExecutorDeaths):
     backend = "process"
 
@@ -25,6 +29,10 @@ class Spawned(WorkerDeaths, CallerDeaths):
     """What depends on how a worker starts."""
 
     start_method = "spawn"
+
+
+class TestStandbySpawned(Spawned):
+    backend = "standby"
 
 
 class TestProcessSpawned(Spawned):

@@ -62,7 +62,7 @@ def test_an_unknown_name_gets_the_known_ones_and_the_nearest():
     with pytest.raises(fedexec.UnknownBackendError) as caught:
         fedexec.create_executor("lokky")
     assert caught.value.nearest == "loky"
-    assert "process, pool, loky, inline" in str(caught.value)
+    assert "standby, process, pool, loky, inline" in str(caught.value)
     assert isinstance(caught.value, ValueError)
     with pytest.raises(fedexec.UnknownBackendError) as caught:
         fedexec.create_executor("xyzzy")
@@ -96,12 +96,12 @@ def test_importing_the_core_imports_no_backend_and_nothing_heavy():
 
 
 def test_the_public_names_are_these():
-    assert set(fedexec.__all__) == {
-        "Backend", "BackendInfo", "BackendUnavailableError", "Capability", "Executor", "FedexecError", "Future",
-        "InitializerError", "Outcome", "PreloadError", "Settings", "SettingsError", "Stats", "Task",
-        "TaskTimeoutError", "UnknownBackendError", "UnpickleError", "Usage", "WorkerDiedError", "WorkerError",
-        "backends", "create_executor",
-    }  # fmt: skip
+    assert sorted(fedexec.__all__) == [
+        "Backend", "BackendInfo", "BackendUnavailableError", "Capability", "Executor", "FedexecError",
+        "Future", "Hooks", "InitializerError", "Outcome", "PreloadError", "Settings", "SettingsError",
+        "Stats", "Task", "TaskTimeoutError", "TransferError", "UnknownBackendError", "UnpickleError", "Usage",
+        "WorkerDiedError", "WorkerError", "backends", "create_executor",
+    ]  # fmt: skip
     assert all(hasattr(fedexec, name) for name in fedexec.__all__)
 
 
@@ -111,4 +111,4 @@ def test_a_backend_that_cannot_end_a_task_says_so():
             return Outcome(value=task.fn())
 
     with pytest.raises(NotImplementedError, match="Minimal cannot end"):
-        Minimal(fedexec.Settings()).kill(Task(int, (), {}))
+        Minimal(fedexec.Settings(), fedexec.Hooks()).kill(Task(int, (), {}))

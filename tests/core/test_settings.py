@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import fedexec
-from fedexec.settings import available_cores, format_size, parse_size, resolve
+from fedexec.settings import DEFAULT_BACKEND, available_cores, format_size, parse_size, resolve
 
 
 def test_an_argument_wins_over_a_flag_over_the_environment_over_the_default():
@@ -14,7 +14,7 @@ def test_an_argument_wins_over_a_flag_over_the_environment_over_the_default():
         (everything, "a", "argument"),
         ((None, *everything[1:]), "b", "flag"),
         ((None, None, everything[2]), "c", "FEDEXEC_BACKEND"),
-        ((None, None, {}), "process", "default"),
+        ((None, None, {}), DEFAULT_BACKEND, "default"),
     ):
         settings = resolve(*given)
         assert (settings.backend, settings.sources["backend"]) == (value, source)

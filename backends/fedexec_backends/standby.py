@@ -1,0 +1,251 @@
+"""``standby``: workers that wait before there is work. A fresh process a task, at a warm pool's speed.
+
+A template imports the preload, runs the warm-up once, and forks workers ahead of need. A task goes to one
+that waits; it runs that one task, answers and ends, and everything it held ends with it; the next is forked
+meanwhile. With ``max_tasks_per_child`` above 1 a worker serves that many, or fewer if one leaves it above
+``memory_limit``.
+
+With ``start_method="spawn"``, or where fork is not safe, the workers that wait are fresh interpreters that
+have imported the preload: slower to come by, the same promise.
+"""
+
+import functools
+import threading
+import time
+from collections import deque
+from multiprocessing.connection import Connection, wait
+
+import psutil
+
+from fedexec.courier import Courier
+from fedexec.errors import WorkerDiedError
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
+from fedexec.settings import Settings
+from fedexec.worker import WorkerSetup, run, setup
+from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
+
+__all__ = ["StandbyBackend"]
+
+LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
+
+
+class StandbyBackend(Backend):
+    """Hands a task to a worker that waits."""
+
+    capabilities = (
+        Capability.ISOLATED
+        | Capability.FRESH_PROCESS
+        | Capability.SURVIVES_DEATH
+        | Capability.KILLS_ONE
+        | Capability.STANDS_BY
+        | Capability.SHARES_MEMORY
+    )
+
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        super().__init__(settings, hooks)
+        if settings.max_tasks_per_child > 1:
+            self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
+        self._launcher = Launcher(settings, hooks)
+        self._context = WorkerContext(self._launcher, on_start=lambda process: None)
+        self._setup = WorkerSetup.of(settings, hooks)
+        self._courier = Courier(shared_memory=settings.shared_memory)
+        self._changed = threading.Condition()  # guards everything below
+        self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
+        self._wanted = 0  # tasks that wait for a worker
+        self._leaving: list[_Worker] = []
+        self._running: dict[int, _Worker] = {}  # task id -> its worker
+        self._restarts = 0
+        self._closing = False
+        self._keeper = threading.Thread(target=self._keep, name="fedexec-standby", daemon=True)
+
+    def start(self) -> None:
+        """Start the template, then the first workers."""
+        self._launcher.start()
+        self._keeper.start()
+
+    def run(self, task: Task) -> Outcome:
+        """Run one task in a worker that waits."""
+        return self._courier.deliver(task, functools.partial(self._call, task))
+
+    def kill(self, task: Task) -> None:
+        """End the worker of `task`."""
+        with self._changed:
+            worker = self._running.get(task.id)
+        if worker is not None:
+            end_process(worker.process)
+
+    def restarts(self) -> int:
+        """Return how many workers were replaced because of the limit."""
+        return self._restarts
+
+    def shutdown(self) -> None:
+        """End the workers that wait, then the template."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._keeper.ident is not None:
+            self._keeper.join()
+        workers = [worker for worker in self._waiting if isinstance(worker, _Worker)]
+        for worker in workers:
+            worker.leave()
+        for worker in workers + self._leaving:
+            worker.end()
+        self._waiting.clear()
+        self._leaving.clear()
+        self._launcher.stop()
+        self._courier.close()
+
+    # ------------------------------------------------------------ a task's way
+
+    def _call(self, task: Task, message: bytes) -> bytes:
+        worker = self._take(task)
+        try:
+            if task.doomed:
+                end_process(worker.process)
+            return worker.call(message, task)
+        finally:
+            self._give_back(task, worker)
+
+    def _take(self, task: Task) -> "_Worker":
+        while True:
+            with self._changed:
+                self._wanted += 1
+                if not self._waiting:
+                    self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting)
+                self._wanted -= 1
+                worker = self._waiting.popleft()
+                if isinstance(worker, Exception):
+                    raise worker
+                if worker.process.is_alive():
+                    self._running[task.id] = worker
+                    self._changed.notify_all()
+                    return worker
+                self._leave(worker)  # it died while it waited: nothing is lost
+
+    def _give_back(self, task: Task, worker: "_Worker") -> None:
+        """Let a worker go, or wait again if it may serve another task."""
+        again = worker.answered and not task.doomed and worker.served < self.settings.max_tasks_per_child
+        limit = self.settings.memory_limit
+        too_large = again and limit is not None and worker.resident_bytes() > limit
+        with self._changed:
+            del self._running[task.id]
+            self._restarts += too_large
+            if again and not too_large:
+                self._waiting.appendleft(worker)
+            else:
+                self._leave(worker)
+            self._changed.notify_all()
+
+    def _leave(self, worker: "_Worker") -> None:
+        worker.leave()
+        self._leaving.append(worker)
+
+    # ------------------------------------------------------------ the thread that keeps workers waiting
+
+    def _keep(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closing and not self._is_short():
+                    if not self._changed.wait(timeout=1.0 if self._leaving else None):
+                        break  # time to look after those that leave
+                if self._closing:
+                    return
+                short = self._is_short()
+                leaving, self._leaving = self._leaving, []
+            if short:
+                self._add_worker()
+            remaining = [worker for worker in leaving if not worker.is_gone()]
+            with self._changed:
+                self._leaving += remaining
+
+    def _is_short(self) -> bool:
+        return len(self._waiting) < self.settings.standby + self._wanted
+
+    def _add_worker(self) -> None:
+        worker: _Worker | Exception
+        try:
+            worker = _Worker(self._context, self._setup, self.settings.max_tasks_per_child)
+        except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
+            worker = exc
+        with self._changed:
+            if isinstance(worker, Exception):
+                self._changed.wait_for(lambda: self._closing or self._wanted)  # somebody to tell
+            self._waiting.append(worker)
+            self._changed.notify_all()
+
+
+class _Worker:
+    """One process that waits for tasks, and our end of the connection to it."""
+
+    def __init__(self, context: WorkerContext, wanted: WorkerSetup, tasks: int) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process: WorkerProcess = context.Process(target=_serve, args=(theirs, wanted, tasks))
+        self.served = 0
+        self.answered = True
+        self._left = 0.0
+        with theirs:
+            self.process.start()
+
+    def call(self, message: bytes, task: Task) -> bytes:
+        """Have it run a packed task.
+
+        Raises
+        ------
+        WorkerDiedError
+            It ended instead of answering.
+        """
+        self.answered = False
+        try:
+            self.connection.send_bytes(message)
+            wait([self.connection, self.process.sentinel])
+            # An answer may lie there although its writer is gone; if nothing does, this is EOFError.
+            if self.connection.poll() or self.process.is_alive():
+                reply = self.connection.recv_bytes()
+                self.served += 1
+                self.answered = True
+                return reply
+        except (OSError, EOFError):
+            end_process(self.process)  # in case it has only closed its end: it cannot answer any more
+        self.process.join()
+        raise WorkerDiedError(self.process.pid, exit_code(self.process), task.name)
+
+    def resident_bytes(self) -> int:
+        """Return what it holds now."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            return 0
+
+    def leave(self) -> None:
+        """Let it end: it does when it has answered, or when it sees that nobody will ask."""
+        self.connection.close()
+        self._left = time.monotonic()
+
+    def is_gone(self) -> bool:
+        """Return whether it has ended; one that does not is killed after a while."""
+        if self.process.is_alive():
+            if time.monotonic() > self._left + LEAVE_SECONDS:
+                end_process(self.process)
+            return False
+        self.process.join()
+        self.process.close()
+        return True
+
+    def end(self) -> None:
+        """Wait for its end, and bring it about if need be."""
+        self.process.join(LEAVE_SECONDS)
+        end_process(self.process)
+        self.process.join()
+        self.process.close()
+
+
+def _serve(connection: Connection, wanted: WorkerSetup, tasks: int) -> None:
+    """Run in the worker: be set up, then run what comes."""
+    setup(wanted)
+    for _ in range(tasks):
+        try:
+            message = connection.recv_bytes()
+        except EOFError:
+            return
+        connection.send_bytes(run(message))

@@ -1,0 +1,110 @@
+"""The caller's side of every worker: a task is packed, sent by whatever the backend has, and its answer read.
+
+What happens at the other end is :mod:`fedexec.worker`.
+"""
+
+import logging
+import pickle
+from collections.abc import Callable
+from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
+from typing import Any
+
+import cloudpickle
+
+from fedexec import transport
+from fedexec.errors import InitializerError, PreloadError, UnpickleError
+from fedexec.interface import Outcome, Task
+from fedexec.worker import Kind, Reply
+
+__all__ = ["Courier"]
+
+log = logging.getLogger("fedexec")
+
+
+class Courier:
+    """Takes tasks to workers and brings outcomes back. One for each executor.
+
+    Parameters
+    ----------
+    shared_memory : bool
+        Large arrays go through shared memory, where the system has it; else all is pickled into the message.
+    """
+
+    def __init__(self, *, shared_memory: bool) -> None:
+        self._pool = transport.SegmentPool(enabled=shared_memory and transport.supported())
+
+    def deliver(self, task: Task, call: Callable[[bytes], bytes]) -> Outcome:
+        """Run a task in a worker.
+
+        Parameters
+        ----------
+        task : Task
+        call : callable
+            Has :func:`fedexec.worker.run` called with these bytes in a worker, and returns its answer. What
+            it raises (a death) is raised.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raised, with a note that names the argument.
+        """
+        with self._pack(task) as parcel:
+            reply: Reply = pickle.loads(call(parcel.message))
+            if reply.kind is not Kind.UNREACHABLE:
+                if reply.kept:
+                    parcel.keep()
+                return _outcome(reply, parcel, task)
+        log.warning("workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback)
+        self._pool.disable()
+        return self.deliver(task, call)
+
+    def close(self) -> None:
+        """Give back the shared memory that no result needs any more."""
+        self._pool.close()
+
+    def _pack(self, task: Task) -> transport.Parcel:
+        try:
+            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)))
+        except BaseException as exc:
+            exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
+            raise
+
+
+def _culprit(task: Task) -> str:
+    """Name the part of a call that does not pickle."""
+    parts: list[tuple[str, Any]] = [("the function itself", task.fn)]
+    parts += [(f"argument {index}", value) for index, value in enumerate(task.args)]
+    parts += [(f"argument {name!r}", value) for name, value in task.kwargs.items()]
+    for label, value in parts:
+        try:
+            cloudpickle.dumps(value)
+        except BaseException:
+            return f"{label} ({type(value).__qualname__})"
+    return "the call"
+
+
+def _outcome(reply: Reply, parcel: transport.Parcel, task: Task) -> Outcome:
+    """Turn a worker's answer into an outcome; never raises."""
+    if reply.kind is Kind.PRELOAD_FAILED:
+        module, text = pickle.loads(reply.payload)
+        return Outcome(exception=PreloadError(module, text))
+    try:
+        value = parcel.open(reply.payload) if reply.kind is Kind.VALUE else pickle.loads(reply.payload)
+    except BaseException as exc:  # also a SystemExit out of __setstate__: this thread serves all futures
+        error = UnpickleError("result" if reply.kind is Kind.VALUE else "exception", task.name, repr(exc))
+        if reply.traceback:
+            error.add_note(f"What happened in the worker:\n{reply.traceback}")
+        error.__cause__ = exc
+        return Outcome(exception=error, usage=reply.usage)
+    if reply.kind is Kind.VALUE:
+        return Outcome(value=value, usage=reply.usage)
+    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # it takes text
+    wrapper: Exception
+    if reply.kind is Kind.TASK_UNREADABLE:
+        wrapper = UnpickleError("task", task.name, repr(value))
+    elif reply.kind is Kind.INITIALIZER_FAILED:
+        wrapper = InitializerError(reply.pid, repr(value))
+    else:
+        return Outcome(exception=value, usage=reply.usage)
+    wrapper.__cause__ = value
+    return Outcome(exception=wrapper)

@@ -1,0 +1,450 @@
+"""Arrays between processes through shared memory: pickle protocol 5 with the buffers out of band.
+
+A message is bytes that any channel can carry, a pipe, a queue, a Manager. Where an object's buffers (of
+ndarrays, of torch's CPU tensors) add up to a megabyte or more, they do not stand in it: they lie in a
+*segment*, anonymous memory the caller owns, which the message names. The worker maps that segment instead of
+reading it, and writes its result's buffers into a second one, which the caller then looks at without copying.
+
+Segments have no name in any file system: the kernel frees one when the last process that maps it is gone,
+however it went. They are reused, because touching fresh memory costs more than copying. What lies in one
+already is not written again: ten clients of a round that get the same weights share one segment.
+
+Linux only (``memfd_create``, ``/proc``); elsewhere, and below the threshold, buffers travel in the message.
+"""
+
+import ctypes
+import io
+import mmap
+import os
+import pickle
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import cloudpickle
+import psutil
+
+from fedexec.errors import TransferError
+from fedexec.settings import format_size
+
+__all__ = ["Delivery", "Parcel", "SegmentPool", "UnreachableSegmentError", "supported"]
+
+THRESHOLD = 1 << 20  # bytes of buffers from which a segment is worth its system calls
+ALIGNMENT = 64  # of each buffer in a segment: a cache line, and what vector instructions like
+IDLE_SECONDS = 2.0  # after which a segment nobody uses is given back to the system
+
+
+def supported() -> bool:
+    """Return whether this system has what segments need."""
+    return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")  # noqa: PTH112
+
+
+class UnreachableSegmentError(Exception):
+    """The worker may not open the caller's segment (a hardened ``/proc``): send it in the message."""
+
+
+# ---------------------------------------------------------------- messages
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A segment as another process finds it."""
+
+    pid: int
+    fd: int
+
+    def open(self, size: int, *, write: bool) -> mmap.mmap:
+        """Map it: for the reader privately, so that writing to an argument copies that page and no other."""
+        try:
+            fd = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise UnreachableSegmentError(str(exc)) from exc
+        try:
+            if not write:
+                return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            if os.fstat(fd).st_size < size:
+                os.ftruncate(fd, size)
+            return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A pickled object, and where its buffers are."""
+
+    data: bytes
+    buffers: tuple[bytes, ...] = ()  # those that travel along
+    place: _Place | None = None  # of those that do not,
+    layout: tuple[tuple[int, int], ...] = ()  # at these (offset, size)
+    answer: _Place | None = None  # where the result's buffers may go
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles by value what ``__main__`` defines, and torch's CPU tensors like arrays."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+        if torch is not None and type(obj) in (torch.Tensor, torch.nn.Parameter) and _is_plain(torch, obj):
+            raw = obj.detach().view(-1).view(torch.uint8).numpy()
+            is_parameter = type(obj) is torch.nn.Parameter
+            return _tensor, (
+                pickle.PickleBuffer(raw),
+                obj.dtype,
+                tuple(obj.shape),
+                obj.requires_grad,
+                is_parameter,
+            )
+        return super().reducer_override(obj)
+
+
+def _is_plain(torch: Any, tensor: Any) -> bool:
+    return bool(
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+        and tensor.is_leaf
+        and not (tensor.is_quantized or tensor.is_complex() or tensor.is_neg())
+        and not (vars(tensor) or tensor._backward_hooks)
+    )
+
+
+def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool, is_parameter: bool) -> Any:
+    """Rebuild a tensor on the memory its bytes lie in."""
+    torch = import_module("torch")
+    writable = buffer if not memoryview(buffer).readonly else bytearray(buffer)
+    tensor = torch.frombuffer(writable, dtype=torch.uint8).view(dtype).view(shape)
+    if is_parameter:
+        return torch.nn.Parameter(tensor, requires_grad=requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
+def _dump(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """Pickle, with the buffers beside it."""
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(obj)
+    return file.getvalue(), [buffer.raw() for buffer in buffers]
+
+
+def _lay_out(buffers: list[memoryview]) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Give each buffer its place in a segment; return places and total size."""
+    layout, end = [], 0
+    for buffer in buffers:
+        layout.append((end, buffer.nbytes))
+        end += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(layout), end
+
+
+def _copy(memory: mmap.mmap, layout: tuple[tuple[int, int], ...], buffers: list[memoryview]) -> None:
+    """Copy buffers to their places, with the GIL released."""
+    import numpy as np  # whoever has a buffer has imported it
+
+    target = np.frombuffer(memory, dtype=np.uint8)
+    for (offset, size), buffer in zip(layout, buffers, strict=True):
+        np.copyto(target[offset : offset + size], np.frombuffer(buffer, dtype=np.uint8))
+
+
+# ---------------------------------------------------------------- in the worker
+
+
+class Delivery:
+    """What :meth:`SegmentPool.parcel` packed, as it arrives in the worker.
+
+    Parameters
+    ----------
+    data : bytes
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._message: _Message = pickle.loads(data)
+        self._memory: mmap.mmap | None = None
+
+    def open(self) -> Any:
+        """Unpickle the object.
+
+        Arrays are views of the segment: writing to one copies the page written to; the caller never sees it.
+
+        Raises
+        ------
+        UnreachableSegmentError
+            The segment cannot be opened from here.
+        """
+        message = self._message
+        if message.place is None:
+            return pickle.loads(message.data, buffers=map(bytearray, message.buffers))
+        end = max(offset + size for offset, size in message.layout)
+        self._memory = message.place.open(end, write=False)
+        with memoryview(self._memory) as memory:
+            views = [memory[offset : offset + size] for offset, size in message.layout]
+        return pickle.loads(message.data, buffers=views)
+
+    def answer(self, obj: Any) -> bytes:
+        """Pack a result for :meth:`Parcel.open`.
+
+        Raises
+        ------
+        TransferError
+            There is not enough memory for its buffers.
+        """
+        data, buffers = _dump(obj)
+        layout, size = _lay_out(buffers)
+        place = self._message.answer
+        if place is None or size < THRESHOLD:
+            return pickle.dumps(_Message(data, tuple(map(bytes, buffers))))
+        _check_room(size)
+        memory = place.open(size, write=True)
+        _copy(memory, layout, buffers)
+        memory.close()
+        return pickle.dumps(_Message(data, place=place, layout=layout))
+
+    def close(self) -> bool:
+        """Unmap the segment. False if somebody still looks at it, so that it must not be written to again."""
+        try:
+            if self._memory is not None:
+                self._memory.close()
+        except BufferError:
+            return False
+        return True
+
+
+def _check_room(size: int) -> None:
+    available = psutil.virtual_memory().available
+    if size > available:
+        raise TransferError(
+            f"{format_size(size)} of arrays do not fit into memory: {format_size(available)} are free"
+        )
+
+
+# ---------------------------------------------------------------- in the caller's process
+
+
+_memcmp = ctypes.CDLL(None).memcmp  # releases the GIL, as np.copyto does
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+class _Segment:
+    """Anonymous memory that other processes can map through ``/proc``."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("fedexec", os.MFD_CLOEXEC)
+        self.size = 0
+        self.users = 0
+        self.free_since = 0.0
+        self.layout: tuple[tuple[int, int], ...] = ()  # of the buffers that lie in it, if it may be shared
+        self.kept = False  # a worker still looks at it: never to be written to again
+        self.memory: mmap.mmap | None = None
+
+    @property
+    def place(self) -> _Place:
+        return _Place(os.getpid(), self.fd)
+
+    def fit(self, size: int) -> mmap.mmap:
+        """Map at least `size` bytes. Only while nobody uses it."""
+        if self.memory is None or self.size < size:
+            actual = os.fstat(self.fd).st_size
+            if actual < size:
+                os.ftruncate(self.fd, size)
+                actual = size
+            self.memory = mmap.mmap(self.fd, actual, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self.size = actual
+        return self.memory
+
+    def holds(self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview]) -> bool:
+        """Return whether exactly these bytes lie in it; the first difference ends the comparison."""
+        if layout != self.layout or self.memory is None:
+            return False
+        import numpy as np
+
+        mine = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data
+        return not any(
+            _memcmp(mine + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
+            for (offset, size), buffer in zip(layout, buffers, strict=True)
+        )
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.memory = None  # unmapped when the last view of it is gone
+
+
+class SegmentPool:
+    """The segments of one executor, in the caller's process. Safe to use from many threads.
+
+    Parameters
+    ----------
+    enabled : bool
+        Else buffers travel in the message.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._lock = threading.Lock()
+        self._segments: list[_Segment] = []
+        self._returned: deque[_Segment] = deque()  # appended by finalizers, which must not take a lock
+        self._trimmer: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def parcel(self, obj: Any) -> "Parcel":
+        """Pack an object to be sent.
+
+        Raises
+        ------
+        TransferError
+            There is not enough memory for its buffers.
+        """
+        data, buffers = _dump(obj)
+        layout, size = _lay_out(buffers)
+        if not self._enabled:
+            return Parcel(pickle.dumps(_Message(data, tuple(map(bytes, buffers)))), self, None, None)
+        back = self._take(size)
+        if size < THRESHOLD:
+            message = _Message(data, tuple(map(bytes, buffers)), answer=back.place)
+            return Parcel(pickle.dumps(message), self, None, back)
+        there = self._place(layout, size, buffers)
+        message = _Message(data, place=there.place, layout=layout, answer=back.place)
+        return Parcel(pickle.dumps(message), self, there, back)
+
+    def disable(self) -> None:
+        """Send everything in messages from now on."""
+        self._enabled = False
+
+    def used_bytes(self) -> int:
+        """Return how much memory the segments take, those that wait to be reused included."""
+        with self._lock:
+            return sum(os.fstat(segment.fd).st_blocks * 512 for segment in self._segments)
+
+    def close(self) -> None:
+        """Give everything back that no view of a result still needs."""
+        self._closed.set()
+        with self._lock:
+            for segment in self._segments:
+                segment.close()
+            self._segments.clear()
+        if self._trimmer is not None:
+            self._trimmer.join()
+
+    # ------------------------------------------------------------ for parcels
+
+    def release(self, segment: _Segment) -> None:
+        """Note that one user less needs a segment; from any thread, and from finalizers."""
+        self._returned.append(segment)
+
+    def view(self, segment: _Segment, size: int) -> memoryview:
+        """Look at a segment; when the last view derived from this one is gone, it is released."""
+        memory = segment.fit(size)
+        exporter = (ctypes.c_char * size).from_buffer(memory)
+        weakref.finalize(exporter, self.release, segment).atexit = False
+        return memoryview(exporter).cast("B")
+
+    # ------------------------------------------------------------ which segment
+
+    def _place(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> _Segment:
+        """Return a segment in which these buffers lie, written now or before."""
+        with self._lock:
+            self._collect()
+            for segment in self._segments:
+                if segment.holds(layout, buffers):
+                    segment.users += 1
+                    return segment
+            segment = self._free_segment(size)
+            _copy(segment.fit(size), layout, buffers)
+            segment.layout = layout
+            return segment
+
+    def _take(self, size: int) -> _Segment:
+        """Return a segment for a result, rather one that has `size` bytes already."""
+        with self._lock:
+            self._collect()
+            segment = self._free_segment(size, reserve=False)
+            segment.layout = ()
+            return segment
+
+    def _free_segment(self, size: int, *, reserve: bool = True) -> _Segment:
+        free = [segment for segment in self._segments if not segment.users]
+        enough = [segment for segment in free if segment.size >= size]
+        if enough:
+            segment = min(enough, key=lambda segment: segment.size)
+        else:
+            if reserve:
+                _check_room(size)
+            segment = max(free, key=lambda segment: segment.size) if free else self._new_segment()
+        segment.users += 1
+        return segment
+
+    def _new_segment(self) -> _Segment:
+        segment = _Segment()
+        self._segments.append(segment)
+        if self._trimmer is None:
+            self._trimmer = threading.Thread(target=self._trim, name="fedexec-segments", daemon=True)
+            self._trimmer.start()
+        return segment
+
+    def _collect(self) -> None:
+        now = time.monotonic()
+        while self._returned:
+            segment = self._returned.popleft()
+            segment.users -= 1
+            segment.free_since = now
+            if segment.kept and not segment.users and segment in self._segments:
+                self._segments.remove(segment)
+                segment.close()
+
+    def _trim(self) -> None:
+        """Give back, after a while, what nobody uses."""
+        while not self._closed.wait(IDLE_SECONDS / 2):
+            with self._lock:
+                self._collect()
+                limit = time.monotonic() - IDLE_SECONDS
+                for segment in [s for s in self._segments if not s.users and s.free_since < limit]:
+                    self._segments.remove(segment)
+                    segment.close()
+
+
+class Parcel:
+    """A packed object on its way there, and its answer on the way back. A context manager.
+
+    Attributes
+    ----------
+    message : bytes
+    """
+
+    def __init__(
+        self, message: bytes, pool: SegmentPool, there: _Segment | None, back: _Segment | None
+    ) -> None:
+        self.message = message
+        self._pool = pool
+        self._there = there
+        self._back = back
+
+    def __enter__(self) -> "Parcel":
+        return self
+
+    def keep(self) -> None:
+        """Note that the worker goes on looking at what it was sent."""
+        if self._there is not None:
+            self._there.kept = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Release what was lent. Only when the worker no longer reads or writes it."""
+        for segment in (self._there, self._back):
+            if segment is not None:
+                self._pool.release(segment)
+
+    def open(self, data: bytes) -> Any:
+        """Read an answer. Arrays are writable views of its segment, which comes back when they are gone."""
+        message: _Message = pickle.loads(data)
+        if message.place is None:
+            return pickle.loads(message.data, buffers=map(bytearray, message.buffers))
+        assert self._back is not None
+        end = max(offset + size for offset, size in message.layout)
+        memory = self._pool.view(self._back, end)
+        self._back = None  # the views hold it now
+        return pickle.loads(
+            message.data, buffers=[memory[offset : offset + size] for offset, size in message.layout]
+        )

@@ -1,0 +1,229 @@
+"""What ``standby`` promises beyond every other backend."""
+
+import collections
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import fedexec
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def eventually(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+
+
+def children():
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(child.cmdline())
+    ]
+
+
+def template():
+    return next(child for child in children() if child.ppid() == os.getpid())
+
+
+@pytest.fixture
+def create():
+    made = []
+
+    def make(**options):
+        made.append(fedexec.create_executor("standby", **{"max_workers": 2} | options))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.kill_workers()
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Return a function that writes a module workers can preload."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    return write
+
+
+def test_workers_wait_before_there_is_work(create):
+    create(standby=3)
+    eventually(lambda: len(children()) == 4)
+
+
+def test_none_waits_if_none_shall(create):
+    executor = create(standby=0)
+    assert executor.submit(os.getpid).result() != os.getpid()
+    eventually(lambda: len(children()) == 1)
+
+
+def test_every_task_has_a_process_of_its_own(create):
+    executor = create()
+    pids = [future.result() for future in [executor.submit(os.getpid) for _ in range(200)]]
+    assert len(set(pids)) == 200
+    eventually(lambda: len(children()) == 3)
+
+
+def test_a_worker_serves_as_many_tasks_as_allowed(create):
+    executor = create(max_workers=1, max_tasks_per_child=3)
+    assert fedexec.Capability.FRESH_PROCESS not in executor.capabilities
+    pids = [executor.submit(os.getpid).result() for _ in range(9)]
+    assert sorted(collections.Counter(pids).values()) == [3, 3, 3]
+
+
+def leak(size):
+    import test_standby
+
+    kept = getattr(test_standby, "_kept", [])
+    kept.append(bytearray(b"x" * size))
+    test_standby._kept = kept
+    return os.getpid()
+
+
+def test_a_reused_worker_above_the_limit_is_replaced(create):
+    executor = create(max_workers=1, max_tasks_per_child=1000, memory_limit="150MiB")
+    assert fedexec.Capability.RECYCLES in executor.capabilities
+    pids = [executor.submit(leak, 40 << 20).result() for _ in range(12)]
+    assert 1 < len(set(pids)) < 12
+    assert executor.stats().memory_restarts >= len(set(pids)) - 1
+
+
+def test_a_worker_that_does_not_end_is_ended(create, monkeypatch):
+    from fedexec_backends import standby
+
+    monkeypatch.setattr(standby, "LEAVE_SECONDS", 0.2)
+    executor = create(max_workers=1)
+    pid = executor.submit(stay).result()
+    eventually(lambda: not psutil.pid_exists(pid))
+
+
+def stay():
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    return os.getpid()
+
+
+# ---------------------------------------------------------------- the template
+
+
+def test_what_the_warm_up_did_every_worker_has(create, modules):
+    modules("warm_state", "value = None\n")
+    executor = create(preload=["warm_state"], warmup=functools.partial(warm, "ready"))
+    assert [executor.submit(look).result() for _ in range(3)] == ["ready"] * 3
+
+
+def warm(value):
+    import warm_state
+
+    warm_state.value = value
+
+
+def look():
+    import warm_state
+
+    return warm_state.value
+
+
+def test_a_template_that_dies_is_replaced_and_what_runs_goes_on(create, tmp_path):
+    executor = create()
+    gate = tmp_path / "gate"
+    running = executor.submit(wait_for, str(gate))
+    eventually(lambda: running.running())
+    eventually(lambda: len(children()) == 4)
+    template().kill()
+    assert [future.result() for future in [executor.submit(abs, -i) for i in range(20)]] == list(range(20))
+    gate.touch()
+    assert running.result() == "done"
+
+
+def wait_for(path):
+    while not Path(path).exists():
+        pass
+    return "done"
+
+
+def test_a_preload_that_leaves_a_thread_is_refused_with_the_reason(modules):
+    modules(
+        "leaves_a_thread",
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(3600,), name='busybody', daemon=True).start()\n",
+    )
+    with pytest.raises(fedexec.PreloadError, match=r"leaves_a_thread.*1 thread.*busybody"):
+        fedexec.create_executor("standby", preload=["json", "leaves_a_thread"])
+
+
+def test_a_preload_that_initialised_cuda_is_refused_with_the_reason(modules):
+    # MOCK: this machine may have no GPU, so a stand-in for torch says that CUDA is initialised.
+    modules("torch", "class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
+    with pytest.raises(fedexec.PreloadError, match=r"'torch'.*CUDA"):
+        fedexec.create_executor("standby", preload=["torch"])
+
+
+@pytest.mark.parametrize("how", ["raise", "thread"])
+def test_a_warm_up_that_fails_is_refused_with_the_reason(how):
+    says = "no luck" if how == "raise" else "thread"
+    with pytest.raises(fedexec.PreloadError, match=f"(?s)warmup.*{says}"):
+        fedexec.create_executor("standby", warmup=functools.partial(fail_to_warm, how))
+    assert children() == []
+
+
+def fail_to_warm(how):
+    if how == "raise":
+        raise ValueError("no luck")
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+
+def test_a_preload_that_hangs_is_named_after_a_while(modules):
+    modules("hangs", "import time\ntime.sleep(3600)\n")
+    with pytest.raises(fedexec.PreloadError, match=r"'hangs'.*not done after 0\.5 s"):
+        fedexec.create_executor("standby", preload=["json", "hangs"], preload_timeout=0.5)
+    assert children() == []
+
+
+def test_a_preload_that_ends_the_template_is_named(modules):
+    modules("exits", "import os\nos._exit(3)\n")
+    with pytest.raises(fedexec.PreloadError, match=r"'exits'.*died"):
+        fedexec.create_executor("standby", preload=["exits"])
+
+
+def test_a_caller_killed_during_the_preload_leaves_nothing(modules, tmp_path):
+    modules("slow", f"open({str(tmp_path / 'begun')!r}, 'w').close()\nimport time\ntime.sleep(3600)\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fedexec\n"
+        "fedexec.create_executor('standby', preload=['slow'])"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    eventually((tmp_path / "begun").exists)
+    family = psutil.Process(caller.pid).children(recursive=True)
+    assert family
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+
+
+def test_threads_are_shared_out_although_the_template_has_one(create):
+    executor = create(max_workers=1, threads_per_worker=3)
+    assert executor.submit(os.getenv, "OMP_NUM_THREADS").result() == "3"
+
+
+def test_the_initializer_runs_while_the_worker_waits(create, tmp_path):
+    executor = create(max_workers=1, initializer=time.sleep, initargs=(0.3,))
+    usage = executor.submit(abs, 1)
+    usage.result()
+    assert usage.usage.setup_seconds >= 0.3
+    assert usage.usage.wall_seconds < 0.3
