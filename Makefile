@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from fedexec.workload.data import DataSpec
 
 __all__ = ["CONTESTANTS", "Caller", "contestant"]
 
-PRELOAD = list(jobs.PRELOAD)
+PRELOAD = [*jobs.PRELOAD, "tasks"]
 
 
 @dataclass

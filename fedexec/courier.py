@@ -58,6 +58,11 @@ class Courier:
         self._pool.disable()
         return self.deliver(task, call)
 
+    def rehearsal(self) -> bytes:
+        """Return a packed task that does nothing, for a worker to try its ways on."""
+        with self._pool.parcel((bool, (), {})) as parcel:
+            return parcel.message
+
     def close(self) -> None:
         """Give back the shared memory that no result needs any more."""
         self._pool.close()

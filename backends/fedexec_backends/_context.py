@@ -11,6 +11,8 @@ It builds on names of multiprocessing that its documentation does not mention: `
 import io
 import logging
 import multiprocessing.context
+import multiprocessing.queues
+import multiprocessing.synchronize  # these two so that they are in the template: workers of pools need them
 import os
 import signal
 import threading
@@ -44,12 +46,14 @@ class Launcher:
         Start method, preload.
     hooks : Hooks
         The warm-up.
+    backend : str
+        The backend's module, whose functions the workers run.
     """
 
-    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+    def __init__(self, settings: Settings, hooks: Hooks, backend: str) -> None:
         self.template: Template | None = None
         if settings.start_method == "forkserver":
-            self.template = Template(settings.preload, hooks.warmup, settings.preload_timeout)
+            self.template = Template(settings.preload, hooks.warmup, settings.preload_timeout, backend)
 
     def start(self) -> None:
         """Import the preload, where one process does it for all; PreloadError if that fails."""

@@ -27,7 +27,7 @@ class PooledBackend(Backend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
-        self._launcher = Launcher(settings, hooks)
+        self._launcher = Launcher(settings, hooks, type(self).__module__)
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]

@@ -45,10 +45,11 @@ class StandbyBackend(Backend):
         super().__init__(settings, hooks)
         if settings.max_tasks_per_child > 1:
             self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
-        self._launcher = Launcher(settings, hooks)
+        self._launcher = Launcher(settings, hooks, type(self).__module__)
         self._context = WorkerContext(self._launcher, on_start=lambda process: None)
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
+        self._rehearsal = self._courier.rehearsal()
         self._changed = threading.Condition()  # guards everything below
         self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
         self._wanted = 0  # tasks that wait for a worker
@@ -165,7 +166,7 @@ class StandbyBackend(Backend):
     def _add_worker(self) -> None:
         worker: _Worker | Exception
         try:
-            worker = _Worker(self._context, self._setup, self.settings.max_tasks_per_child)
+            worker = _Worker(self._context, self._setup, self.settings.max_tasks_per_child, self._rehearsal)
         except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
             worker = exc
         with self._changed:
@@ -178,9 +179,9 @@ class StandbyBackend(Backend):
 class _Worker:
     """One process that waits for tasks, and our end of the connection to it."""
 
-    def __init__(self, context: WorkerContext, wanted: WorkerSetup, tasks: int) -> None:
+    def __init__(self, context: WorkerContext, wanted: WorkerSetup, tasks: int, rehearsal: bytes) -> None:
         self.connection, theirs = context.Pipe()
-        self.process: WorkerProcess = context.Process(target=_serve, args=(theirs, wanted, tasks))
+        self.process: WorkerProcess = context.Process(target=_serve, args=(theirs, wanted, tasks, rehearsal))
         self.served = 0
         self.answered = True
         self._left = 0.0
@@ -240,9 +241,10 @@ class _Worker:
         self.process.close()
 
 
-def _serve(connection: Connection, wanted: WorkerSetup, tasks: int) -> None:
+def _serve(connection: Connection, wanted: WorkerSetup, tasks: int, rehearsal: bytes) -> None:
     """Run in the worker: be set up, then run what comes."""
     setup(wanted)
+    run(rehearsal)  # so that what every task needs has been copied from the template when the first one comes
     for _ in range(tasks):
         try:
             message = connection.recv_bytes()
