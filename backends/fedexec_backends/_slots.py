@@ -80,6 +80,7 @@ class Slot:
         self._backend = backend
         self._pool: Pool | None = None
         self._retired: Pool | None = None
+        self._distrusted = False  # the worker was ended before it began: its task may be given to another
         self._lock = threading.Lock()  # guards the two below
         self._task: Task | None = None
         self._process: WorkerProcess | None = None
@@ -112,25 +113,31 @@ class Slot:
             del died  # no cycle
 
     def _submit(self, message: bytes) -> bytes:
-        future = None
-        if self._process is not None and self._process.exitcode:
-            self._discard()  # the worker died while it was idle, and the pool may not have noticed
-        if self._pool is not None:
+        while True:
+            if self._distrusted or (self._process is not None and self._process.exitcode):
+                self._discard()  # the worker died while it was idle, and the pool may not have noticed
+            future = None
             try:
-                future = self._pool.submit(run, message)
+                if self._pool is not None:
+                    try:
+                        future = self._pool.submit(run, message)
+                    except BrokenExecutor:
+                        self._discard()
+                if future is None:
+                    self._process = None
+                    self._pool = self._backend.new_pool(self)
+                    future = self._pool.submit(run, message)
+                return future.result()
             except BrokenExecutor:
+                begun = not self._distrusted
                 self._discard()
-        try:
-            if future is None:
-                self._process = None
-                self._pool = self._backend.new_pool(self)
-                future = self._pool.submit(run, message)
-            return future.result()
-        except BaseException:
-            self._discard()
-            raise
-        finally:
-            del future  # the traceback of its exception holds this frame: no cycle
+                if begun:
+                    raise
+            except BaseException:
+                self._discard()
+                raise
+            finally:
+                del future  # the traceback of its exception holds this frame: no cycle
 
     def started(self, process: WorkerProcess) -> None:
         """Take note of a process the pool has started."""
@@ -139,7 +146,9 @@ class Slot:
             doomed = self._task is not None and self._task.doomed
         # A predecessor that was killed just after its answer may have died holding the result queue's lock;
         # the pool takes its end for a regular one, and the new worker would wait for that lock for ever.
-        if doomed or (before is not None and before.exitcode):
+        # It is too young to have begun a task, which goes to a new pool.
+        self._distrusted = before is not None and bool(before.exitcode)
+        if doomed or self._distrusted:
             end_process(process)
 
     def kill(self, task: Task) -> None:
@@ -168,5 +177,6 @@ class Slot:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True)
+            self._distrusted = False
             if self._process is not None:
                 self._process.join()  # a broken loky does not, and multiprocessing keeps what is not joined

@@ -51,8 +51,6 @@ log = logging.getLogger("fedexec")
 
 def run(arguments: argparse.Namespace) -> int:
     """Server and clients on this machine."""
-    if arguments.address is None:
-        arguments.address = _free_address()
     spec = options.data_spec(arguments)
     if arguments.processes:
         return _serve(arguments, spec, functools.partial(_ClientProcesses, arguments))
@@ -149,16 +147,20 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
     with showing as display, _executor(arguments, spec) as executor:
         display.chosen(executor.settings)
         tasks = TaskLog(executor)
-        host = hosting(tasks)
+        host: Any = _Elsewhere()
 
         def stop() -> None:
-            if isinstance(host, _ClientProcesses):
-                host.kill()
+            host.kill()
             executor.kill_workers()
 
         ending = Ending(stop)
         try:
             initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
+            if (
+                arguments.address is None
+            ):  # as late as possible: until the server listens, anybody may take it
+                arguments.address = _free_address()
+            host = hosting(tasks)
             strategy = _strategy(arguments, spec, tasks, initial, available, fit_clients, display, host.check)
             serve(
                 strategy,
@@ -171,8 +173,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             host.join()
         except Exception as exc:
             ending.settle()
-            if isinstance(host, _ClientProcesses):
-                host.kill()
+            host.kill()
             raise _reason(exc) from exc
         final = _final_weights(strategy)
         result = {
@@ -315,10 +316,10 @@ def _warm_up(spec: DataSpec) -> None:
         jobs.warm_up(spec)
 
 
-def _prepare_process(address: str) -> None:
+def _prepare_process(address: str | None) -> None:
     """Keep Flower quiet (its deprecation notices are ours to mind), and proxies away from this machine."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    host, _ = split_address(address)
+    host, _ = split_address(address) if address is not None else ("127.0.0.1", 0)
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

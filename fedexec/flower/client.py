@@ -154,6 +154,7 @@ class ExecutorClient(NumPyClient):
         return _ReportingClient(super().to_client(), self.index)
 
     def _call(self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config) -> Any:
+        config = dict(config)  # Flower's own record would have every worker import Flower
         server_round = config.get("server_round")
         result = self._tasks.call(
             fn, parameters, config, kind=kind, client=self.index,

@@ -98,8 +98,12 @@ class ClientHost:
     def join(self) -> None:
         """Wait until the server has sent every client away; raise what broke one of them, if anything did."""
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # one that could not be started has nothing to wait for
+                thread.join()
         self.check()
+
+    def kill(self) -> None:
+        """End nothing: the clients are threads of this process, and end with it."""
 
     def check(self) -> None:
         """Raise what broke a client, if anything did."""

@@ -1,6 +1,7 @@
 """Real Flower, real gRPC, real workers: what a round does when clients work, and when they do not."""
 
 import functools
+import os
 import socket
 import subprocess
 import sys
@@ -26,10 +27,13 @@ from flower import jobs
 BACKENDS = ["inline", "process", "pool", "loky"]
 
 
+HOST = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.1"  # of this process alone: nobody takes its ports
+
+
 def free_address():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((HOST, 0))
+        return f"{HOST}:{probe.getsockname()[1]}"
 
 
 def federate(executor, *, clients, rounds=2, fit=jobs.fit, **strategy_options):
