@@ -26,6 +26,7 @@ from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, en
 
 __all__ = ["StandbyBackend"]
 
+BEGUN = b""  # what a worker says when it has a task: until then nobody has run any of it
 LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
 
 
@@ -99,30 +100,33 @@ class StandbyBackend(Backend):
     # ------------------------------------------------------------ a task's way
 
     def _call(self, task: Task, message: bytes) -> bytes:
-        worker = self._take(task)
-        try:
-            if task.doomed:
-                end_process(worker.process)
-            return worker.call(message, task)
-        finally:
-            self._give_back(task, worker)
+        # Workers that ended while they waited are no fault of the task; all of them, and three more, are.
+        for left in range(self.settings.standby + 3, 0, -1):
+            worker = self._take(task)
+            try:
+                if task.doomed:
+                    end_process(worker.process)
+                return worker.call(message, task)
+            except _NotBegunError as exc:
+                if left == 1 or task.doomed:
+                    raise WorkerDiedError(*exc.args) from None
+            finally:
+                self._give_back(task, worker)
+        raise AssertionError("unreachable")
 
     def _take(self, task: Task) -> "_Worker":
-        while True:
-            with self._changed:
-                self._wanted += 1
-                if not self._waiting:
-                    self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting)
-                self._wanted -= 1
-                worker = self._waiting.popleft()
-                if isinstance(worker, Exception):
-                    raise worker
-                if worker.process.is_alive():
-                    self._running[task.id] = worker
-                    self._changed.notify_all()
-                    return worker
-                self._leave(worker)  # it died while it waited: nothing is lost
+        with self._changed:
+            self._wanted += 1
+            if not self._waiting:
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting)
+            self._wanted -= 1
+            worker = self._waiting.popleft()
+            self._changed.notify_all()
+            if isinstance(worker, Exception):
+                raise worker
+            self._running[task.id] = worker
+            return worker
 
     def _give_back(self, task: Task, worker: "_Worker") -> None:
         """Let a worker go, or wait again if it may serve another task."""
@@ -176,6 +180,10 @@ class StandbyBackend(Backend):
             self._changed.notify_all()
 
 
+class _NotBegunError(WorkerDiedError):
+    """A worker ended before it began its task."""
+
+
 class _Worker:
     """One process that waits for tasks, and our end of the connection to it."""
 
@@ -194,22 +202,30 @@ class _Worker:
         Raises
         ------
         WorkerDiedError
-            It ended instead of answering.
+            It ended instead of answering; _NotBegunError if it had not begun: another may have the task.
         """
-        self.answered = False
+        self.answered = begun = False
         try:
             self.connection.send_bytes(message)
-            wait([self.connection, self.process.sentinel])
-            # An answer may lie there although its writer is gone; if nothing does, this is EOFError.
-            if self.connection.poll() or self.process.is_alive():
-                reply = self.connection.recv_bytes()
-                self.served += 1
-                self.answered = True
-                return reply
+            begun = self._receive() == BEGUN
+            reply = self._receive()
         except (OSError, EOFError):
             end_process(self.process)  # in case it has only closed its end: it cannot answer any more
-        self.process.join()
-        raise WorkerDiedError(self.process.pid, exit_code(self.process), task.name)
+            self.process.join()
+        else:
+            self.served += 1
+            self.answered = True
+            return reply
+        error = WorkerDiedError if begun else _NotBegunError
+        raise error(self.process.pid, exit_code(self.process), task.name)
+
+    def _receive(self) -> bytes:
+        """Wait for a message; EOFError if it ends without one."""
+        wait([self.connection, self.process.sentinel])
+        # A message may lie there although its writer is gone.
+        if self.connection.poll() or self.process.is_alive():
+            return self.connection.recv_bytes()
+        raise EOFError
 
     def resident_bytes(self) -> int:
         """Return what it holds now."""
@@ -250,4 +266,5 @@ def _serve(connection: Connection, wanted: WorkerSetup, tasks: int, rehearsal: b
             message = connection.recv_bytes()
         except EOFError:
             return
+        connection.send_bytes(BEGUN)
         connection.send_bytes(run(message))
