@@ -5,7 +5,7 @@ It differs from the standard contexts in two ways: the caller's ``__main__`` is 
 "forkserver" forks from a :class:`~fedexec_backends._template.Template` of this executor's own.
 
 It builds on names of multiprocessing that its documentation does not mention: ``Process._Popen`` and
-``Popen._launch``, the same in CPython 3.11 to 3.14, as loky and billiard do.
+``Popen._launch``, the same in CPython 3.11 to 3.13.
 """
 
 import io
@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from multiprocessing.forkserver import read_signed
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from fedexec.errors import PreloadError
@@ -29,7 +30,7 @@ from fedexec.interface import Hooks
 from fedexec.settings import Settings
 from fedexec_backends._template import Template, inherited_fd
 
-__all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code"]
+__all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 
 log = logging.getLogger("fedexec")
 _util: Any = util  # its names that type checkers do not know
@@ -51,6 +52,7 @@ class Launcher:
     """
 
     def __init__(self, settings: Settings, hooks: Hooks, backend: str) -> None:
+        start_tracker_apart(resource_tracker)
         self.template: Template | None = None
         if settings.start_method == "forkserver":
             self.template = Template(settings.preload, hooks.warmup, settings.preload_timeout, backend)
@@ -163,6 +165,40 @@ def _packed(process: WorkerProcess, popen: Any) -> bytes:
     finally:
         set_spawning_popen(None)
     return buffer.getvalue()
+
+
+def start_tracker_apart(module: ModuleType) -> None:
+    """Start a resource tracker that leads a process group of its own, unless it runs already.
+
+    It removes the names of semaphores when the caller is gone. Left in the caller's group it is ended by what
+    ends the whole group (``kill -9 -PGID``, a closed terminal), and the names stay for ever.
+
+    Parameters
+    ----------
+    module : module
+        :mod:`multiprocessing.resource_tracker`, or loky's.
+    """
+    tracker: Any = module._resource_tracker
+    with tracker._lock:
+        if tracker._fd is not None:
+            return
+        reading, writing = os.pipe()
+        command = [os.fsdecode(spawn.get_executable()), *_util._args_from_interpreter_flags()]
+        command += ["-c", f"from {module.__name__} import main; main({reading})"]
+        try:
+            tracker._pid = os.posix_spawn(
+                command[0],
+                command,
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, reading, reading)],  # it inherits this one
+                setpgroup=0,
+            )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        tracker._fd = writing
 
 
 def _tracker_fd() -> int:

@@ -9,11 +9,12 @@ from concurrent.futures import Executor
 
 import loky
 from loky import process_executor
+from loky.backend import resource_tracker
 
 from fedexec.interface import Capability, Hooks, Outcome
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, setup
-from fedexec_backends._context import WorkerContext
+from fedexec_backends._context import WorkerContext, start_tracker_apart
 from fedexec_backends._slots import PooledBackend, Slot
 
 __all__ = ["LokyBackend"]
@@ -46,6 +47,7 @@ class LokyBackend(PooledBackend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
+        start_tracker_apart(resource_tracker)  # loky's own
         self._restarts = 0
         self._restarts_lock = threading.Lock()
 

@@ -17,6 +17,9 @@ import numpy as np
 import psutil
 import pytest
 
+from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
+from fedexec.testing.tasks import poll
+
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
 
 FEDEXEC = [sys.executable, "-m", "fedexec"]
@@ -202,6 +205,7 @@ def test_an_address_in_use_is_one_line():
 )
 def test_a_signal_ends_everything(mode, number, tmp_path):
     temporary = set(Path(tempfile.gettempdir()).glob("fedexec-*"))
+    shared = shared_memory()
     file = tmp_path / "run.json"
     started = subprocess.Popen(
         [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
@@ -221,6 +225,7 @@ def test_a_signal_ends_everything(mode, number, tmp_path):
     _, alive = psutil.wait_procs(family, timeout=2)
     assert alive == []
     assert set(Path(tempfile.gettempdir()).glob("fedexec-*")) <= temporary
+    poll(lambda: not orphaned_shared_memory(shared), "semaphores were removed", seconds=2)
     assert list(tmp_path.iterdir()) == [], "a half-written file was left"
 
 
