@@ -1,7 +1,8 @@
 """Who takes part: every backend of fedexec, and what else a person could use.
 
 A contestant is a context manager that gives a :class:`Caller`. All of them run tasks in processes that have
-torch and the training code imported, each as well as it can.
+torch and the training code imported and, but for the tutorial's and Ray's, their share of the cores; warm
+loky has been warmed up like our template.
 """
 
 import concurrent.futures
@@ -20,6 +21,7 @@ from typing import Any
 import tasks
 
 import fedexec
+from fedexec.settings import available_cores
 from fedexec.workload import jobs
 from fedexec.workload.data import DataSpec
 
@@ -44,6 +46,10 @@ class Caller:
     submit: Callable[..., Any]
 
 
+def _threads(workers: int) -> int:
+    return max(1, available_cores() // workers)
+
+
 @contextlib.contextmanager
 def _ours(name: str, workers: int) -> Iterator[Caller]:
     warmup = functools.partial(jobs.warm_up, DataSpec())
@@ -65,7 +71,11 @@ def _pool(method: str, workers: int) -> Iterator[Caller]:
     if method == "forkserver":
         context.set_forkserver_preload(PRELOAD)
     with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, max_tasks_per_child=1, initializer=tasks.import_torch
+        workers,
+        mp_context=context,
+        max_tasks_per_child=1,
+        initializer=tasks.limit_threads,
+        initargs=(_threads(workers),),
     ) as pool:
         yield Caller(lambda fn, *args: pool.submit(fn, *args).result(), pool.submit)
 
@@ -74,7 +84,7 @@ def _pool(method: str, workers: int) -> Iterator[Caller]:
 def _loky(workers: int) -> Iterator[Caller]:
     import loky
 
-    pool = loky.ProcessPoolExecutor(workers, initializer=tasks.import_torch)
+    pool = loky.ProcessPoolExecutor(workers, initializer=tasks.warm_up, initargs=(_threads(workers),))
     try:
         yield Caller(lambda fn, *args: pool.submit(fn, *args).result(), pool.submit)
     finally:

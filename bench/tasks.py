@@ -24,6 +24,25 @@ def import_torch() -> None:
     from fedexec.workload import training  # noqa: F401
 
 
+def warm_up(threads: int) -> None:
+    """Do for a worker that stays what ours are born with: imports, data, a first step, its share of cores."""
+    import torch
+
+    from fedexec.workload import jobs
+    from fedexec.workload.data import DataSpec
+
+    torch.set_num_threads(threads)
+    jobs.warm_up(DataSpec())
+
+
+def limit_threads(threads: int) -> None:
+    """Import what the training task needs, and hold it to its share of the cores."""
+    import_torch()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def fit(weights: list[Any], client: int, epochs: int) -> int:
     """Train one of ten clients on the digits; return the number of samples."""
     from fedexec.workload import jobs

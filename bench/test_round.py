@@ -31,4 +31,4 @@ def test_short_fits(benchmark, name):
 @pytest.mark.parametrize("name", [name for name in ("standby", "plain-loky", "loky") if name in CONTESTANTS])
 def test_half_second_fits(benchmark, name):
     with contestant(name, workers=2) as caller:
-        benchmark.pedantic(ten_fits, args=(caller, 10), rounds=5, warmup_rounds=1)
+        benchmark.pedantic(ten_fits, args=(caller, 25), rounds=5, warmup_rounds=1)

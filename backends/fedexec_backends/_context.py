@@ -5,7 +5,7 @@ It differs from the standard contexts in two ways: the caller's ``__main__`` is 
 "forkserver" forks from a :class:`~fedexec_backends._template.Template` of this executor's own.
 
 It builds on names of multiprocessing that its documentation does not mention: ``Process._Popen`` and
-``Popen._launch``, the same in CPython 3.11 to 3.13.
+``Popen._launch``, the same in CPython 3.11 and 3.13.
 """
 
 import io
