@@ -185,6 +185,8 @@ def start_tracker_apart(module: ModuleType) -> None:
         reading, writing = os.pipe()
         command = [os.fsdecode(spawn.get_executable()), *_util._args_from_interpreter_flags()]
         command += ["-c", f"from {module.__name__} import main; main({reading})"]
+        # Blocked until it ignores them and says so to the kernel, both of which its main() does first.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             tracker._pid = os.posix_spawn(
                 command[0],
@@ -197,6 +199,7 @@ def start_tracker_apart(module: ModuleType) -> None:
             os.close(writing)
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reading)
         tracker._fd = writing
 

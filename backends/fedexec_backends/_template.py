@@ -120,15 +120,20 @@ class Template:
         wanted = {"path": sys.path, "modules": self._modules, "warmup": self._warmup, "cwd": str(Path.cwd())}
         command = [sys.executable, *_util._args_from_interpreter_flags()]
         command += ["-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"]
-        with theirs:
+        # Ctrl+C is the caller's business: blocked until the template has a group of its own and ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 # One thread, for fork's sake; workers get their share of the cores when they are set up.
                 env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
-                process_group=0,  # Ctrl+C is the caller's business
+                process_group=0,
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         self._control = ours
         try:
             assert self._process.stdin is not None
@@ -180,6 +185,7 @@ def inherited_fd(index: int) -> int:
 def main() -> NoReturn:
     """Import what is asked for, warm up, say so, then fork until the caller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control = socket.socket(fileno=int(sys.argv[1]))
     _end_on_hangup(control, True)
     wanted = pickle.load(sys.stdin.buffer)

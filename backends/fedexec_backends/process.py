@@ -68,16 +68,22 @@ class ProcessBackend(Backend):
         finally:
             with self._lock:
                 del self._processes[task.id]
-        died = WorkerDiedError(process.pid, exit_code(process), task.name)
+        pid, exitcode = process.pid, exit_code(process)
         process.close()
+        gone = None
         try:
             reply = return_dict.pop("reply", None)
+            if reply is not None:
+                return reply
         except _MANAGER_GONE as exc:
-            died.add_note("The Manager that held its result had died.")
-            raise died from exc
-        if reply is None:
-            raise died
-        return reply
+            gone = exc.with_traceback(None)  # its frames hold this one: no cycle
+        try:
+            died = WorkerDiedError(pid, exitcode, task.name)
+            if gone is not None:
+                died.add_note("The Manager that held its result had died.")
+            raise died from gone
+        finally:
+            del died  # no cycle
 
     def kill(self, task: Task) -> None:
         """End the process of `task`."""
