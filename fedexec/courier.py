@@ -69,7 +69,7 @@ class Courier:
 
     def _pack(self, task: Task) -> transport.Parcel:
         try:
-            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)))
+            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)), task.submitted)
         except BaseException as exc:
             exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
             raise

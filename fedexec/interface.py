@@ -6,6 +6,7 @@ tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a t
 
 import enum
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -78,12 +79,15 @@ class Task:
     doomed : bool
         Set before :meth:`Backend.kill` is called. A backend looks at it when the worker has started, because
         the call may have come too early to find one.
+    submitted : float
+        When, by :func:`time.monotonic`: from then on nobody writes to its arguments.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     doomed: bool = False
+    submitted: float = field(default_factory=time.monotonic)
     id: int = field(default_factory=_task_ids.__next__)
 
     @property

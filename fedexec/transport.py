@@ -14,6 +14,7 @@ Linux only (``memfd_create``, ``/proc``); elsewhere, and below the threshold, bu
 
 import ctypes
 import io
+import math
 import mmap
 import os
 import pickle
@@ -273,6 +274,8 @@ class _Segment:
         self.users = 0
         self.free_since = 0.0
         self.layout: tuple[tuple[int, int], ...] = ()  # of the buffers that lie in it, if it may be shared
+        self.owners: list[weakref.ref[Any]] = []  # of the objects they were read from,
+        self.read_at = 0.0  # and when that began
         self.kept = False  # a worker still looks at it: never to be written to again
         self.memory: mmap.mmap | None = None
 
@@ -288,17 +291,49 @@ class _Segment:
             self.size = actual
         return self.memory
 
-    def holds(self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview]) -> bool:
-        """Return whether exactly these bytes lie in it; the first difference ends the comparison."""
+    def holds(self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], since: float) -> bool:
+        """Return whether exactly these bytes lie in it.
+
+        They do if they were read from these very objects after `since`, which spares seven of the eight
+        comparisons when eight tasks are given the same arrays at once. Else the first difference decides.
+        """
         if layout != self.layout or self.memory is None:
             return False
+        if self.read_at >= since and all(
+            owner() is buffer.obj for owner, buffer in zip(self.owners, buffers, strict=True)
+        ):
+            return True
         import numpy as np
 
+        begun = time.monotonic()
         mine = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data
-        return not any(
+        if any(
             _memcmp(mine + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
             for (offset, size), buffer in zip(layout, buffers, strict=True)
-        )
+        ):
+            return False
+        self.remember(layout, buffers, begun)
+        return True
+
+    def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> None:
+        """Copy buffers into it."""
+        begun = time.monotonic()
+        _copy(self.fit(size), layout, buffers)
+        self.remember(layout, buffers, begun)
+
+    def remember(
+        self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], read_at: float
+    ) -> None:
+        """Note what lies in it. An owner that is gone is no other's equal, whatever address that one gets."""
+        self.layout, self.read_at = layout, read_at
+        try:
+            self.owners = [weakref.ref(buffer.obj) for buffer in buffers]
+        except TypeError:  # of a kind that knows no weak references
+            self.read_at = 0.0
+
+    def forget(self) -> None:
+        """Note that it is about to hold something else."""
+        self.layout, self.owners, self.read_at = (), [], 0.0
 
     def close(self) -> None:
         os.close(self.fd)
@@ -322,8 +357,14 @@ class SegmentPool:
         self._trimmer: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def parcel(self, obj: Any) -> "Parcel":
+    def parcel(self, obj: Any, since: float = math.inf) -> "Parcel":
         """Pack an object to be sent.
+
+        Parameters
+        ----------
+        obj : object
+        since : float
+            Time of :func:`time.monotonic` from which nobody writes to its buffers.
 
         Raises
         ------
@@ -338,7 +379,7 @@ class SegmentPool:
         if size < THRESHOLD:
             message = _Message(data, tuple(map(bytes, buffers)), answer=back.place)
             return Parcel(pickle.dumps(message), self, None, back)
-        there = self._place(layout, size, buffers)
+        there = self._place(layout, size, buffers, since)
         message = _Message(data, place=there.place, layout=layout, answer=back.place)
         return Parcel(pickle.dumps(message), self, there, back)
 
@@ -376,17 +417,18 @@ class SegmentPool:
 
     # ------------------------------------------------------------ which segment
 
-    def _place(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> _Segment:
+    def _place(
+        self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview], since: float
+    ) -> _Segment:
         """Return a segment in which these buffers lie, written now or before."""
         with self._lock:
             self._collect()
             for segment in self._segments:
-                if segment.holds(layout, buffers):
+                if segment.holds(layout, buffers, since):
                     segment.users += 1
                     return segment
             segment = self._free_segment(size)
-            _copy(segment.fit(size), layout, buffers)
-            segment.layout = layout
+            segment.write(layout, size, buffers)
             return segment
 
     def _take(self, size: int) -> _Segment:
@@ -394,7 +436,7 @@ class SegmentPool:
         with self._lock:
             self._collect()
             segment = self._free_segment(size, reserve=False)
-            segment.layout = ()
+            segment.forget()
             return segment
 
     def _free_segment(self, size: int, *, reserve: bool = True) -> _Segment:

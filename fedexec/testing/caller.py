@@ -145,10 +145,14 @@ class CallerDeaths(Suite):
         with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
             assert script.stdout is not None
             script.stdout.readline()
-            tasks.poll(lambda: self._interrupt(script) or len(gate.arrived()) == 3, "three tasks started")
+            tasks.poll(lambda: self._started_under_fire(script, gate), "three tasks started")
             gate.open()
             out, err = script.communicate(timeout=DEADLINE)
         assert (out, err, script.returncode) == ("[0, 1, 2, 3, 4, 5]\n", "", 0)
+
+    def _started_under_fire(self, script: "subprocess.Popen[str]", gate: Gate) -> bool:
+        self._interrupt(script)
+        return len(gate.arrived()) == 3
 
     @staticmethod
     def _assert_no_noise(err: str) -> None:

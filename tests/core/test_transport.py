@@ -200,6 +200,41 @@ def test_the_same_arrays_are_written_once():
     pool.close()
 
 
+def test_the_same_objects_are_compared_only_if_they_may_have_changed(monkeypatch):
+    compared = []
+    memcmp = transport._memcmp
+    monkeypatch.setattr(transport, "_memcmp", lambda *args: compared.append(args) or memcmp(*args))
+    pool = SegmentPool()
+    sent = arrays(count=1)
+    submitted = time.monotonic()
+    with pool.parcel(sent, submitted) as first, pool.parcel(sent, submitted) as second:
+        assert first._there is second._there
+        assert len(compared) == 0
+        sent[0][-1] = 5.0
+        with pool.parcel(sent, time.monotonic()) as third:
+            assert len(compared) == 1
+            assert Delivery(third.message).open()[0][-1] == 5.0
+    pool.close()
+
+
+class Fleeting:
+    """Makes its array while it is pickled: the next may lie where this one lay."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        return echo, (np.full(MIB, self.value),)
+
+
+def test_arrays_that_only_pickling_makes_are_not_taken_for_each_other():
+    pool = SegmentPool()
+    for value in range(3):
+        with pool.parcel(Fleeting(value), since=0.0) as parcel:
+            assert Delivery(parcel.message).open()[0] == value
+    pool.close()
+
+
 def test_arrays_changed_in_place_are_written_anew():
     pool = SegmentPool()
     sent = arrays()
