@@ -119,7 +119,10 @@ class Suite:
         home = Path(tempfile.mkdtemp(dir=temp))
         (home / "tmp").mkdir()
         script = home / "script.py"
-        script.write_text(textwrap.dedent(source))
+        source = textwrap.dedent(source)
+        if start_new_session:  # for Ctrl+C, which a shell has its background jobs, and so us, ignore
+            source = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + source
+        script.write_text(source)
         variables = {
             "FEDEXEC_BACKEND": self.backend,
             "FEDEXEC_START_METHOD": self.start_method,
