@@ -139,9 +139,8 @@ class WorkerDeaths(Suite):
         self.need(Capability.KILLS_ONE)
         start = time.monotonic()
         create().submit(int).result(DEADLINE)
-        timeout = 1 + 4 * (
-            time.monotonic() - start
-        )  # the others' workers start in less, however slow it is here
+        # The others' workers start in less, however slow it is here.
+        timeout = 1 + 4 * (time.monotonic() - start)
         executor = create(timeout=timeout, retries=1)
         ended: list[float] = []
         start = time.monotonic()
