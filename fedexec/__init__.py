@@ -2,6 +2,7 @@
 
 from fedexec.errors import (
     BackendUnavailableError,
+    DeviceError,
     FedexecError,
     InitializerError,
     PreloadError,
@@ -12,6 +13,7 @@ from fedexec.errors import (
     UnpickleError,
     WorkerDiedError,
     WorkerError,
+    WorkerMemoryError,
 )
 from fedexec.executor import Executor, Future, Stats, create_executor
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
@@ -25,6 +27,7 @@ __all__ = [
     "BackendInfo",
     "BackendUnavailableError",
     "Capability",
+    "DeviceError",
     "Executor",
     "FedexecError",
     "Future",
@@ -43,6 +46,7 @@ __all__ = [
     "Usage",
     "WorkerDiedError",
     "WorkerError",
+    "WorkerMemoryError",
     "backends",
     "create_executor",
 ]

@@ -69,7 +69,7 @@ class Courier:
 
     def _pack(self, task: Task) -> transport.Parcel:
         try:
-            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)), task.submitted)
+            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)), task.submitted, task.device)
         except BaseException as exc:
             exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
             raise
@@ -110,6 +110,6 @@ def _outcome(reply: Reply, parcel: transport.Parcel, task: Task) -> Outcome:
     elif reply.kind is Kind.INITIALIZER_FAILED:
         wrapper = InitializerError(reply.pid, repr(value))
     else:
-        return Outcome(exception=value, usage=reply.usage)
+        return Outcome(exception=value, usage=reply.usage, out_of_memory=reply.out_of_memory)
     wrapper.__cause__ = value
     return Outcome(exception=wrapper)

@@ -9,9 +9,11 @@
     ├── PreloadError (BrokenProcessPool)          a module to preload cannot be imported
     ├── InitializerError (BrokenProcessPool)      the initializer raised
     ├── TransferError (MemoryError)               arrays too large to be sent
+    ├── DeviceError                               a device that does not exist, or does not answer
     └── WorkerError                               one task failed because of its worker
         ├── WorkerDiedError (BrokenProcessPool)   the process ended under the task
         ├── UnpickleError (BrokenProcessPool)     a task, result or exception cannot be unpickled
+        ├── WorkerMemoryError (MemoryError)       the task held more than its hard limit
         └── TaskTimeoutError (TimeoutError)       the task outlived its deadline
 
 The second bases let ``except`` clauses written for :mod:`concurrent.futures` keep working. Fields are
@@ -23,6 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 __all__ = [
     "BackendUnavailableError",
+    "DeviceError",
     "FedexecError",
     "InitializerError",
     "PreloadError",
@@ -33,6 +36,7 @@ __all__ = [
     "UnpickleError",
     "WorkerDiedError",
     "WorkerError",
+    "WorkerMemoryError",
 ]
 
 
@@ -125,6 +129,10 @@ class InitializerError(FedexecError, BrokenProcessPool):
 
 class TransferError(FedexecError, MemoryError):
     """Arrays that do not fit into the memory they would have to be sent through."""
+
+
+class DeviceError(FedexecError):
+    """A device that does not exist or does not answer; the message says which do."""
 
 
 class WorkerError(FedexecError):
@@ -221,3 +229,37 @@ class TaskTimeoutError(WorkerError, TimeoutError):
             f"{self.task} was ended after {self.timeout:g} s (worker {self.pid}). "
             "Raise timeout= or FEDEXEC_TIMEOUT if it needs longer."
         )
+
+
+class WorkerMemoryError(WorkerError, MemoryError):
+    """A running task held more than a hard limit and its worker was ended.
+
+    Parameters
+    ----------
+    task : str
+    pid : int or None
+        The worker that was ended.
+    held, limit : int
+        Bytes.
+    where : str
+        "host memory", or the name of a device.
+    """
+
+    def __init__(self, task: str, pid: int | None, held: int, limit: int, where: str) -> None:
+        super().__init__(task, pid, held, limit, where)
+        self.task, self.pid, self.held, self.limit, self.where = task, pid, held, limit, where
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} was ended: worker {self.pid} held {self.held >> 20} MiB of {self.where}, "
+            f"its hard limit is {self.limit >> 20} MiB."
+        )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an exception says that memory ran out, on the host or on a device.
+
+    Told by name, so that nobody has to import torch for it: ``torch.OutOfMemoryError`` is a RuntimeError.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError", "DeviceMemoryError"})

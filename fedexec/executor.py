@@ -12,13 +12,22 @@ import logging
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from fedexec import registry
-from fedexec.errors import InitializerError, PreloadError, TaskTimeoutError, WorkerDiedError
+from fedexec.errors import (
+    InitializerError,
+    PreloadError,
+    TaskTimeoutError,
+    WorkerDiedError,
+    WorkerMemoryError,
+)
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
+from fedexec.memory.admission import Admission, Footprint, ceiling
+from fedexec.memory.device import Device, devices
+from fedexec.memory.watch import Watch
 from fedexec.settings import Settings, resolve
 
 __all__ = ["Executor", "Future", "Stats", "create_executor"]
@@ -51,7 +60,13 @@ class Future(concurrent.futures.Future[T]):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What an executor has done so far; every field is a number of tasks, but for the last."""
+    """What an executor has done so far; every field is a number of tasks, but for the last.
+
+    Attributes
+    ----------
+    restarts : mapping of str to int
+        How many workers were replaced because of a limit, by cause: "host memory", "device memory".
+    """
 
     submitted: int
     succeeded: int
@@ -62,9 +77,10 @@ class Stats:
     worker_deaths: int
     timeouts: int
     retries: int
-    memory_restarts: int
+    memory_kills: int
+    restarts: Mapping[str, int]
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON knows them."""
         return asdict(self)
 
@@ -72,7 +88,7 @@ class Stats:
 def create_executor(
     backend: str | None = None,
     *,
-    max_workers: int | None = None,
+    max_workers: int | str | None = None,
     start_method: str | None = None,
     preload: Sequence[str] = (),
     initializer: Callable[..., object] | None = None,
@@ -80,6 +96,9 @@ def create_executor(
     timeout: float | None = None,
     retries: int | None = None,
     memory_limit: int | str | None = None,
+    device_memory_limit: int | str | None = None,
+    enforce_limits: bool | None = None,
+    device: str | None = None,
     threads_per_worker: int | None = None,
     warmup: Callable[[], object] | None = None,
     max_tasks_per_child: int | None = None,
@@ -93,9 +112,10 @@ def create_executor(
     Parameters
     ----------
     backend : str, optional
-        A name that :func:`fedexec.backends` lists. Default "process".
-    max_workers : int, optional
-        How many tasks run at once. Default: the cores this process may use.
+        A name that :func:`fedexec.backends` lists. Default: "standby" where fork is safe, else "process".
+    max_workers : int or "auto", optional
+        How many tasks run at once. Default: the cores this process may use. "auto": as many as memory allows,
+        the host's and the devices'; see :mod:`fedexec.memory.admission`.
     start_method : {"forkserver", "spawn"}, optional
         How worker processes start. Neither imports the caller's ``__main__`` again.
     preload : sequence of str, optional
@@ -106,8 +126,13 @@ def create_executor(
         Seconds a task may take; then its worker is ended. Default: no limit.
     retries : int, optional
         How often a task is run again when its *worker* died. Default 0.
-    memory_limit : int or str, optional
-        ``"512MiB"``; a reused worker that holds more host memory after a task is replaced.
+    memory_limit, device_memory_limit : int or str, optional
+        ``"512MiB"``; a reused worker that holds more of the host's, or of a device's, memory after a task is
+        replaced.
+    enforce_limits : bool, optional
+        End a task that exceeds one of these limits while it *runs* (WorkerMemoryError). Default: no.
+    device : str, optional
+        The devices to use, as :func:`fedexec.memory.device.devices` reads it. Default: all that are visible.
     threads_per_worker : int, optional
         Default: ``cores // max_workers``, at least 1.
     warmup : callable, optional
@@ -134,6 +159,8 @@ def create_executor(
         A value makes no sense (a ValueError).
     UnknownBackendError
         No such backend; names those that exist.
+    DeviceError
+        No such device; names those that exist.
     BackendUnavailableError
         Its package is missing; says how to install it.
     PreloadError
@@ -148,6 +175,9 @@ def create_executor(
             "timeout": timeout,
             "retries": retries,
             "memory_limit": memory_limit,
+            "device_memory_limit": device_memory_limit,
+            "enforce_limits": enforce_limits,
+            "device": device,
             "threads_per_worker": threads_per_worker,
             "max_tasks_per_child": max_tasks_per_child,
             "standby": standby,
@@ -162,6 +192,8 @@ def create_executor(
 _NEEDS = {  # setting -> the promises of which one must be made for it to hold
     "timeout": Capability.KILLS_ONE,
     "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
+    "device_memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
+    "enforce_limits": Capability.KILLS_ONE,
     "max_tasks_per_child": Capability.STANDS_BY,
     "standby": Capability.STANDS_BY,
     "shared_memory": Capability.SHARES_MEMORY,
@@ -177,6 +209,13 @@ class Executor(concurrent.futures.Executor):
         Resolved settings; :func:`create_executor` makes them.
     hooks : Hooks, optional
         The caller's own functions: initializer and warm-up.
+
+    Attributes
+    ----------
+    settings : Settings
+    devices : tuple of Device
+        What tasks may compute on, beside the CPU.
+    capabilities : Capability
     """
 
     def __init__(self, settings: Settings, hooks: Hooks | None = None) -> None:
@@ -187,9 +226,11 @@ class Executor(concurrent.futures.Executor):
         backend_class = registry.load(settings.backend)
         _drain_before_exit_of(backend_class)
         _configure_logging(settings)
-        self.settings = settings
+        self.devices = devices(settings.device)
+        settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
         backend = backend_class(settings, hooks)
         self.capabilities = backend.capabilities
+        admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
         try:
             backend.start()
         except BaseException:
@@ -199,7 +240,7 @@ class Executor(concurrent.futures.Executor):
         for field, promise in _NEEDS.items():
             if settings.sources.get(field, "default") != "default" and not self.capabilities & promise:
                 log.warning("backend %s cannot keep %s: it is not enforced", settings.backend, field)
-        self._scheduler = _Scheduler(backend, settings)
+        self._scheduler = _Scheduler(backend, settings, admission, self.devices)
         # An executor nobody holds any more finishes what it was given, then ends.
         weakref.finalize(self, self._scheduler.close).atexit = False
 
@@ -270,6 +311,14 @@ class Executor(concurrent.futures.Executor):
         """Return what has been done so far."""
         return self._scheduler.stats()
 
+    def running(self) -> list[Task]:
+        """Return the tasks that run now; their ``pid`` is None while it is not known."""
+        return self._scheduler.running()
+
+    def footprints(self) -> dict[str, Footprint]:
+        """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
+        return self._scheduler.footprints()
+
 
 def _call_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:
     return [fn(*args) for args in chunk]
@@ -302,9 +351,12 @@ def _configure_logging(settings: Settings) -> None:
 class _Scheduler:
     """Queue and slots of one executor. Its threads hold it, not the executor, which may be collected."""
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(
+        self, backend: Backend, settings: Settings, admission: Admission, devices: Sequence[Device]
+    ) -> None:
         self._backend = backend
         self._settings = settings
+        self._admission = admission
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[tuple[Task, Future[Any]]] = deque()
         self._running: set[Task] = set()
@@ -317,6 +369,10 @@ class _Scheduler:
         self._broken: InitializerError | PreloadError | None = None
         self._counts: Counter[str] = Counter()
         self._gone = threading.Event()  # the backend is shut down
+        self._excesses: dict[int, WorkerMemoryError] = {}  # task id -> why it is being ended
+        self._watch: Watch | None = None
+        if settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
+            self._watch = Watch(settings, devices, self.running, self._end_for_memory)
         _schedulers.add(self)
 
     def submit(self, task: Task) -> Future[Any]:
@@ -387,8 +443,17 @@ class _Scheduler:
                 worker_deaths=counts["worker_deaths"],
                 timeouts=counts["timeouts"],
                 retries=counts["retries"],
-                memory_restarts=self._backend.restarts(),
+                memory_kills=counts["memory_kills"],
+                restarts=dict(self._backend.restarts()),
             )
+
+    def running(self) -> list[Task]:
+        with self._changed:
+            return list(self._running)
+
+    def footprints(self) -> dict[str, Footprint]:
+        with self._changed:
+            return self._admission.footprints()
 
     # ------------------------------------------------------------ a slot's life
 
@@ -424,8 +489,8 @@ class _Scheduler:
         with self._changed:
             self._idle += 1
             try:
-                while not self._queue:
-                    if self._closing:
+                while not (self._queue and self._admission.admit(self._queue[0][0])):
+                    if self._closing and not self._queue:
                         return None
                     self._changed.wait()
                 task, future = self._queue.popleft()
@@ -435,13 +500,17 @@ class _Scheduler:
                 self._idle -= 1
 
     def _serve(self, task: Task, future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            self._done(task, "cancelled")
+        if not future.running() and not future.set_running_or_notify_cancel():
+            self._done(task, None)
             return
-        outcome = self._run(task)
+        with self._admission.measuring(task):
+            outcome = self._run(task)
         if isinstance(outcome.exception, InitializerError | PreloadError):
             self._break(outcome.exception)
-        self._done(task, "succeeded" if outcome.exception is None else "failed")
+        if self._done(task, outcome):
+            with self._changed:  # it ran out of memory in company
+                self._queue.appendleft((task, future))
+            return
         del task
         future.usage = outcome.usage
         try:
@@ -467,43 +536,60 @@ class _Scheduler:
             except TaskTimeoutError as exc:
                 self._count("timeouts")
                 return Outcome(exception=exc.with_traceback(None))
+            except WorkerMemoryError as exc:
+                self._count("memory_kills")
+                return Outcome(exception=exc.with_traceback(None))
             except BaseException as exc:
                 return Outcome(exception=exc)
 
     def _attempt(self, task: Task) -> Outcome:
         timeout = self._settings.timeout
-        if timeout is None or Capability.KILLS_ONE not in self._backend.capabilities:
-            return self._backend.run(task)
         expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self._kill(task)
-
-        timer = threading.Timer(timeout, expire)
-        timer.daemon = True
-        timer.start()
+        timer = None
+        if timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
+            timer = threading.Timer(timeout, self._expire, (task, expired))
+            timer.daemon = True
+            timer.start()
         try:
             return self._backend.run(task)
         except WorkerDiedError as exc:
-            if expired.is_set():
+            if task.id in self._excesses:
+                raise self._excesses.pop(task.id) from None
+            if timeout is not None and expired.is_set():
                 raise TaskTimeoutError(task.name, timeout, exc.pid) from None
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, task: Task, expired: threading.Event) -> None:
+        expired.set()
+        self._kill(task)
 
     def _kill(self, task: Task) -> None:
         task.doomed = True
         self._backend.kill(task)
 
+    def _end_for_memory(self, task: Task, error: WorkerMemoryError) -> None:
+        self._excesses[task.id] = error
+        self._kill(task)
+
     def _count(self, what: str) -> None:
         with self._changed:
             self._counts[what] += 1
 
-    def _done(self, task: Task, how: str) -> None:
+    def _done(self, task: Task, outcome: Outcome | None) -> bool:
+        """Count a task; return whether it is to be run once more, because memory ran out."""
         with self._changed:
             self._running.discard(task)
+            if self._admission.release(task, outcome):
+                self._counts["retries"] += 1
+                return True
+            how = "cancelled" if outcome is None else "failed" if outcome.exception else "succeeded"
             self._counts[how] += 1
+            if self._settings.auto:
+                self._changed.notify_all()  # there may be room now
+            return False
 
     def _break(self, error: InitializerError | PreloadError) -> None:
         """No worker can be made ready: fail what waits, refuse what comes."""
@@ -518,6 +604,8 @@ class _Scheduler:
                 future.set_exception(_copy(error))
 
     def _end_backend(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         try:
             self._backend.shutdown()
         finally:

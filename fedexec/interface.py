@@ -50,6 +50,15 @@ class Usage:
         Highest resident set of the worker while the task ran.
     end_host_bytes : int or None
         Resident set of the worker when the task was done.
+    idle_host_bytes : int or None
+        Resident set of the worker before its first task.
+    device : str or None
+        UUID of the device the worker computed on; "EMULATED-..." if it is emulated.
+    peak_device_bytes, end_device_bytes : int or None
+        What the worker held there, its context included: the most while the task ran, and when it was done.
+        0 only where it is known to have held nothing.
+    peak_allocated_bytes, peak_reserved_bytes : int or None
+        The peaks of torch's allocator while the task ran.
     setup_seconds : float or None
         What the worker's set-up took (preload, initializer) before its first task; part of no task's time
         where workers stand by.
@@ -60,6 +69,12 @@ class Usage:
     cpu_seconds: float
     peak_host_bytes: int | None = None
     end_host_bytes: int | None = None
+    idle_host_bytes: int | None = None
+    device: str | None = None
+    peak_device_bytes: int | None = None
+    end_device_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
     setup_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,6 +96,12 @@ class Task:
         the call may have come too early to find one.
     submitted : float
         When, by :func:`time.monotonic`: from then on nobody writes to its arguments.
+    device : str or None
+        UUID of the device it is to compute on; the executor's choice.
+    pid : int or None
+        Of the worker that runs it; the backend notes it as soon as it knows.
+    alone : bool
+        It ran out of memory in company: nothing else may run beside it.
     """
 
     fn: Callable[..., Any]
@@ -88,6 +109,9 @@ class Task:
     kwargs: Mapping[str, Any]
     doomed: bool = False
     submitted: float = field(default_factory=time.monotonic)
+    device: str | None = None
+    pid: int | None = None
+    alone: bool = False
     id: int = field(default_factory=_task_ids.__next__)
 
     @property
@@ -98,6 +122,14 @@ class Task:
             fn = fn.func
         return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
 
+    @property
+    def kind(self) -> str:
+        """What tasks of the same function have in common."""
+        fn = self.fn
+        while hasattr(fn, "func"):
+            fn = fn.func
+        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{self.name}"
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -106,6 +138,7 @@ class Outcome:
     value: Any = None
     exception: BaseException | None = None
     usage: Usage | None = None
+    out_of_memory: bool = False  # the exception says so: of the host or of a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +192,8 @@ class Backend(ABC):
     def run(self, task: Task) -> Outcome:
         """Run one task and wait for it.
 
+        When this returns, a worker that will not serve again has given its device memory back.
+
         What the task raises belongs into the outcome. Whatever this method itself raises becomes the
         future's exception too.
 
@@ -175,9 +210,9 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
 
-    def restarts(self) -> int:
-        """Return how many workers were replaced because of ``settings.memory_limit``."""
-        return 0
+    def restarts(self) -> Mapping[str, int]:
+        """Return how many workers were replaced because of a limit, by cause; see :mod:`fedexec.memory`."""
+        return {}
 
     def shutdown(self) -> None:
         """End every process and give everything back. Returns when nothing is left."""

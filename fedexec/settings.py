@@ -17,6 +17,7 @@ __all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve"
 
 FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
+AUTO = "auto"
 START_METHODS = ("forkserver", "spawn")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -33,7 +34,9 @@ class Settings:
     backend : str
         Name of the backend.
     max_workers : int
-        How many tasks run at once.
+        How many tasks run at once; where `auto`, at most.
+    auto : bool
+        ``max_workers="auto"``: as many run at once as memory allows.
     start_method : {"forkserver", "spawn"}
         How worker processes start.
     preload : tuple of str
@@ -42,8 +45,13 @@ class Settings:
         Seconds a task may take from the moment it is handed to the backend; None is for ever.
     retries : int
         How often a task is run again when its worker died under it.
-    memory_limit : int or None
-        Bytes of host memory; a reused worker that holds more after a task is replaced.
+    memory_limit, device_memory_limit : int or None
+        Bytes of the host's memory and of a device's; a reused worker that holds more after a task is
+        replaced.
+    enforce_limits : bool
+        Whether a task that exceeds one of them while it *runs* is ended.
+    device : str or None
+        Which devices tasks compute on, as :func:`fedexec.memory.device.devices` reads it.
     threads_per_worker : int
         Given to OpenMP, MKL and OpenBLAS in each worker.
     max_tasks_per_child : int
@@ -62,11 +70,15 @@ class Settings:
 
     backend: str = DEFAULT_BACKEND
     max_workers: int = 1
+    auto: bool = False
     start_method: str = "forkserver" if FORK_IS_SAFE else "spawn"
     preload: tuple[str, ...] = ()
     timeout: float | None = None
     retries: int = 0
     memory_limit: int | None = None
+    device_memory_limit: int | None = None
+    enforce_limits: bool = False
+    device: str | None = None
     threads_per_worker: int = 1
     max_tasks_per_child: int = 1
     standby: int = 1
@@ -80,7 +92,15 @@ class Settings:
         return asdict(self)
 
     def __str__(self) -> str:
-        shown = ("backend", "max_workers", "start_method", "timeout", "memory_limit", "threads_per_worker")
+        shown: tuple[str, ...] = (
+            "backend",
+            "max_workers",
+            "start_method",
+            "timeout",
+            "memory_limit",
+            "threads_per_worker",
+        )
+        shown += ("device",) if self.device else ()
         return ", ".join(
             f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown
         )
@@ -148,6 +168,19 @@ def _whole(minimum: int, complaint: str) -> Callable[[Any], int]:
     return read
 
 
+_at_least_one = _whole(1, "must be greater than 0")
+
+
+def _workers(value: Any) -> int | str:
+    return AUTO if value == AUTO else _at_least_one(value)
+
+
+def _device(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"must be text, got {value!r}")
+    return value.strip()
+
+
 def _seconds(value: Any) -> float:
     try:
         seconds = float(value)
@@ -193,14 +226,17 @@ def _name(value: Any) -> str:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "backend": _name,
-    "max_workers": _whole(1, "must be greater than 0"),
+    "max_workers": _workers,
     "start_method": _start_method,
     "preload": _modules,
     "timeout": _seconds,
     "retries": _whole(0, "must not be negative"),
     "memory_limit": parse_size,
-    "threads_per_worker": _whole(1, "must be greater than 0"),
-    "max_tasks_per_child": _whole(1, "must be greater than 0"),
+    "device_memory_limit": parse_size,
+    "enforce_limits": _switch,
+    "device": _device,
+    "threads_per_worker": _at_least_one,
+    "max_tasks_per_child": _at_least_one,
     "standby": _whole(0, "must not be negative"),
     "shared_memory": _switch,
     "preload_timeout": _seconds,
@@ -255,6 +291,9 @@ def resolve(
             except SettingsError as exc:
                 origin = "" if sources[name] == "argument" else f" ({sources[name]})"
                 raise SettingsError(f"{name} {exc}{origin}") from None
+    values["auto"] = values.get("max_workers") == AUTO
+    if values["auto"]:
+        del values["max_workers"]
     values.setdefault("max_workers", available_cores())
     values.setdefault("standby", values["max_workers"])
     values.setdefault("threads_per_worker", max(1, available_cores() // values["max_workers"]))

@@ -84,6 +84,7 @@ class _Message:
     place: _Place | None = None  # of those that do not,
     layout: tuple[tuple[int, int], ...] = ()  # at these (offset, size)
     answer: _Place | None = None  # where the result's buffers may go
+    device: str | None = None  # that the worker is to compute on
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -205,6 +206,11 @@ class Delivery:
     def __init__(self, data: bytes) -> None:
         self._message: _Message = pickle.loads(data)
         self._memory: mmap.mmap | None = None
+
+    @property
+    def device(self) -> str | None:
+        """UUID of the device to compute on, known before anything is unpickled."""
+        return self._message.device
 
     def open(self) -> Any:
         """Unpickle the object.
@@ -357,7 +363,7 @@ class SegmentPool:
         self._trimmer: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def parcel(self, obj: Any, since: float = math.inf) -> "Parcel":
+    def parcel(self, obj: Any, since: float = math.inf, device: str | None = None) -> "Parcel":
         """Pack an object to be sent.
 
         Parameters
@@ -365,6 +371,8 @@ class SegmentPool:
         obj : object
         since : float
             Time of :func:`time.monotonic` from which nobody writes to its buffers.
+        device : str, optional
+            UUID of the device that the receiver is to compute on.
 
         Raises
         ------
@@ -374,13 +382,14 @@ class SegmentPool:
         data, buffers = _dump(obj)
         layout, size = _lay_out(buffers)
         if not self._enabled:
-            return Parcel(pickle.dumps(_Message(data, tuple(map(bytes, buffers)))), self, None, None)
+            message = _Message(data, tuple(map(bytes, buffers)), device=device)
+            return Parcel(pickle.dumps(message), self, None, None)
         back = self._take(size)
         if size < THRESHOLD:
-            message = _Message(data, tuple(map(bytes, buffers)), answer=back.place)
+            message = _Message(data, tuple(map(bytes, buffers)), answer=back.place, device=device)
             return Parcel(pickle.dumps(message), self, None, back)
         there = self._place(layout, size, buffers, since)
-        message = _Message(data, place=there.place, layout=layout, answer=back.place)
+        message = _Message(data, place=there.place, layout=layout, answer=back.place, device=device)
         return Parcel(pickle.dumps(message), self, there, back)
 
     def disable(self) -> None:

@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 
 import cloudpickle
 
-from fedexec.errors import PreloadError
+from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
+from fedexec.memory import device, host, own
 from fedexec.settings import Settings
 from fedexec.transport import Delivery, UnreachableSegmentError
 
@@ -31,10 +31,10 @@ __all__ = [
     "Reply",
     "WorkerSetup",
     "end_with_caller",
+    "environment",
     "preload",
     "run",
     "setup",
-    "thread_limits",
 ]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -52,17 +52,20 @@ class WorkerSetup:
     def of(cls, settings: Settings, hooks: Hooks) -> "WorkerSetup":
         """Pack what is asked of a worker."""
         packed = cloudpickle.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
-        return cls(thread_limits(settings), settings.preload, packed)
+        return cls(environment(settings), settings.preload, packed)
 
 
-def thread_limits(settings: Settings) -> dict[str, str]:
-    """Return the environment that holds a worker to its share of the cores.
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that hold a worker to its share of the cores and tell it of its device.
 
-    A variable the user has set stays, unless ``threads_per_worker`` was given as well.
+    A number of threads that the user has set stays, unless ``threads_per_worker`` was given as well.
     """
     chosen = settings.sources.get("threads_per_worker", "default") != "default"
     limit = str(settings.threads_per_worker)
-    return {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
+    wanted = {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
+    if settings.device is not None:
+        wanted["FEDEXEC_DEVICE"] = settings.device
+    return wanted | {name: os.environ[name] for name in ("FEDEXEC_EMULATED_LEDGER",) if name in os.environ}
 
 
 class Kind(enum.Enum):
@@ -90,6 +93,8 @@ class Reply:
     usage : Usage or None
     kept : bool
         The task goes on looking at memory it was sent.
+    out_of_memory : bool
+        The exception says that memory ran out, on the host or on a device.
     """
 
     kind: Kind
@@ -98,15 +103,17 @@ class Reply:
     traceback: str = ""
     usage: Usage | None = None
     kept: bool = False
+    out_of_memory: bool = False
 
 
 _setup_failure: bytes | None = None
 _setup_seconds: float | None = None
+_idle_bytes: int | None = None
 
 
 def setup(wanted: WorkerSetup) -> None:
     """Make this process a worker. A failure is kept, and answers every task that :func:`run` is given."""
-    global _setup_failure, _setup_seconds
+    global _setup_failure, _setup_seconds, _idle_bytes
     started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
@@ -124,6 +131,7 @@ def setup(wanted: WorkerSetup) -> None:
     except BaseException as exc:
         _setup_failure = pickle.dumps(_failure(Kind.INITIALIZER_FAILED, exc))
     _setup_seconds = time.perf_counter() - started
+    _, _idle_bytes = host.peak_and_rss()
 
 
 def _limit_threads(wanted: WorkerSetup) -> None:
@@ -162,6 +170,7 @@ def run(message: bytes) -> bytes:
 
 def _run(delivery: Delivery) -> Reply:
     try:
+        device.assign(delivery.device)  # before anything is unpickled that might start it
         fn, args, kwargs = delivery.open()
     except UnreachableSegmentError as exc:
         return Reply(Kind.UNREACHABLE, b"", os.getpid(), str(exc))
@@ -192,46 +201,35 @@ def _failure(kind: Kind, error: BaseException, usage: Usage | None = None) -> Re
             packed = cloudpickle.dumps(exc)
         except BaseException:
             packed = pickle.dumps(pickle.PicklingError(f"{error!r} could not be pickled: {exc!r}"))
-    return Reply(kind, packed, os.getpid(), text, usage)
+    return Reply(kind, packed, os.getpid(), text, usage, out_of_memory=is_out_of_memory(error))
 
 
 class _Meter:
     """Measures one task in this process."""
 
     def __init__(self) -> None:
-        self._peak_is_ours = _reset_peak()
+        self._peak_is_ours = host.reset_peak()  # else an earlier task's peak would be read
+        own.reset_peak()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> Usage:
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        resident = _resident_bytes()
+        peak, resident = host.peak_and_rss()
+        on_device = own.read()
         return Usage(
             worker_pid=os.getpid(),
             wall_seconds=wall,
             cpu_seconds=cpu,
-            peak_host_bytes=resident.get("VmHWM") if self._peak_is_ours else None,
-            end_host_bytes=resident.get("VmRSS"),
+            peak_host_bytes=peak if self._peak_is_ours else None,
+            end_host_bytes=resident,
+            idle_host_bytes=_idle_bytes,
+            device=on_device.uuid,
+            peak_device_bytes=on_device.peak_bytes,
+            end_device_bytes=on_device.held_bytes,
+            peak_allocated_bytes=on_device.torch.peak_allocated_bytes if on_device.torch else None,
+            peak_reserved_bytes=on_device.torch.peak_reserved_bytes if on_device.torch else None,
             setup_seconds=_setup_seconds,
         )
-
-
-def _reset_peak() -> bool:
-    """Set the kernel's high-water mark back to the present; without it an earlier task's peak is read."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _resident_bytes() -> dict[str, int]:
-    """Read VmHWM and VmRSS in bytes; empty where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in lines if line.startswith(("VmHWM", "VmRSS")))
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
 def _leave_the_callers_group() -> None:

@@ -6,7 +6,6 @@ thread a slot and nothing per task.
 """
 
 import functools
-import queue
 import threading
 from abc import abstractmethod
 from concurrent.futures import BrokenExecutor
@@ -14,7 +13,7 @@ from concurrent.futures import Executor as Pool
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Hooks, Outcome, Task
+from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
@@ -31,9 +30,8 @@ class PooledBackend(Backend):
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
-        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the last used is the one that is warm
-        for slot in reversed(self._slots):
-            self._free.put(slot)
+        self._changed = threading.Condition()  # guards the next
+        self._free = self._slots[::-1]  # the last one is the one that was used last, and is warm
 
     @abstractmethod
     def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Pool:
@@ -45,15 +43,28 @@ class PooledBackend(Backend):
 
     def run(self, task: Task) -> Outcome:
         """Run one task in a free slot."""
-        slot = self._free.get()
+        slot = self._take(task)
         try:
             outcome = self._courier.deliver(task, functools.partial(slot.call, task))
-            self.after(slot, outcome)
+            self.after(slot, task, outcome)
         finally:
-            self._free.put(slot)
+            with self._changed:
+                self._free.append(slot)
+                self._changed.notify()
         return outcome
 
-    def after(self, slot: "Slot", outcome: Outcome) -> None:
+    def _take(self, task: Task) -> "Slot":
+        """Take a free slot, rather one whose worker is on the task's device already."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+            fitting = [slot for slot in self._free if slot.device in (None, task.device)]
+            slot = (fitting or self._free)[-1]
+            self._free.remove(slot)
+        if not fitting:
+            slot.retire()
+        return slot
+
+    def after(self, slot: "Slot", task: Task, outcome: Outcome) -> None:
         """Look at a slot after a task, before it gets the next one."""
 
     def kill(self, task: Task) -> None:
@@ -78,6 +89,7 @@ class Slot:
 
     def __init__(self, backend: PooledBackend) -> None:
         self._backend = backend
+        self.device: str | None = None  # that its worker computes on, if it stays there
         self._pool: Pool | None = None
         self._retired: Pool | None = None
         self._distrusted = False  # the worker was ended before it began: its task may be given to another
@@ -95,6 +107,7 @@ class Slot:
         """
         with self._lock:
             self._task = task
+            task.pid = self._process.pid if self._process is not None else None
         try:
             return self._submit(message)
         except BrokenExecutor:
@@ -144,6 +157,8 @@ class Slot:
         with self._lock:
             before, self._process = self._process, process
             doomed = self._task is not None and self._task.doomed
+            if self._task is not None:
+                self._task.pid = process.pid
         # A predecessor that was killed just after its answer may have died holding the result queue's lock;
         # the pool takes its end for a regular one, and the new worker would wait for that lock for ever.
         # It is too young to have begun a task, which goes to a new pool.
@@ -157,13 +172,21 @@ class Slot:
             if self._task is task and self._process is not None:
                 end_process(self._process)
 
-    def retire(self) -> None:
-        """Give the next task a new worker, without waiting for the end of this one."""
+    def retire(self, usage: Usage | None = None) -> None:
+        """Give the next task a new worker; wait for the end of this one only if it holds device memory."""
         if self._retired is not None:
             self._retired.shutdown(wait=True)
-        self._retired, self._pool = self._pool, None
+        self._retired, self._pool, self.device = self._pool, None, None
         if self._retired is not None:
-            self._retired.shutdown(wait=False)
+            self._retired.shutdown(wait=bool(usage and usage.end_device_bytes))
+
+    def await_end(self, usage: Usage | None) -> None:
+        """Wait for the end of the worker that ran a task, if it holds device memory."""
+        process = self._process
+        if process is None or usage is None or not usage.end_device_bytes:
+            return
+        if process.pid == usage.worker_pid:  # else the pool has seen its end, and started the next
+            process.join()
 
     def close(self) -> None:
         """End the worker. Returns when it is gone."""

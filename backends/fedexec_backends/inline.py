@@ -7,7 +7,7 @@ import os
 import threading
 import time
 
-from fedexec.errors import InitializerError
+from fedexec.errors import InitializerError, is_out_of_memory
 from fedexec.interface import Backend, Outcome, Task, Usage
 from fedexec.worker import preload
 
@@ -33,6 +33,7 @@ class InlineBackend(Backend):
         except BaseException as exc:
             # Without our own frame, which would keep the arguments alive as long as the exception.
             outcome.exception = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+            outcome.out_of_memory = is_out_of_memory(exc)
         outcome.usage = Usage(
             worker_pid=os.getpid(),
             wall_seconds=time.perf_counter() - wall,

@@ -5,13 +5,15 @@ check compares with the first task's figure, once a second at most.
 """
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 import loky
 from loky import process_executor
 from loky.backend import resource_tracker
 
-from fedexec.interface import Capability, Hooks, Outcome
+from fedexec.interface import Capability, Hooks, Outcome, Task
+from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, setup
 from fedexec_backends._context import WorkerContext, start_tracker_apart
@@ -48,8 +50,7 @@ class LokyBackend(PooledBackend):
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
         start_tracker_apart(resource_tracker)  # loky's own
-        self._restarts = 0
-        self._restarts_lock = threading.Lock()
+        self._limits = Limits(settings)
 
     def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:
         """Make a pool whose worker stays."""
@@ -58,15 +59,12 @@ class LokyBackend(PooledBackend):
         )
         return pool
 
-    def after(self, slot: Slot, outcome: Outcome) -> None:
+    def after(self, slot: Slot, task: Task, outcome: Outcome) -> None:
         """Retire a worker that holds too much."""
-        limit, usage = self.settings.memory_limit, outcome.usage
-        if limit is None or usage is None or usage.end_host_bytes is None or usage.end_host_bytes <= limit:
-            return
-        with self._restarts_lock:
-            self._restarts += 1
-        slot.retire()
+        slot.device = task.device
+        if self._limits.exceeded(outcome.usage):
+            slot.retire(outcome.usage)
 
-    def restarts(self) -> int:
-        """Return how many workers were replaced because of the limit."""
-        return self._restarts
+    def restarts(self) -> Mapping[str, int]:
+        """Return how many workers were replaced, by cause."""
+        return self._limits.replaced()

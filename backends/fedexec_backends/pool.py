@@ -9,10 +9,10 @@ runs; and workers that would outlive a killed caller (gh-111873) are made to not
 
 from concurrent.futures import Executor, ProcessPoolExecutor
 
-from fedexec.interface import Capability
+from fedexec.interface import Capability, Outcome, Task
 from fedexec.worker import WorkerSetup, setup
 from fedexec_backends._context import WorkerContext
-from fedexec_backends._slots import PooledBackend
+from fedexec_backends._slots import PooledBackend, Slot
 
 __all__ = ["PoolBackend"]
 
@@ -37,3 +37,7 @@ class PoolBackend(PooledBackend):
             initargs=(wanted,),
             max_tasks_per_child=1,
         )
+
+    def after(self, slot: Slot, task: Task, outcome: Outcome) -> None:
+        """Have the worker gone before its device memory is counted on."""
+        slot.await_end(outcome.usage)

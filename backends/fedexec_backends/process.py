@@ -59,6 +59,7 @@ class ProcessBackend(Backend):
         return_dict = self._return_dict()
         process = self._context.Process(target=_work, args=(self._setup, message, return_dict))
         process.start()
+        task.pid = process.pid
         with self._lock:
             self._processes[task.id] = process
         try:

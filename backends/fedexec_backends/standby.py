@@ -13,13 +13,13 @@ import functools
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
-
-import psutil
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
+from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
@@ -51,12 +51,12 @@ class StandbyBackend(Backend):
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
         self._rehearsal = self._courier.rehearsal()
+        self._limits = Limits(settings)
         self._changed = threading.Condition()  # guards everything below
         self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
         self._wanted = 0  # tasks that wait for a worker
         self._leaving: list[_Worker] = []
         self._running: dict[int, _Worker] = {}  # task id -> its worker
-        self._restarts = 0
         self._closing = False
         self._keeper = threading.Thread(target=self._keep, name="fedexec-standby", daemon=True)
 
@@ -67,7 +67,15 @@ class StandbyBackend(Backend):
 
     def run(self, task: Task) -> Outcome:
         """Run one task in a worker that waits."""
-        return self._courier.deliver(task, functools.partial(self._call, task))
+        lent: list[_Worker] = []
+        usage = None
+        try:
+            outcome = self._courier.deliver(task, functools.partial(self._call, task, lent))
+            usage = outcome.usage
+        finally:
+            for worker in lent:
+                self._give_back(task, worker, usage)
+        return outcome
 
     def kill(self, task: Task) -> None:
         """End the worker of `task`."""
@@ -76,9 +84,9 @@ class StandbyBackend(Backend):
         if worker is not None:
             end_process(worker.process)
 
-    def restarts(self) -> int:
-        """Return how many workers were replaced because of the limit."""
-        return self._restarts
+    def restarts(self) -> Mapping[str, int]:
+        """Return how many workers were replaced, by cause."""
+        return self._limits.replaced()
 
     def shutdown(self) -> None:
         """End the workers that wait, then the template."""
@@ -99,10 +107,12 @@ class StandbyBackend(Backend):
 
     # ------------------------------------------------------------ a task's way
 
-    def _call(self, task: Task, message: bytes) -> bytes:
+    def _call(self, task: Task, lent: "list[_Worker]", message: bytes) -> bytes:
+        """Have a worker run a packed task; the worker is added to `lent`, to be given back."""
         # Workers that ended while they waited are no fault of the task; all of them, and three more, are.
         for left in range(self.settings.standby + 3, 0, -1):
             worker = self._take(task)
+            lent.append(worker)
             try:
                 if task.doomed:
                     end_process(worker.process)
@@ -110,8 +120,7 @@ class StandbyBackend(Backend):
             except _NotBegunError as exc:
                 if left == 1 or task.doomed:
                     raise WorkerDiedError(*exc.args) from None
-            finally:
-                self._give_back(task, worker)
+                self._give_back(task, lent.pop(), None)
         raise AssertionError("unreachable")
 
     def _take(self, task: Task) -> "_Worker":
@@ -121,30 +130,35 @@ class StandbyBackend(Backend):
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting)
             self._wanted -= 1
-            worker = self._waiting.popleft()
+            worker = next((each for each in self._waiting if _fits(each, task)), self._waiting[0])
+            self._waiting.remove(worker)
             self._changed.notify_all()
             if isinstance(worker, Exception):
                 raise worker
             self._running[task.id] = worker
-            return worker
+            task.pid = worker.process.pid
+            if _fits(worker, task):
+                worker.device = task.device
+                return worker
+        # All that wait have settled on other devices: one of them makes room for a new one.
+        self._give_back(task, worker, None)
+        return self._take(task)
 
-    def _give_back(self, task: Task, worker: "_Worker") -> None:
+    def _give_back(self, task: Task, worker: "_Worker", usage: Usage | None) -> None:
         """Let a worker go, or wait again if it may serve another task."""
-        again = worker.answered and not task.doomed and worker.served < self.settings.max_tasks_per_child
-        limit = self.settings.memory_limit
-        too_large = again and limit is not None and worker.resident_bytes() > limit
+        again = usage is not None and not task.doomed and worker.served < self.settings.max_tasks_per_child
+        again = again and not self._limits.exceeded(usage)
+        if not again:
+            worker.leave()
+            if usage is not None and usage.end_device_bytes:
+                worker.process.join(LEAVE_SECONDS)  # until then it holds them
         with self._changed:
             del self._running[task.id]
-            self._restarts += too_large
-            if again and not too_large:
+            if again:
                 self._waiting.appendleft(worker)
             else:
-                self._leave(worker)
+                self._leaving.append(worker)
             self._changed.notify_all()
-
-    def _leave(self, worker: "_Worker") -> None:
-        worker.leave()
-        self._leaving.append(worker)
 
     # ------------------------------------------------------------ the thread that keeps workers waiting
 
@@ -191,7 +205,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process: WorkerProcess = context.Process(target=_serve, args=(theirs, wanted, tasks, rehearsal))
         self.served = 0
-        self.answered = True
+        self.device: str | None = None  # that it computes on, since its first task
         self._left = 0.0
         with theirs:
             self.process.start()
@@ -204,7 +218,7 @@ class _Worker:
         WorkerDiedError
             It ended instead of answering; _NotBegunError if it had not begun: another may have the task.
         """
-        self.answered = begun = False
+        begun = False
         try:
             self.connection.send_bytes(message)
             begun = self._receive() == BEGUN
@@ -214,7 +228,6 @@ class _Worker:
             self.process.join()
         else:
             self.served += 1
-            self.answered = True
             return reply
         error = WorkerDiedError if begun else _NotBegunError
         raise error(self.process.pid, exit_code(self.process), task.name)
@@ -226,13 +239,6 @@ class _Worker:
         if self.connection.poll() or self.process.is_alive():
             return self.connection.recv_bytes()
         raise EOFError
-
-    def resident_bytes(self) -> int:
-        """Return what it holds now."""
-        try:
-            return int(psutil.Process(self.process.pid).memory_info().rss)
-        except psutil.NoSuchProcess:
-            return 0
 
     def leave(self) -> None:
         """Let it end: it does when it has answered, or when it sees that nobody will ask."""
@@ -255,6 +261,10 @@ class _Worker:
         end_process(self.process)
         self.process.join()
         self.process.close()
+
+
+def _fits(worker: "_Worker | Exception", task: Task) -> bool:
+    return isinstance(worker, Exception) or worker.device in (None, task.device)
 
 
 def _serve(connection: Connection, wanted: WorkerSetup, tasks: int, rehearsal: bytes) -> None:

@@ -40,7 +40,7 @@ from fedexec.flower import (
 )
 from fedexec.interface import Capability, Hooks
 from fedexec.settings import Settings
-from fedexec.worker import thread_limits
+from fedexec.worker import environment
 from fedexec.workload import jobs
 from fedexec.workload.data import DataError, DataSpec
 
@@ -306,7 +306,7 @@ def _executor(arguments: argparse.Namespace, spec: DataSpec) -> Executor:
     settings = options.executor_settings(arguments)
     if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
         # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
-        os.environ.update(thread_limits(settings))
+        os.environ.update(environment(settings))
     return Executor(settings, Hooks(warmup=functools.partial(_warm_up, spec)))
 
 

@@ -397,5 +397,5 @@ class CallConformance(Suite):
         first.result(0)
         stats = executor.stats().as_dict()
         assert stats == dict.fromkeys(stats, 0) | {
-            "submitted": 4, "succeeded": 2, "failed": 1, "cancelled": 1,
+            "submitted": 4, "succeeded": 2, "failed": 1, "cancelled": 1, "restarts": {},
         }  # fmt: skip

@@ -27,7 +27,7 @@ class MemoryDeaths(Suite):
         assert [value for value, _, _ in answers] == list(range(30))
         assert max(at_start for _, _, at_start in answers) <= 150 * MIB
         if self.promises(Capability.RECYCLES):
-            assert executor.stats().memory_restarts >= 5
+            assert executor.stats().restarts["host memory"] >= 5
             assert len({pid for _, pid, _ in answers}) < 30, "a worker below the limit is kept"
 
     def test_the_first_task_counts(self, create: Create) -> None:
@@ -37,20 +37,20 @@ class MemoryDeaths(Suite):
         assert first.result(DEADLINE)[1] != second.result(DEADLINE)[1]
         assert second.result()[1] == third.result(DEADLINE)[1]
         assert second.result()[2] < 150 * MIB
-        assert executor.stats().memory_restarts == 1
+        assert executor.stats().restarts == {"host memory": 1}
 
     def test_a_worker_below_the_limit_is_kept(self, create: Create) -> None:
         self.need(Capability.RECYCLES)
         executor = create(max_workers=1, memory_limit="1GiB")
         assert len({executor.submit(tasks.leak, MIB).result(DEADLINE)[1] for _ in range(5)}) == 1
-        assert executor.stats().memory_restarts == 0
+        assert executor.stats().restarts == {}
 
     def test_a_task_that_fails_counts_too(self, create: Create) -> None:
         self.need(Capability.RECYCLES)
         executor = create(max_workers=1, memory_limit="150MiB")
         assert isinstance(executor.submit(tasks.leak_and_fail, 200 * MIB).exception(DEADLINE), ValueError)
         assert executor.submit(tasks.resident).result(DEADLINE) < 150 * MIB
-        assert executor.stats().memory_restarts == 1
+        assert executor.stats().restarts == {"host memory": 1}
 
     def test_a_worker_that_is_replaced_does_not_disturb_its_neighbour(
         self, create: Create, gate: Gate
@@ -65,5 +65,5 @@ class MemoryDeaths(Suite):
         assert neighbour not in pids
         gate.open()
         assert held.result(DEADLINE) == neighbour
-        assert executor.stats().memory_restarts == 4
+        assert executor.stats().restarts == {"host memory": 4}
         assert neighbour in {executor.submit(tasks.pid_after, gate).result(DEADLINE) for _ in range(2)}

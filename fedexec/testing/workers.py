@@ -137,10 +137,7 @@ class WorkerDeaths(Suite):
 
     def test_a_task_that_outlives_its_timeout_is_ended_alone(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
-        start = time.monotonic()
-        create().submit(int).result(DEADLINE)
-        # The others' workers start in less, however slow it is here.
-        timeout = 1 + 4 * (time.monotonic() - start)
+        timeout = self._ample_timeout(create)
         executor = create(timeout=timeout, retries=1)
         ended: list[float] = []
         start = time.monotonic()
@@ -161,6 +158,13 @@ class WorkerDeaths(Suite):
         stats = executor.stats()
         assert (stats.timeouts, stats.worker_deaths, stats.retries) == (1, 0, 0)
 
+    @staticmethod
+    def _ample_timeout(create: Create) -> float:
+        """Return seconds in which a worker starts for sure, however slow it is here."""
+        start = time.monotonic()
+        create().submit(int).result(DEADLINE)
+        return 1 + 4 * (time.monotonic() - start)
+
     def test_a_timeout_shorter_than_the_start_of_a_worker_holds(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
         executor = create(timeout=0.001)
@@ -170,7 +174,7 @@ class WorkerDeaths(Suite):
     def test_what_a_task_started_dies_with_it(self, create: Create, tmp_path: Path) -> None:
         self.need(Capability.KILLS_ONE)
         note = tmp_path / "grandchild"
-        future = create(timeout=3).submit(tasks.hang_with_grandchild, note)
+        future = create(timeout=self._ample_timeout(create)).submit(tasks.hang_with_grandchild, note)
         tasks.poll(note.exists, "the task started a process")
         grandchild = psutil.Process(int(note.read_text()))
         assert isinstance(future.exception(DEADLINE), TaskTimeoutError)

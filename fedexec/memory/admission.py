@@ -1,0 +1,244 @@
+"""Which task may start now, and on which device.
+
+With a fixed ``max_workers`` every task may, as soon as a slot is free; where there are several devices it
+gets the one with the fewest tasks. With ``max_workers="auto"`` memory decides:
+
+- The first task of a kind (a function, by name) runs alone and is measured.
+- From then on a task starts if its kind's footprint, the largest seen so far, fits into 90 % of what the
+  device has beyond what others held before, and likewise into the host's memory. So ``floor(0.9 * (total -
+  baseline) / footprint)`` of one kind run at once.
+- Tasks that hold no device memory are bounded by the cores as well.
+- If one runs out of memory all the same, the number for its kind is halved, and it is tried once more, alone.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from fedexec.interface import Outcome, Task
+from fedexec.memory import host
+from fedexec.memory.device import Device
+from fedexec.settings import Settings, available_cores
+
+__all__ = ["SHARE", "Admission", "Footprint", "capacity", "ceiling"]
+
+SHARE = 0.9  # of the memory that is there; the rest is for what a measurement of one task does not show
+LEAST_DEVICE_BYTES = 256 << 20  # what a process holds on a real device at least: its context
+MOST_PER_DEVICE = 128  # tasks; a bound for the number of threads, not for anything physical
+SAMPLE_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class Footprint:
+    """What one kind of task takes, as far as it has been measured.
+
+    Attributes
+    ----------
+    host_bytes : int or None
+        The largest peak of a worker's resident set; None if it was not measured.
+    device_bytes : int
+        The largest peak of a worker on its device; 0 if none was seen to hold any.
+    most : int or None
+        How many may run at once, after one ran out of memory.
+    """
+
+    host_bytes: int | None = None
+    device_bytes: int = 0
+    most: int | None = None
+
+
+def capacity(total: int, baseline: int, footprint: int) -> int:
+    """Return how many tasks fit at once: ``floor(0.9 * (total - baseline) / footprint)``, but at least 1."""
+    return max(1, int(SHARE * (total - baseline) / footprint))
+
+
+def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
+    """Return how many slots there can ever be use for."""
+    if not settings.auto:
+        return settings.max_workers
+    on_devices = (int(SHARE * (device.total_bytes() or 0) / LEAST_DEVICE_BYTES) for device in devices)
+    return max(available_cores(), sum(min(MOST_PER_DEVICE, number) for number in on_devices))
+
+
+@dataclass(slots=True)
+class _Running:
+    kind: str
+    device: Device | None
+
+
+@dataclass(slots=True)
+class _Room:
+    """What may be filled: measured while nothing of ours runs."""
+
+    devices: dict[str, float] = field(default_factory=dict)
+    host: float = math.inf
+
+
+class Admission:
+    """Decides for one executor. Its methods are called under the executor's lock, but for :meth:`measuring`.
+
+    Parameters
+    ----------
+    settings : Settings
+    devices : sequence of Device
+    fresh : bool
+        No worker outlives its task: what is used while nothing runs is other people's. Else a worker may hold
+        what any earlier task left in it, and each counts as much as the largest kind.
+    """
+
+    def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
+        self._fresh = fresh
+        self._auto = settings.auto
+        self._devices = devices
+        self._cores = available_cores()
+        self._footprints: dict[str, Footprint] = {}
+        self._running: dict[int, _Running] = {}  # task id -> what it was admitted as
+        self._alone: int | None = None  # id of the task that shall have no company
+        self._room = _Room()
+        self._delta: int | None = None  # what the device held beyond its baseline while a task ran alone
+        if self._auto:
+            self._measure_room()
+
+    def footprints(self) -> dict[str, Footprint]:
+        """Return kind of task to what it takes."""
+        return dict(self._footprints)
+
+    def admit(self, task: Task) -> bool:
+        """Let a task start if it may, and choose its device (``task.device``, where there are several)."""
+        if not self._auto:
+            self._start(task, self._least_busy())
+            return True
+        if self._alone is not None:
+            return False
+        footprint = self._footprints.get(task.kind)
+        if footprint is None or task.alone:
+            if self._running:
+                return False
+            self._begin_anew()
+            self._alone = task.id
+            self._start(task, self._roomiest(0))
+            return True
+        device = self._roomiest(self._device_bytes(task.kind))
+        if self._running:
+            same = sum(1 for each in self._running.values() if each.kind == task.kind)
+            if (
+                (footprint.device_bytes and device is None)
+                or (footprint.most is not None and same >= footprint.most)
+                or (not footprint.device_bytes and self._without_device() >= self._cores)
+                or self._host_bytes() + (footprint.host_bytes or 0) > self._room.host
+            ):
+                return False
+        else:
+            self._begin_anew()
+        self._start(task, device or self._roomiest(0))
+        return True
+
+    def release(self, task: Task, outcome: Outcome | None) -> bool:
+        """Note that a task has ended, and what it took. Return whether it is to be tried once more, alone.
+
+        Parameters
+        ----------
+        outcome : Outcome or None
+            None if it was cancelled before it ran.
+        """
+        same = sum(1 for each in self._running.values() if each.kind == task.kind)
+        del self._running[task.id]
+        was_alone, self._alone = self._alone == task.id, None if self._alone == task.id else self._alone
+        if not self._auto or outcome is None:
+            return False
+        usage = outcome.usage
+        if usage is not None:
+            footprint = self._footprints.setdefault(task.kind, Footprint())
+            device_bytes = usage.peak_device_bytes
+            if device_bytes is None and was_alone:
+                device_bytes = self._delta
+            footprint.device_bytes = max(footprint.device_bytes, device_bytes or 0)
+            if usage.peak_host_bytes is not None:
+                footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
+        if not outcome.out_of_memory:
+            return False
+        footprint = self._footprints.setdefault(task.kind, Footprint())
+        footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
+        again, task.alone = not task.alone and not was_alone, True
+        return again
+
+    def measuring(self, task: Task) -> AbstractContextManager[object]:
+        """Watch the devices while a task runs alone, for where nobody can tell whose bytes are whose."""
+        if self._alone != task.id or not self._devices:
+            return nullcontext()
+        return _DeltaWatch(self._devices, self)
+
+    # ------------------------------------------------------------
+
+    def _start(self, task: Task, device: Device | None) -> None:
+        self._running[task.id] = _Running(task.kind, device)
+        task.device = device.uuid if device is not None and len(self._devices) > 1 else None
+
+    def _begin_anew(self) -> None:
+        """Nothing runs: what is used now is other people's, unless idle workers hold something."""
+        if self._fresh:
+            self._measure_room()
+
+    def _measure_room(self) -> None:
+        for device in self._devices:
+            total, used = device.total_bytes(), device.used_bytes()
+            if total is not None and used is not None:
+                self._room.devices[device.uuid] = SHARE * (total - used)
+        self._room.host = SHARE * host.available_bytes()
+
+    def _free(self, device: Device) -> float:
+        taken = sum(self._device_bytes(each.kind) for each in self._running.values() if each.device is device)
+        return self._room.devices.get(device.uuid, 0.0) - taken
+
+    def _device_bytes(self, kind: str) -> int:
+        if not self._fresh:
+            return max((footprint.device_bytes for footprint in self._footprints.values()), default=0)
+        footprint = self._footprints.get(kind)
+        return 0 if footprint is None else footprint.device_bytes
+
+    def _roomiest(self, needed: int) -> Device | None:
+        """Return the device with most room, None if that is not enough."""
+        device = max(self._devices, key=self._free, default=None)
+        return None if device is None or (needed and self._free(device) < needed) else device
+
+    def _least_busy(self) -> Device | None:
+        busy = [each.device for each in self._running.values()]
+        return min(self._devices, key=lambda device: sum(each is device for each in busy), default=None)
+
+    def _without_device(self) -> int:
+        kinds = [self._footprints.get(each.kind) for each in self._running.values()]
+        return sum(1 for footprint in kinds if footprint is None or not footprint.device_bytes)
+
+    def _host_bytes(self) -> int:
+        kinds = [self._footprints.get(each.kind) for each in self._running.values()]
+        return sum(footprint.host_bytes or 0 for footprint in kinds if footprint is not None)
+
+
+class _DeltaWatch:
+    """Samples how much more the devices hold than before."""
+
+    def __init__(self, devices: Sequence[Device], admission: Admission) -> None:
+        self._devices, self._admission = devices, admission
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="fedexec-device-watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._admission._delta = None
+        self._before = [device.used_bytes() for device in self._devices]
+        self._thread.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            over = self._over.wait(SAMPLE_SECONDS)
+            for device, before in zip(self._devices, self._before, strict=True):
+                now = device.used_bytes()
+                if now is not None and before is not None:
+                    self._admission._delta = max(self._admission._delta or 0, now - before)
+            if over:
+                return

@@ -1,0 +1,114 @@
+"""What a device is to fedexec: how much memory it has, and who holds how much of it."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from fedexec.errors import DeviceError
+
+__all__ = ["Device", "assign", "assigned", "devices"]
+
+
+class Device(ABC):
+    """One accelerator of this machine, seen from outside: asking it starts no context on it.
+
+    Attributes
+    ----------
+    uuid : str
+        What tells it from every other device; "EMULATED-0" if it is emulated.
+    name : str
+        For people; begins with "EMULATED" if it is.
+    """
+
+    uuid: str
+    name: str
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its figures come from no real device."""
+        return self.uuid.startswith("EMULATED")
+
+    @abstractmethod
+    def total_bytes(self) -> int | None:
+        """Return its capacity; None if the driver does not answer any more."""
+
+    @abstractmethod
+    def used_bytes(self) -> int | None:
+        """Return what all processes hold together, the driver's own share included. Cheap."""
+
+    @abstractmethod
+    def process_bytes(self) -> Mapping[int, int] | None:
+        """Return pid to what that process holds.
+
+        None where the list cannot be trusted as a whole; a pid that is not in it is unknown, which is not 0.
+        Takes milliseconds on a real device, and may hold up those that compute on it: ask between tasks.
+        """
+
+
+def devices(choice: str | None = None) -> tuple[Device, ...]:
+    """Find the devices that tasks may use.
+
+    Parameters
+    ----------
+    choice : str, optional
+        ``"none"``; ``"emulated:24GiB"`` (see :mod:`fedexec.memory.emulated`); or, as in
+        ``CUDA_VISIBLE_DEVICES``, a comma-separated list of UUIDs or NVML indices. Default: ``FEDEXEC_DEVICE``
+        in the environment, else the real devices that ``CUDA_VISIBLE_DEVICES`` leaves.
+
+    Returns
+    -------
+    tuple of Device
+        Empty where there is none, or no driver to ask.
+
+    Raises
+    ------
+    DeviceError
+        One that was asked for does not exist; says what does.
+    """
+    choice = (os.environ.get("FEDEXEC_DEVICE", "") if choice is None else choice).strip()
+    if choice == "none":
+        return ()
+    if choice.partition(":")[0] == "emulated":
+        from fedexec.memory import emulated
+
+        return emulated.devices(choice)
+    from fedexec.memory import nvml
+
+    if choice:
+        return nvml.devices(choice, named_by="FEDEXEC_DEVICE")
+    return nvml.devices(os.environ.get("CUDA_VISIBLE_DEVICES"), named_by="CUDA_VISIBLE_DEVICES")
+
+
+_assigned: str | None = None
+
+
+def assign(uuid: str | None) -> None:
+    """Have this process compute on one device and see no other.
+
+    Parameters
+    ----------
+    uuid : str or None
+        None changes nothing.
+
+    Raises
+    ------
+    DeviceError
+        CUDA has been started here already: it would not hear of it.
+    """
+    global _assigned
+    if uuid is None or uuid == _assigned:
+        return
+    if not uuid.startswith("EMULATED"):
+        import sys
+
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            raise DeviceError(f"this process cannot move to device {uuid}: it has started CUDA already")
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuid
+    _assigned = uuid
+
+
+def assigned() -> str | None:
+    """Return the UUID that :func:`assign` was last given in this process."""
+    return _assigned

@@ -1,0 +1,129 @@
+"""Host memory, as the kernel counts it. Unknown is None.
+
+Three figures for a process: *RSS*, what it has resident, cheap, and counted again in each process that
+shares it; *PSS*, its fair share of that, which adds up over processes, and takes milliseconds to read when
+torch is loaded; and the *peak* of its RSS since :func:`reset_peak`. Compare strategies by the sum of PSS over
+the whole tree (:func:`tree_bytes`): the template that workers share their pages with is part of the price.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+
+__all__ = [
+    "available_bytes",
+    "peak_and_rss",
+    "pss_bytes",
+    "reset_peak",
+    "rss_bytes",
+    "total_bytes",
+    "tree_bytes",
+]
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Return the resident set of a process; None when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def pss_bytes(pid: int) -> int | None:
+    """Return the proportional set of a process; None when it is gone, or where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+
+
+def tree_bytes(measure: Callable[[int], int | None] = pss_bytes, root: int | None = None) -> int | None:
+    """Add up a process and all its descendants.
+
+    Parameters
+    ----------
+    measure : callable
+        :func:`pss_bytes` or :func:`rss_bytes`.
+    root : int, optional
+        A pid. Default: this process.
+
+    Returns
+    -------
+    int or None
+        None if the root itself cannot be measured; a descendant that ends meanwhile counts nothing.
+    """
+    root = os.getpid() if root is None else root
+    total = measure(root)
+    if total is None:
+        return None
+    try:
+        descendants = psutil.Process(root).children(recursive=True)
+    except psutil.Error:
+        return None
+    return total + sum(measure(child.pid) or 0 for child in descendants)
+
+
+def reset_peak() -> bool:
+    """Have this process's peak begin anew; False where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_and_rss() -> tuple[int | None, int | None]:
+    """Return the peak of this process, and its RSS now."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None, None
+    fields = {line.split(":", 1)[0]: line for line in lines if line.startswith(("VmHWM", "VmRSS"))}
+    peak, now = (
+        int(fields[name].split()[1]) * 1024 if name in fields else None for name in ("VmHWM", "VmRSS")
+    )
+    return peak, now
+
+
+def total_bytes() -> int:
+    """Return what this process may use of the machine: its control group's limit, if that is less."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _groups())])
+
+
+def available_bytes() -> int:
+    """Return what can still be taken before the kernel swaps or kills."""
+    free = [limit - used for limit, used in _groups()]
+    return max(0, min([int(psutil.virtual_memory().available), *free]))
+
+
+def _groups() -> Iterable[tuple[int, int]]:
+    """Yield (limit, used) of this process's control group and those above it (version 2)."""
+    try:
+        line = next(
+            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
+        )
+    except (OSError, StopIteration):
+        return
+    top = Path("/sys/fs/cgroup")
+    group = top / line[3:].strip("/")
+    while True:
+        try:
+            yield int((group / "memory.max").read_text()), _used(group)
+        except (OSError, ValueError):
+            pass  # "max", or the root, which has none
+        if group == top or top not in group.parents:
+            return
+        group = group.parent
+
+
+def _used(group: Path) -> int:
+    """Return what a group holds and cannot drop: without the page cache that nobody uses."""
+    used = int((group / "memory.current").read_text())
+    for line in (group / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return used - int(value)
+    return used

@@ -1,0 +1,19 @@
+import pytest
+
+from fedexec.memory import device, emulated
+
+
+@pytest.fixture
+def emulate(monkeypatch):
+    """Return a function that gives this test an emulated device of its own."""
+    monkeypatch.delenv(emulated.LEDGER_VARIABLE, raising=False)
+    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setattr(device, "_assigned", None)
+
+    def make(spec="emulated:24GiB"):
+        monkeypatch.setenv("FEDEXEC_DEVICE", spec)
+        monkeypatch.setenv(emulated.LEDGER_VARIABLE, "")
+        found = device.devices()
+        return found if len(found) > 1 else found[0]
+
+    return make

@@ -1,0 +1,72 @@
+"""Tasks for workers of the memory tests."""
+
+import os
+import signal
+import time
+
+from fedexec.memory import emulated
+
+
+def hold(nbytes, directory=None, keep=False):
+    """Take device memory, wait until the directory has a file "go", and tell where and how much all held."""
+    device = emulated.device()
+    block = device.allocate(nbytes)
+    if directory is not None:
+        (directory / str(os.getpid())).touch()
+        while not (directory / "go").exists():
+            time.sleep(0.005)
+    if keep:
+        kept.append(block)
+    return device.uuid, device.used_bytes()
+
+
+kept = []
+
+
+def touch(nbytes, seconds=0.05):
+    """Hold device memory for a while; return the most that all were seen to hold."""
+    device = emulated.device()
+    end = time.monotonic() + seconds
+    most = 0
+    with device.allocate(nbytes):
+        while time.monotonic() < end:
+            most = max(most, device.used_bytes())
+            time.sleep(0.002)
+    return most
+
+
+def take_and_die(nbytes):
+    emulated.device().allocate(nbytes)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_as_torch(nbytes):
+    import torch
+
+    try:
+        emulated.device().allocate(nbytes)
+    except torch.OutOfMemoryError as exc:
+        return str(exc)
+
+
+def use_host(nbytes, seconds=0.0):
+    """Hold host memory for a while."""
+    data = bytearray(b"x") * nbytes
+    time.sleep(seconds)
+    return len(data)
+
+
+def leak(nbytes):
+    """Keep host memory; return what this worker had when the task began, and its pid."""
+    from fedexec.memory import host
+
+    before = host.rss_bytes(os.getpid())
+    kept.append(bytearray(b"x") * nbytes)
+    return before, os.getpid()
+
+
+def where():
+    """Return the device this worker computes on, as CUDA and as the emulation see it."""
+    from fedexec.memory.device import assigned
+
+    return assigned(), os.environ.get("CUDA_VISIBLE_DEVICES")

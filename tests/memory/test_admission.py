@@ -1,0 +1,213 @@
+"""``max_workers="auto"``: as many at once as memory allows, and never one more."""
+
+import collections
+
+import jobs
+import pytest
+
+import fedexec
+from fedexec.memory import admission
+from fedexec.memory.admission import Admission, capacity, ceiling
+from fedexec.memory.device import Device
+from fedexec.settings import resolve
+
+MIB, GIB = 1 << 20, 1 << 30
+CONTEXT = 450 * MIB
+ISOLATING = ["process", "pool", "standby", "loky"]
+
+
+@pytest.mark.parametrize("backend", ISOLATING)
+@pytest.mark.parametrize(
+    ("nbytes", "expected"),
+    [
+        (7 * GIB - CONTEXT, 3),  # by hand: 0.9 * 24 / 7 = 3.09
+        (3700 * MIB - CONTEXT, 5),  # 0.9 * 24576 / 3700 = 5.98
+        (2 * GIB - CONTEXT, 10),  # 0.9 * 24 / 2 = 10.8
+    ],
+)
+def test_auto_runs_as_many_as_a_person_would_compute(emulate, tmp_path, backend, nbytes, expected):
+    gpu = emulate()
+    with fedexec.create_executor(backend, max_workers="auto") as executor:
+        first = executor.submit(jobs.hold, nbytes)
+        first.result()
+        assert first.usage.peak_device_bytes == CONTEXT + nbytes
+        futures = [executor.submit(jobs.hold, nbytes, tmp_path) for _ in range(expected + 4)]
+        while len(list(tmp_path.iterdir())) < expected:
+            pass
+        assert gpu.used_bytes() == expected * (CONTEXT + nbytes)
+        assert executor.stats().running == expected
+        (tmp_path / "go").touch()
+        for future in futures:
+            uuid, used = future.result()
+            assert uuid == "EMULATED-0"
+            assert used <= 0.9 * 24 * GIB
+        assert executor.stats().failed == 0
+
+
+@pytest.mark.parametrize("backend", ISOLATING)
+def test_auto_never_runs_out_of_memory_and_fills_the_device(emulate, backend):
+    emulate()
+    with fedexec.create_executor(backend, max_workers="auto") as executor:
+        used = [
+            future.result() for future in [executor.submit(jobs.touch, 950 * MIB, 0.3) for _ in range(60)]
+        ]
+        assert executor.stats().as_dict() == executor.stats().as_dict() | {"failed": 0, "retries": 0}
+    assert 0.85 * 24 * GIB <= max(used) <= 0.9 * 24 * GIB
+
+
+def test_the_first_of_a_kind_runs_alone(emulate, tmp_path):
+    emulate()
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        first = [executor.submit(jobs.hold, MIB, tmp_path) for _ in range(3)]
+        while not list(tmp_path.iterdir()):
+            pass
+        other = executor.submit(jobs.touch, MIB)
+        assert executor.stats().running == 1
+        (tmp_path / "go").touch()
+        for future in [*first, other]:
+            future.result()
+        assert set(executor.footprints()) == {"jobs.hold", "jobs.touch"}
+
+
+def test_a_task_that_grows_is_tried_again_alone_and_the_others_are_halved(emulate, tmp_path):
+    emulate("emulated:4GiB")
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        executor.submit(jobs.hold, 100 * MIB).result()  # looks as if six fitted
+        grown = [executor.submit(jobs.hold, 3 * GIB, tmp_path) for _ in range(4)]
+        while executor.stats().retries < 1:
+            pass
+        (tmp_path / "go").touch()
+        assert [future.result()[0] for future in grown] == ["EMULATED-0"] * 4
+        assert executor.stats().failed == 0
+        assert executor.footprints()["jobs.hold"].device_bytes == CONTEXT + 3 * GIB
+
+
+def test_a_task_that_does_not_fit_even_alone_fails_with_its_own_error(emulate):
+    emulate("emulated:1GiB")
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        future = executor.submit(jobs.touch, 5 * GIB)
+        assert "out of memory" in str(future.exception())
+        assert executor.submit(jobs.touch, MIB).result()
+
+
+def test_tasks_without_a_device_are_bounded_by_the_cores(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDEXEC_DEVICE", "none")
+    monkeypatch.setattr(admission, "available_cores", lambda: 3)
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        list(executor.map(jobs.use_host, [1]))
+        futures = [executor.submit(jobs.use_host, MIB, 0.3) for _ in range(6)]
+        seen = set()
+        while not all(future.done() for future in futures):
+            seen.add(executor.stats().running)
+        assert max(seen) == 3
+
+
+def test_host_memory_bounds_too(monkeypatch):
+    monkeypatch.setenv("FEDEXEC_DEVICE", "none")
+    monkeypatch.setattr(admission, "available_cores", lambda: 4)
+    monkeypatch.setattr("fedexec.memory.host.available_bytes", lambda: 700 * MIB)
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        first = executor.submit(jobs.use_host, 200 * MIB)
+        first.result()
+        assert 200 * MIB < first.usage.peak_host_bytes < 300 * MIB  # so two fit into 630 MiB
+        futures = [executor.submit(jobs.use_host, 200 * MIB, 0.3) for _ in range(6)]
+        seen = set()
+        while not all(future.done() for future in futures):
+            seen.add(executor.stats().running)
+        assert max(seen) == 2
+
+
+@pytest.mark.parametrize("backend", ISOLATING)
+def test_several_devices_share_the_work(emulate, backend):
+    first, second = emulate("emulated:2x4GiB")
+    with fedexec.create_executor(backend, max_workers=2) as executor:
+        counts = collections.Counter(
+            future.result()[0] for future in [executor.submit(jobs.hold, 3 * GIB) for _ in range(2)]
+        )
+        futures = [executor.submit(jobs.touch, 3 * GIB, 0.1) for _ in range(6)]
+        assert all(CONTEXT + 3 * GIB <= future.result() <= 4 * GIB for future in futures)
+        counts.update(future.usage.device for future in futures)
+    assert set(counts) == {"EMULATED-0", "EMULATED-1"}
+    assert first.used_bytes() == second.used_bytes() == 0
+
+
+def test_auto_fills_several_devices(emulate, tmp_path):
+    first, second = emulate("emulated:2x4GiB")
+    with fedexec.create_executor("standby", max_workers="auto") as executor:
+        executor.submit(jobs.hold, 1300 * MIB).result()
+        futures = [executor.submit(jobs.hold, 1300 * MIB, tmp_path) for _ in range(6)]
+        while len(list(tmp_path.iterdir())) < 4:
+            pass
+        assert first.used_bytes() == second.used_bytes() == 2 * (CONTEXT + 1300 * MIB)
+        (tmp_path / "go").touch()
+        for future in futures:
+            future.result()
+
+
+@pytest.mark.parametrize("backend", ["loky", "standby"])
+def test_a_reused_worker_stays_on_its_device(emulate, backend):
+    emulate("emulated:2x4GiB")
+    options = {"max_tasks_per_child": 50} if backend == "standby" else {}
+    with fedexec.create_executor(backend, max_workers=3, **options) as executor:
+        devices = collections.defaultdict(set)
+        for future in [executor.submit(jobs.hold, MIB) for _ in range(40)]:
+            assert future.result()[0] == future.usage.device
+            devices[future.usage.worker_pid].add(future.usage.device)
+        assert all(len(seen) == 1 for seen in devices.values())
+
+
+# ---------------------------------------------------------------- the decision itself
+
+
+class Untold(Device):
+    """A device whose processes nobody can see (a container): only its total is known."""
+
+    uuid, name = "GPU-untold", "GPU that tells no pids"
+
+    def __init__(self, source):
+        self._source = source
+
+    def total_bytes(self):
+        return self._source.total_bytes()
+
+    def used_bytes(self):
+        return self._source.used_bytes() + 2 * GIB  # somebody else's
+
+    def process_bytes(self):
+        return None
+
+
+def test_where_no_pid_is_told_the_device_is_watched_from_outside(emulate, monkeypatch, tmp_path):
+    gpu = emulate()
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: (Untold(gpu),))
+    with fedexec.create_executor("process", max_workers="auto", initializer=measure_no_device) as executor:
+        first = executor.submit(jobs.touch, 5 * GIB - CONTEXT, 0.5)
+        first.result()
+        assert first.usage.peak_device_bytes is None
+        assert executor.footprints()["jobs.touch"].device_bytes == 5 * GIB
+        futures = [executor.submit(jobs.touch, 5 * GIB - CONTEXT, 0.3) for _ in range(8)]
+        assert max(future.result() for future in futures) == 3 * 5 * GIB  # 0.9 * (24 - 2) / 5 = 3.96
+
+
+def measure_no_device():
+    """Have this worker measure nothing of its device."""
+    from fedexec.memory import own
+
+    own.read = own.OwnDevice
+    own.reset_peak = lambda: None
+
+
+def test_capacity_is_what_the_documentation_says():
+    assert capacity(24 * GIB, 0, 794 * MIB) == 27
+    assert capacity(24 * GIB, 2 * GIB, 5 * GIB) == 3
+    assert capacity(1 * GIB, 0, 8 * GIB) == 1, "one always runs: it may still fit"
+
+
+def test_a_fixed_number_of_workers_admits_everything_and_measures_nothing():
+    settings = resolve({"max_workers": 3})
+    assert ceiling(settings, ()) == 3
+    fixed = Admission(settings, (), fresh=True)
+    task = fedexec.Task(abs, (1,), {})
+    assert fixed.admit(task)
+    assert not fixed.release(task, fedexec.Outcome(value=1))
+    assert fixed.footprints() == {}
