@@ -100,7 +100,8 @@ def test_the_public_names_are_these():
         "Backend", "BackendInfo", "BackendUnavailableError", "Capability", "DeviceError", "Executor",
         "FedexecError", "Future", "Hooks", "InitializerError", "Outcome", "PreloadError", "Settings",
         "SettingsError", "Stats", "Task", "TaskTimeoutError", "TransferError", "UnknownBackendError",
-        "UnpickleError", "Usage", "WorkerDiedError", "WorkerError", "WorkerMemoryError", "backends", "create_executor",
+        "UnpickleError", "Usage", "WorkerDiedError", "WorkerError", "WorkerMemoryError", "backends",
+        "create_executor",
     ]  # fmt: skip
     assert all(hasattr(fedexec, name) for name in fedexec.__all__)
 
