@@ -1,0 +1,91 @@
+"""Limits: a worker above one is replaced after its task, or ended while it runs."""
+
+import jobs
+import pytest
+
+import fedexec
+from fedexec.errors import SettingsError
+
+MIB = 1 << 20
+CONTEXT = 450 * MIB
+
+
+@pytest.mark.parametrize(("backend", "options"), [("loky", {}), ("standby", {"max_tasks_per_child": 100})])
+def test_a_worker_above_its_device_limit_is_replaced(emulate, backend, options):
+    gpu = emulate()
+    limit = CONTEXT + 150 * MIB
+    with fedexec.create_executor(backend, max_workers=1, device_memory_limit=limit, **options) as executor:
+        futures = [executor.submit(jobs.hold, size * MIB) for size in (20, 100, 200, 20)]
+        pids = []
+        for future in futures:
+            future.result()
+            pids.append(future.usage.worker_pid)
+        assert pids[0] == pids[1] == pids[2] != pids[3], "only the third task left too much"
+        assert executor.stats().restarts == {"device memory": 1}
+        assert gpu.used_bytes() == CONTEXT + 20 * MIB
+
+
+def test_a_leaking_worker_never_begins_a_task_above_its_limit():
+    """200 tasks that keep 200 MB each: none is lost, whatever had to be replaced."""
+    pytest.importorskip("loky")
+    limit = 500 * MIB
+    with fedexec.create_executor("loky", max_workers=2, memory_limit=limit) as executor:
+        results = [
+            future.result() for future in [executor.submit(jobs.leak, 200 * 10**6) for _ in range(200)]
+        ]
+        stats = executor.stats()
+    assert len(results) == 200
+    assert max(before for before, _ in results) <= limit
+    assert (stats.succeeded, stats.worker_deaths) == (200, 0)
+    assert stats.restarts["host memory"] >= 60  # at most three tasks fit into one worker
+
+
+def test_a_limit_below_a_bare_worker_is_said_once_and_the_work_is_done(caplog):
+    pytest.importorskip("loky")
+    with fedexec.create_executor("loky", max_workers=1, memory_limit=MIB) as executor:
+        assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
+        assert executor.stats().restarts == {"host memory": 4}
+    assert caplog.text.count("less than the") == 1
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
+def test_a_running_task_above_its_host_limit_is_ended_alone(backend):
+    with fedexec.create_executor(
+        backend, max_workers=2, memory_limit=300 * MIB, enforce_limits=True, retries=2
+    ) as executor:
+        large = executor.submit(jobs.use_host, 600 * MIB, 60.0)
+        others = [executor.submit(pow, 2, number) for number in range(10)]
+        error = large.exception(30)
+        assert isinstance(error, fedexec.WorkerMemoryError)
+        assert isinstance(error, MemoryError)
+        assert error.held > error.limit == 300 * MIB
+        assert f"held {error.held >> 20} MiB of host memory" in str(error)
+        assert [future.result(30) for future in others] == [2**number for number in range(10)]
+        stats = executor.stats()
+        assert (stats.memory_kills, stats.worker_deaths, stats.retries) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
+def test_a_running_task_above_its_device_limit_is_ended_alone(emulate, tmp_path, backend):
+    gpu = emulate()
+    with fedexec.create_executor(
+        backend, max_workers=2, device_memory_limit="1GiB", enforce_limits=True
+    ) as executor:
+        large = executor.submit(jobs.hold, 2 << 30, tmp_path)
+        error = large.exception(30)
+        assert isinstance(error, fedexec.WorkerMemoryError)
+        assert error.held == CONTEXT + (2 << 30)
+        assert "EMULATED GPU 0" in str(error)
+        assert gpu.used_bytes() == 0
+        assert executor.submit(jobs.hold, 100 * MIB).result(30)[0] == "EMULATED-0"
+
+
+def test_without_being_asked_to_nothing_that_runs_is_ended():
+    with fedexec.create_executor("process", max_workers=1, memory_limit=100 * MIB) as executor:
+        assert executor.submit(jobs.use_host, 300 * MIB, 0.3).result() == 300 * MIB
+
+
+@pytest.mark.parametrize("value", ["a lot", 0, -5, True])
+def test_limits_that_make_no_sense_are_refused(value):
+    with pytest.raises(SettingsError, match="device_memory_limit"):
+        fedexec.create_executor("inline", device_memory_limit=value)
