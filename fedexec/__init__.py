@@ -15,9 +15,10 @@ from fedexec.errors import (
     WorkerError,
     WorkerMemoryError,
 )
-from fedexec.executor import Executor, Future, Stats, create_executor
+from fedexec.executor import Executor, create_executor
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.registry import BackendInfo, backends
+from fedexec.scheduler import Future, Stats
 from fedexec.settings import Settings
 
 __version__ = "0.1.0"

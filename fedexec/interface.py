@@ -100,8 +100,6 @@ class Task:
         UUID of the device it is to compute on; the executor's choice.
     pid : int or None
         Of the worker that runs it; the backend notes it as soon as it knows.
-    alone : bool
-        It ran out of memory in company: nothing else may run beside it.
     """
 
     fn: Callable[..., Any]
@@ -111,24 +109,26 @@ class Task:
     submitted: float = field(default_factory=time.monotonic)
     device: str | None = None
     pid: int | None = None
-    alone: bool = False
     id: int = field(default_factory=_task_ids.__next__)
 
     @property
     def name(self) -> str:
         """The function's name, for messages."""
-        fn = self.fn
-        while hasattr(fn, "func"):  # functools.partial, as deep as it goes
-            fn = fn.func
+        fn = self._function
         return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
 
     @property
     def kind(self) -> str:
         """What tasks of the same function have in common."""
-        fn = self.fn
-        while hasattr(fn, "func"):
-            fn = fn.func
+        fn = self._function
         return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{self.name}"
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        fn = self.fn
+        while hasattr(fn, "func"):  # functools.partial, as deep as it goes
+            fn = fn.func
+        return fn
 
 
 @dataclass(slots=True)

@@ -65,7 +65,9 @@ def environment(settings: Settings) -> dict[str, str]:
     wanted = {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
     if settings.device is not None:
         wanted["FEDEXEC_DEVICE"] = settings.device
-    return wanted | {name: os.environ[name] for name in ("FEDEXEC_EMULATED_LEDGER",) if name in os.environ}
+    if device.LEDGER_VARIABLE in os.environ:
+        wanted[device.LEDGER_VARIABLE] = os.environ[device.LEDGER_VARIABLE]
+    return wanted
 
 
 class Kind(enum.Enum):

@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedexec.executor import Stats
 from fedexec.flower import Round, TaskRecord
+from fedexec.scheduler import Stats
 from fedexec.settings import Settings, format_size
 
 __all__ = ["Display"]

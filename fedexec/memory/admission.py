@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from fedexec.interface import Outcome, Task
+from fedexec.interface import Outcome, Task, Usage
 from fedexec.memory import host
 from fedexec.memory.device import Device
 from fedexec.settings import Settings, available_cores
 
-__all__ = ["SHARE", "Admission", "Footprint", "capacity", "ceiling"]
+__all__ = ["Admission", "Footprint", "ceiling"]
 
 SHARE = 0.9  # of the memory that is there; the rest is for what a measurement of one task does not show
 LEAST_DEVICE_BYTES = 256 << 20  # what a process holds on a real device at least: its context
@@ -47,11 +47,6 @@ class Footprint:
     host_bytes: int | None = None
     device_bytes: int = 0
     most: int | None = None
-
-
-def capacity(total: int, baseline: int, footprint: int) -> int:
-    """Return how many tasks fit at once: ``floor(0.9 * (total - baseline) / footprint)``, but at least 1."""
-    return max(1, int(SHARE * (total - baseline) / footprint))
 
 
 def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
@@ -96,6 +91,7 @@ class Admission:
         self._footprints: dict[str, Footprint] = {}
         self._running: dict[int, _Running] = {}  # task id -> what it was admitted as
         self._alone: int | None = None  # id of the task that shall have no company
+        self._lonely: set[int] = set()  # ids of those that wait to have none
         self._room = _Room()
         self._delta: int | None = None  # what the device held beyond its baseline while a task ran alone
         if self._auto:
@@ -110,22 +106,22 @@ class Admission:
         if not self._auto:
             self._start(task, self._least_busy())
             return True
-        if self._alone is not None:
+        if self._alone is not None or (self._lonely and task.id not in self._lonely):
             return False
         footprint = self._footprints.get(task.kind)
-        if footprint is None or task.alone:
+        if footprint is None or task.id in self._lonely:
             if self._running:
                 return False
             self._begin_anew()
+            self._lonely.discard(task.id)
             self._alone = task.id
             self._start(task, self._roomiest(0))
             return True
         device = self._roomiest(self._device_bytes(task.kind))
         if self._running:
-            same = sum(1 for each in self._running.values() if each.kind == task.kind)
             if (
                 (footprint.device_bytes and device is None)
-                or (footprint.most is not None and same >= footprint.most)
+                or (footprint.most is not None and self._count(task.kind) >= footprint.most)
                 or (not footprint.device_bytes and self._without_device() >= self._cores)
                 or self._host_bytes() + (footprint.host_bytes or 0) > self._room.host
             ):
@@ -136,33 +132,38 @@ class Admission:
         return True
 
     def release(self, task: Task, outcome: Outcome | None) -> bool:
-        """Note that a task has ended, and what it took. Return whether it is to be tried once more, alone.
+        """Note that a task has ended, and what it took.
 
         Parameters
         ----------
         outcome : Outcome or None
             None if it was cancelled before it ran.
+
+        Returns
+        -------
+        bool
+            It ran out of memory in company: admit it once more, when it will have none.
         """
-        same = sum(1 for each in self._running.values() if each.kind == task.kind)
+        same = self._count(task.kind)
         del self._running[task.id]
-        was_alone, self._alone = self._alone == task.id, None if self._alone == task.id else self._alone
+        was_alone = self._alone == task.id
+        if was_alone:
+            self._alone = None
         if not self._auto or outcome is None:
             return False
-        usage = outcome.usage
-        if usage is not None:
-            footprint = self._footprints.setdefault(task.kind, Footprint())
-            device_bytes = usage.peak_device_bytes
-            if device_bytes is None and was_alone:
-                device_bytes = self._delta
-            footprint.device_bytes = max(footprint.device_bytes, device_bytes or 0)
-            if usage.peak_host_bytes is not None:
-                footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
+        if outcome.usage is not None:
+            self._learn(task.kind, outcome.usage, was_alone)
         if not outcome.out_of_memory:
             return False
         footprint = self._footprints.setdefault(task.kind, Footprint())
         footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
-        again, task.alone = not task.alone and not was_alone, True
-        return again
+        if not was_alone:
+            self._lonely.add(task.id)
+        return not was_alone
+
+    def give_up(self, task: Task) -> None:
+        """Note that a task that waits to be alone will not run."""
+        self._lonely.discard(task.id)
 
     def measuring(self, task: Task) -> AbstractContextManager[object]:
         """Watch the devices while a task runs alone, for where nobody can tell whose bytes are whose."""
@@ -171,6 +172,15 @@ class Admission:
         return _DeltaWatch(self._devices, self)
 
     # ------------------------------------------------------------
+
+    def _learn(self, kind: str, usage: Usage, was_alone: bool) -> None:
+        footprint = self._footprints.setdefault(kind, Footprint())
+        device_bytes = usage.peak_device_bytes
+        if device_bytes is None and was_alone:
+            device_bytes = self._delta
+        footprint.device_bytes = max(footprint.device_bytes, device_bytes or 0)
+        if usage.peak_host_bytes is not None:
+            footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
 
     def _start(self, task: Task, device: Device | None) -> None:
         self._running[task.id] = _Running(task.kind, device)
@@ -207,13 +217,17 @@ class Admission:
         busy = [each.device for each in self._running.values()]
         return min(self._devices, key=lambda device: sum(each is device for each in busy), default=None)
 
+    def _count(self, kind: str) -> int:
+        return sum(1 for each in self._running.values() if each.kind == kind)
+
+    def _taken(self) -> list[Footprint]:
+        return [self._footprints.get(each.kind) or Footprint() for each in self._running.values()]
+
     def _without_device(self) -> int:
-        kinds = [self._footprints.get(each.kind) for each in self._running.values()]
-        return sum(1 for footprint in kinds if footprint is None or not footprint.device_bytes)
+        return sum(1 for footprint in self._taken() if not footprint.device_bytes)
 
     def _host_bytes(self) -> int:
-        kinds = [self._footprints.get(each.kind) for each in self._running.values()]
-        return sum(footprint.host_bytes or 0 for footprint in kinds if footprint is not None)
+        return sum(footprint.host_bytes or 0 for footprint in self._taken())
 
 
 class _DeltaWatch:

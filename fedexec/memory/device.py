@@ -1,12 +1,15 @@
 """What a device is to fedexec: how much memory it has, and who holds how much of it."""
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from fedexec.errors import DeviceError
 
-__all__ = ["Device", "assign", "assigned", "devices"]
+__all__ = ["LEDGER_VARIABLE", "Device", "assign", "assigned", "devices", "is_emulated"]
+
+LEDGER_VARIABLE = "FEDEXEC_EMULATED_LEDGER"  # where the processes of one program find its emulated device
 
 
 class Device(ABC):
@@ -68,7 +71,7 @@ def devices(choice: str | None = None) -> tuple[Device, ...]:
     choice = (os.environ.get("FEDEXEC_DEVICE", "") if choice is None else choice).strip()
     if choice == "none":
         return ()
-    if choice.partition(":")[0] == "emulated":
+    if is_emulated(choice):
         from fedexec.memory import emulated
 
         return emulated.devices(choice)
@@ -77,6 +80,11 @@ def devices(choice: str | None = None) -> tuple[Device, ...]:
     if choice:
         return nvml.devices(choice, named_by="FEDEXEC_DEVICE")
     return nvml.devices(os.environ.get("CUDA_VISIBLE_DEVICES"), named_by="CUDA_VISIBLE_DEVICES")
+
+
+def is_emulated(choice: str) -> bool:
+    """Return whether this is how an emulated device is chosen."""
+    return choice.partition(":")[0] == "emulated"
 
 
 _assigned: str | None = None
@@ -99,8 +107,6 @@ def assign(uuid: str | None) -> None:
     if uuid is None or uuid == _assigned:
         return
     if not uuid.startswith("EMULATED"):
-        import sys
-
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             raise DeviceError(f"this process cannot move to device {uuid}: it has started CUDA already")

@@ -29,14 +29,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedexec.errors import DeviceError, SettingsError
-from fedexec.memory.device import Device, assigned
+from fedexec.memory.device import LEDGER_VARIABLE, Device, assigned, is_emulated
 from fedexec.settings import format_size, parse_size
 
 __all__ = ["Block", "DeviceMemoryError", "EmulatedDevice", "device", "devices"]
 
 DEFAULT_CAPACITY = "24GiB"
 DEFAULT_CONTEXT = "450MiB"  # published for CUDA 11.7 and later, with lazy loading: 300 to 721 MiB
-LEDGER_VARIABLE = "FEDEXEC_EMULATED_LEDGER"
 
 _SPEC = re.compile(r"emulated(?::(?:(\d+)x)?([^,]+)(?:,context=([^,]+))?)?")
 
@@ -95,10 +94,9 @@ class EmulatedDevice(Device):
         """
         if nbytes < 0:
             raise ValueError(f"cannot allocate {nbytes} bytes")
-        with self._lock:
-            self._own()
+        with self._own() as allocator:
             try:
-                return self._allocator.allocate(nbytes, self)
+                return allocator.allocate(nbytes, self)
             except _FullError:
                 raise self._out_of_memory(nbytes) from None
 
@@ -108,45 +106,43 @@ class EmulatedDevice(Device):
 
     def empty_cache(self) -> None:
         """Give back what the cache holds in whole segments; the context stays."""
-        with self._lock:
-            self._own()
-            self._allocator.release_cached()
+        with self._own() as allocator:
+            allocator.release_cached()
 
     def allocated_bytes(self) -> int:
         """Return what this process's blocks take."""
-        with self._lock:
-            self._own()
-            return self._allocator.allocated
+        with self._own() as allocator:
+            return allocator.allocated
 
     def held_bytes(self) -> int:
         """Return what this process holds: its context, its blocks, its cache."""
-        with self._lock:
-            self._own()
-            return self._allocator.held
+        with self._own() as allocator:
+            return allocator.held
 
     def peak_bytes(self) -> int:
         """Return the most it has held since :meth:`reset_peak`."""
-        with self._lock:
-            self._own()
-            return self._allocator.peak
+        with self._own() as allocator:
+            return allocator.peak
 
     def reset_peak(self) -> None:
         """Have the peak begin anew."""
-        with self._lock:
-            self._own()
-            self._allocator.peak = self._allocator.held
+        with self._own() as allocator:
+            allocator.peak = allocator.held
 
-    def _own(self) -> None:
-        """Take back what was freed; in a process that was forked, begin with nothing.
+    @contextlib.contextmanager
+    def _own(self) -> Iterator["_Allocator"]:
+        """Lend the books of this process, up to date; one that was forked begins with nothing.
 
         What its parent held stays locked as long as the descriptor it inherited is open.
         """
-        if self._ledger.disown():
-            self._allocator = _Allocator(self._reserve, self._allocator.context)
-        while self._freed:
-            block = self._freed.popleft()
-            if block.pid == os.getpid():
-                self._allocator.free(block)
+        with self._lock:
+            if self._ledger.disown():
+                self._allocator = _Allocator(self._reserve, self._allocator.context)
+            while self._freed:
+                block = self._freed.popleft()
+                if block.pid == os.getpid():
+                    self._allocator.free(block)
+            yield self._allocator
 
     def _reserve(self, held: int, wanted: int) -> None:
         """Hold `wanted` bytes instead of `held`; _FullError if they are not there."""
@@ -199,7 +195,7 @@ def device() -> EmulatedDevice:
         ``FEDEXEC_DEVICE`` does not name one.
     """
     spec = os.environ.get("FEDEXEC_DEVICE", "")
-    if spec.partition(":")[0] != "emulated":
+    if not is_emulated(spec):
         raise DeviceError(f"FEDEXEC_DEVICE={spec!r} is no emulated device. Write it like emulated:24GiB")
     all_ = devices(spec)
     return next((each for each in all_ if each.uuid == assigned()), all_[0])

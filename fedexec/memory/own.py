@@ -7,7 +7,7 @@ from functools import cache
 
 from fedexec.memory import allocator
 from fedexec.memory.allocator import AllocatorReading
-from fedexec.memory.device import Device, assigned, devices
+from fedexec.memory.device import Device, assigned, devices, is_emulated
 
 __all__ = ["OwnDevice", "read", "reset_peak"]
 
@@ -40,7 +40,7 @@ class OwnDevice:
 def reset_peak() -> None:
     """Have the peaks begin anew."""
     allocator.reset_peak()
-    emulated = sys.modules.get("fedexec.memory.emulated")
+    emulated = sys.modules.get("fedexec.memory.emulated")  # whoever holds something there has imported it
     if emulated is not None and _is_emulated():
         emulated.device().reset_peak()
 
@@ -59,7 +59,7 @@ def read() -> OwnDevice:
 
 
 def _is_emulated() -> bool:
-    return os.environ.get("FEDEXEC_DEVICE", "").startswith("emulated")
+    return is_emulated(os.environ.get("FEDEXEC_DEVICE", ""))
 
 
 def _on_real_device(reading: AllocatorReading | None) -> OwnDevice:

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
-from fedexec.executor import Executor, Future
+from fedexec.executor import Executor
 from fedexec.interface import Capability
+from fedexec.scheduler import Future
 from fedexec.testing import tasks
 from fedexec.testing.leaks import living, new_children
 from fedexec.testing.suite import Create, Suite

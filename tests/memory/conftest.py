@@ -6,13 +6,13 @@ from fedexec.memory import device, emulated
 @pytest.fixture
 def emulate(monkeypatch):
     """Return a function that gives this test an emulated device of its own."""
-    monkeypatch.delenv(emulated.LEDGER_VARIABLE, raising=False)
+    monkeypatch.delenv(device.LEDGER_VARIABLE, raising=False)
     monkeypatch.setattr(emulated, "_made", {})
     monkeypatch.setattr(device, "_assigned", None)
 
     def make(spec="emulated:24GiB"):
         monkeypatch.setenv("FEDEXEC_DEVICE", spec)
-        monkeypatch.setenv(emulated.LEDGER_VARIABLE, "")
+        monkeypatch.setenv(device.LEDGER_VARIABLE, "")
         found = device.devices()
         return found if len(found) > 1 else found[0]
 

@@ -7,7 +7,7 @@ import pytest
 
 import fedexec
 from fedexec.memory import admission
-from fedexec.memory.admission import Admission, capacity, ceiling
+from fedexec.memory.admission import Admission, ceiling
 from fedexec.memory.device import Device
 from fedexec.settings import resolve
 
@@ -80,6 +80,41 @@ def test_a_task_that_grows_is_tried_again_alone_and_the_others_are_halved(emulat
         assert [future.result()[0] for future in grown] == ["EMULATED-0"] * 4
         assert executor.stats().failed == 0
         assert executor.footprints()["jobs.hold"].device_bytes == CONTEXT + 3 * GIB
+
+
+def test_a_task_that_waits_to_be_alone_is_not_lost_when_workers_are_killed(emulate, tmp_path):
+    emulate("emulated:4GiB")
+    executor = fedexec.create_executor("process", max_workers="auto")
+    executor.submit(jobs.hold, 100 * MIB).result()
+    holder = executor.submit(jobs.hold, 3 * GIB, tmp_path)
+    while not list(tmp_path.iterdir()):
+        pass
+    grown = executor.submit(jobs.hold, 3 * GIB)
+    while executor.footprints()["jobs.hold"].most is None:  # it has run out of memory, and waits
+        pass
+    queued = executor.submit(jobs.hold, MIB)
+    executor.kill_workers()
+    assert isinstance(holder.exception(0), fedexec.WorkerDiedError)
+    assert "out of memory" in str(grown.exception(0))
+    assert queued.cancelled()
+
+
+def test_nothing_starts_before_the_task_that_waits_to_be_alone(emulate, tmp_path):
+    emulate("emulated:4GiB")
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        executor.submit(jobs.hold, 100 * MIB).result()
+        executor.submit(jobs.touch, MIB).result()
+        holder = executor.submit(jobs.hold, 3 * GIB, tmp_path)
+        while not list(tmp_path.iterdir()):
+            pass
+        grown = executor.submit(jobs.hold, 3 * GIB)
+        while executor.footprints()["jobs.hold"].most is None:
+            pass
+        later = executor.submit(jobs.touch, MIB)
+        assert executor.stats().queued == 1
+        (tmp_path / "go").touch()
+        assert [future.result(30) is not None for future in (holder, grown, later)] == [True] * 3
+        assert executor.stats().retries == 1
 
 
 def test_a_task_that_does_not_fit_even_alone_fails_with_its_own_error(emulate):
@@ -195,12 +230,6 @@ def measure_no_device():
 
     own.read = own.OwnDevice
     own.reset_peak = lambda: None
-
-
-def test_capacity_is_what_the_documentation_says():
-    assert capacity(24 * GIB, 0, 794 * MIB) == 27
-    assert capacity(24 * GIB, 2 * GIB, 5 * GIB) == 3
-    assert capacity(1 * GIB, 0, 8 * GIB) == 1, "one always runs: it may still fit"
 
 
 def test_a_fixed_number_of_workers_admits_everything_and_measures_nothing():

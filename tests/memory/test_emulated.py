@@ -246,7 +246,7 @@ def test_none_is_a_choice(emulate):
 def test_a_ledger_whose_maker_is_gone_is_no_ledger(emulate, monkeypatch):
     emulate()
     monkeypatch.setattr(emulated, "_made", {})
-    monkeypatch.setenv(emulated.LEDGER_VARIABLE, "/proc/4194303/fd/3")
+    monkeypatch.setenv(device.LEDGER_VARIABLE, "/proc/4194303/fd/3")
     with pytest.raises(DeviceError, match="is gone"):
         device.devices()
 

@@ -1,0 +1,392 @@
+"""The queue of an executor and its slots: what waits, what runs, how often, and what becomes of it.
+
+A *slot* is a thread that takes one task at a time from the queue and hands it to the backend. There are
+``max_workers`` of them, so that a backend never holds more tasks than can run: what waits stays cancellable,
+and a broken pool can hurt only what was running.
+"""
+
+import concurrent.futures
+import functools
+import logging
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from fedexec.errors import (
+    InitializerError,
+    PreloadError,
+    TaskTimeoutError,
+    WorkerDiedError,
+    WorkerMemoryError,
+)
+from fedexec.interface import Backend, Capability, Outcome, Task, Usage
+from fedexec.memory.admission import Admission, Footprint
+from fedexec.memory.device import Device
+from fedexec.memory.watch import Watch
+from fedexec.settings import Settings
+
+__all__ = ["Future", "Scheduler", "Stats", "drain_before_exit_of"]
+
+log = logging.getLogger("fedexec")
+T = TypeVar("T")
+
+
+class Future(concurrent.futures.Future[T]):
+    """A :class:`concurrent.futures.Future` that also knows what its task cost.
+
+    Attributes
+    ----------
+    usage : Usage or None
+        Set when the task is done; None before, and where it was not measured (the worker died).
+    """
+
+    usage: Usage | None = None
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the task returned, or raise what it raised, even if that is false (gh-132063)."""
+        error = self.exception(timeout)
+        if error is None:
+            return super().result()
+        try:
+            raise error
+        finally:
+            del self, error  # its traceback holds this frame: no cycle
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What an executor has done so far; every field is a number of tasks, but for the last.
+
+    Attributes
+    ----------
+    restarts : mapping of str to int
+        How many workers were replaced because of a limit, by cause: "host memory", "device memory".
+    """
+
+    submitted: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    running: int
+    queued: int
+    worker_deaths: int
+    timeouts: int
+    retries: int
+    memory_kills: int
+    restarts: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON knows them."""
+        return asdict(self)
+
+
+class Scheduler:
+    """Queue and slots of one executor. Its threads hold it, not the executor, which may be collected."""
+
+    def __init__(
+        self, backend: Backend, settings: Settings, admission: Admission, devices: Sequence[Device]
+    ) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._admission = admission
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: deque[tuple[Task, Future[Any]]] = deque()
+        self._running: set[Task] = set()
+        self._threads: list[threading.Thread] = []  # every slot there ever was
+        self._slots: set[threading.Thread] = set()  # those that have not ended
+        self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
+        self._idle = 0
+        self._closing = False
+        self._killing = False
+        self._broken: InitializerError | PreloadError | None = None
+        self._counts: Counter[str] = Counter()
+        self._gone = threading.Event()  # the backend is shut down
+        self._excesses: dict[int, WorkerMemoryError] = {}  # task id -> why it is being ended
+        self._watch: Watch | None = None
+        if settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
+            self._watch = Watch(settings, devices, self.running, self._end_for_memory)
+        _schedulers.add(self)
+
+    def submit(self, task: Task) -> Future[Any]:
+        """Queue a task; RuntimeError after shutdown, BrokenProcessPool after an initializer failed."""
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._broken is not None:
+                raise _copy(self._broken)
+            if self._closing:
+                when = "interpreter shutdown" if _interpreter_ends else "shutdown"
+                raise RuntimeError(f"cannot schedule new futures after {when}")
+            self._queue.append((task, future))
+            self._counts["submitted"] += 1
+            if self._idle >= len(self._queue):
+                self._changed.notify_all()  # not one: it could be one that waits for something else
+            elif len(self._slots) < self._settings.max_workers:
+                self._open_slot()
+        return future
+
+    def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
+        """Take no more; with `kill`, end the workers of what runs. Returns at once."""
+        with self._changed:
+            unused = not self._slots and not self._closing
+            self._closing = True
+            self._killing |= kill
+            cancelled = list(self._queue) if cancel_futures else []
+            if cancel_futures:
+                self._queue.clear()
+                self._counts["cancelled"] += len(cancelled)
+            running = list(self._running)
+            self._changed.notify_all()
+        for _, future in cancelled:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        if kill and Capability.KILLS_ONE in self._backend.capabilities:
+            for task in running:
+                self._kill(task)
+        if unused:
+            self._end_backend()
+
+    def join(self) -> None:
+        """Wait until nothing is left; called from a slot (a done-callback), for the other slots only.
+
+        Slots that wait here at the same time do not wait for each other.
+        """
+        me = threading.current_thread()
+        with self._changed:
+            threads = list(self._threads)
+            if me in self._slots:
+                self._joining.add(me)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._slots <= self._joining)
+                self._joining.discard(me)
+                return
+        self._gone.wait()
+        for thread in threads:
+            if thread is not me:
+                thread.join()
+
+    def stats(self) -> Stats:
+        """Return what has been done so far."""
+        with self._changed:
+            counts = self._counts
+            return Stats(
+                submitted=counts["submitted"],
+                succeeded=counts["succeeded"],
+                failed=counts["failed"],
+                cancelled=counts["cancelled"],
+                running=len(self._running),
+                queued=len(self._queue),
+                worker_deaths=counts["worker_deaths"],
+                timeouts=counts["timeouts"],
+                retries=counts["retries"],
+                memory_kills=counts["memory_kills"],
+                restarts=dict(self._backend.restarts()),
+            )
+
+    def running(self) -> list[Task]:
+        """Return the tasks that run now."""
+        with self._changed:
+            return list(self._running)
+
+    def footprints(self) -> dict[str, Footprint]:
+        """Return kind of task to what it takes."""
+        with self._changed:
+            return self._admission.footprints()
+
+    # ------------------------------------------------------------ a slot's life
+
+    def _open_slot(self) -> None:
+        slot = threading.Thread(target=self._work, name=f"fedexec-slot-{len(self._slots)}")
+        self._slots.add(slot)
+        self._threads.append(slot)
+        try:
+            slot.start()
+        except BaseException:
+            self._slots.discard(slot)
+            self._threads.remove(slot)
+            if not self._slots:  # with another slot the task waits for that one
+                self._queue.pop()
+                self._counts["submitted"] -= 1
+                raise
+
+    def _work(self) -> None:
+        while (entry := self._next()) is not None:
+            try:
+                self._serve(*entry)
+            except BaseException:  # a done-callback that raised SystemExit must not take the slot along
+                log.exception("a callback ended with something that is no Exception")
+            del entry  # keep no finished argument alive while waiting for the next task
+        with self._changed:
+            self._slots.discard(threading.current_thread())
+            self._changed.notify_all()
+            last = not self._slots
+        if last:
+            self._end_backend()
+
+    def _next(self) -> tuple[Task, Future[Any]] | None:
+        with self._changed:
+            self._idle += 1
+            try:
+                while not (self._queue and self._admission.admit(self._queue[0][0])):
+                    if self._closing and not self._queue:
+                        return None
+                    self._changed.wait()
+                task, future = self._queue.popleft()
+                self._running.add(task)
+                return task, future
+            finally:
+                self._idle -= 1
+
+    def _serve(self, task: Task, future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            self._runs_again(task, None)
+            self._done(task, "cancelled")
+            return
+        outcome = self._run(task)
+        while self._runs_again(task, outcome):
+            outcome = self._run(task)
+        if isinstance(outcome.exception, InitializerError | PreloadError):
+            self._break(outcome.exception)
+        self._done(task, "succeeded" if outcome.exception is None else "failed")
+        del task
+        future.usage = outcome.usage
+        try:
+            if outcome.exception is None:
+                future.set_result(outcome.value)
+            else:
+                future.set_exception(outcome.exception)
+        finally:
+            del outcome, future  # a traceback out of this very thread holds this frame: no cycle
+
+    def _runs_again(self, task: Task, outcome: Outcome | None) -> bool:
+        """Make room for others; after a task ran out of memory in company, wait until it has none."""
+        with self._changed:
+            again = self._admission.release(task, outcome)
+            self._changed.notify_all()
+            if not again:
+                return False
+            self._counts["retries"] += 1
+            self._changed.wait_for(lambda: self._killing or self._admission.admit(task))
+            if self._killing:
+                self._admission.give_up(task)
+                return False
+            return True
+
+    def _run(self, task: Task) -> Outcome:
+        attempts = 1 + self._settings.retries
+        while True:
+            attempts -= 1
+            try:
+                return self._attempt(task)
+            except WorkerDiedError as exc:
+                self._count("worker_deaths")
+                if not attempts or self._killing:
+                    return Outcome(exception=exc.with_traceback(None))
+                log.warning("%s It is run again.", exc)
+                self._count("retries")
+            except TaskTimeoutError as exc:
+                self._count("timeouts")
+                return Outcome(exception=exc.with_traceback(None))
+            except WorkerMemoryError as exc:
+                self._count("memory_kills")
+                return Outcome(exception=exc.with_traceback(None))
+            except BaseException as exc:
+                return Outcome(exception=exc)
+
+    def _attempt(self, task: Task) -> Outcome:
+        timeout = self._settings.timeout
+        expired = threading.Event()
+        timer = None
+        if timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
+            timer = threading.Timer(timeout, self._expire, (task, expired))
+            timer.daemon = True
+            timer.start()
+        try:
+            with self._admission.measuring(task):
+                return self._backend.run(task)
+        except WorkerDiedError as exc:
+            if task.id in self._excesses:
+                raise self._excesses[task.id] from None
+            if timeout is not None and expired.is_set():
+                raise TaskTimeoutError(task.name, timeout, exc.pid) from None
+            raise
+        finally:
+            self._excesses.pop(task.id, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, task: Task, expired: threading.Event) -> None:
+        expired.set()
+        self._kill(task)
+
+    def _kill(self, task: Task) -> None:
+        task.doomed = True
+        self._backend.kill(task)
+
+    def _end_for_memory(self, task: Task, error: WorkerMemoryError) -> None:
+        self._excesses[task.id] = error
+        self._kill(task)
+
+    def _count(self, what: str) -> None:
+        with self._changed:
+            self._counts[what] += 1
+
+    def _done(self, task: Task, how: str) -> None:
+        with self._changed:
+            self._running.discard(task)
+            self._counts[how] += 1
+
+    def _break(self, error: InitializerError | PreloadError) -> None:
+        """No worker can be made ready: fail what waits, refuse what comes."""
+        with self._changed:
+            self._broken = error
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._counts["failed"] += len(waiting)
+        log.critical("%s", error, exc_info=error.__cause__)
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_copy(error))
+
+    def _end_backend(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        try:
+            self._backend.shutdown()
+        finally:
+            self._gone.set()
+
+
+def _copy(error: InitializerError | PreloadError) -> Exception:
+    """Make an exception of its own for each future: tracebacks pile up in a shared one."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+# ---------------------------------------------------------------- the end of the interpreter
+
+_schedulers: "weakref.WeakSet[Scheduler]" = weakref.WeakSet()
+_interpreter_ends = False
+
+
+@functools.cache
+def drain_before_exit_of(backend_class: type[Backend]) -> None:
+    """Finish what was submitted before the pools that a backend is built on are closed at exit.
+
+    concurrent.futures and loky close their pools in hooks of the same kind, last registered first; the
+    backend's module has been imported by now, so this hook runs before theirs. There is no public name.
+    """
+    threading._register_atexit(_drain)  # type: ignore[attr-defined]
+
+
+def _drain() -> None:
+    global _interpreter_ends
+    _interpreter_ends = True
+    schedulers = list(_schedulers)
+    for scheduler in schedulers:
+        scheduler.close()
+    for scheduler in schedulers:
+        scheduler.join()
