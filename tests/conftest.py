@@ -1,6 +1,24 @@
 import pytest
 
+from fedexec.memory import device, emulated
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("flower"):
         pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
+
+
+@pytest.fixture
+def emulate(monkeypatch):
+    """Return a function that gives this test an emulated device of its own."""
+    monkeypatch.delenv(device.LEDGER_VARIABLE, raising=False)
+    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setattr(device, "_assigned", None)
+
+    def make(spec="emulated:24GiB"):
+        monkeypatch.setenv("FEDEXEC_DEVICE", spec)
+        monkeypatch.setenv(device.LEDGER_VARIABLE, "")
+        found = device.devices()
+        return found if len(found) > 1 else found[0]
+
+    return make

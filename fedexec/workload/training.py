@@ -13,6 +13,7 @@ import torch._dynamo  # torch imports these 893 modules at the first optimizer s
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from fedexec.workload.charging import computing
 from fedexec.workload.data import DataSpec, load_data
 
 __all__ = ["Net", "get_weights", "initial_weights", "set_weights", "test", "train", "warm_up"]
@@ -100,26 +101,33 @@ def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -
     tuple of (list of ndarray, int, dict)
         New weights, number of samples, and the mean ``loss`` of the last epoch.
     """
-    device = _device()
-    net = Net()
-    set_weights(net, parameters)
-    net.to(device)
     samples = load_data(data, client=client)
-    images = torch.from_numpy(samples.images).to(device)
-    labels = torch.from_numpy(samples.labels).to(device)
+    with computing() as (device, put):
+        net = Net()
+        set_weights(net, parameters)
+        net.to(device)
+        images, labels = put(samples.images), put(samples.labels)
+        shuffle = torch.Generator().manual_seed(_seed(data.seed, client, int(config["server_round"])))
+        loss = _train(net, config, images, labels, shuffle)
+        return get_weights(net), len(labels), {"loss": loss}
+
+
+def _train(
+    net: Net, config: Config, images: torch.Tensor, labels: torch.Tensor, shuffle: torch.Generator
+) -> float:
+    """Take the steps; return the mean loss of the last epoch."""
     optimizer = torch.optim.SGD(net.parameters(), lr=float(config["learning_rate"]), momentum=0.9)
-    shuffle = torch.Generator().manual_seed(_seed(data.seed, client, int(config["server_round"])))
     loss_sum = 0.0
     for _ in range(int(config["epochs"])):
         loss_sum = 0.0
-        order = torch.randperm(len(labels), generator=shuffle).to(device)
+        order = torch.randperm(len(labels), generator=shuffle).to(images.device)
         for batch in torch.split(order, int(config["batch_size"])):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss_sum += loss.item() * len(batch)
-    return get_weights(net), len(labels), {"loss": loss_sum / len(labels)}
+    return loss_sum / len(labels)
 
 
 def test(
@@ -140,30 +148,21 @@ def test(
     tuple of (float, int, dict)
         Mean cross-entropy, number of samples, and the ``accuracy``, 0 to 1.
     """
-    device = _device()
-    net = Net()
-    set_weights(net, parameters)
-    net.to(device)
     samples = load_data(data, client=client)
     size = int(config.get("batch_size", 256))
     loss_sum, correct = 0.0, 0
-    with torch.inference_mode():
+    with computing() as (device, put), torch.inference_mode():
+        net = Net()
+        set_weights(net, parameters)
+        net.to(device)
         for start in range(0, len(samples.labels), size):
-            images = torch.from_numpy(samples.images[start : start + size]).to(device)
-            labels = torch.from_numpy(samples.labels[start : start + size]).to(device)
+            some = slice(start, start + size)
+            images, labels = put(samples.images[some]), put(samples.labels[some])
             logits = net(images)
             loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum().item())
     total = len(samples.labels)
     return loss_sum / total, total, {"accuracy": correct / total}
-
-
-def _device() -> torch.device:
-    """The GPU if there is one; its algorithms are held to the reproducible ones."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda:0")
 
 
 def _seed(*parts: int) -> int:
