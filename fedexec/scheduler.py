@@ -9,6 +9,7 @@ import concurrent.futures
 import functools
 import logging
 import threading
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -41,9 +42,14 @@ class Future(concurrent.futures.Future[T]):
     ----------
     usage : Usage or None
         Set when the task is done; None before, and where it was not measured (the worker died).
+    started, ended : float or None
+        When it was given to a worker for the first time, and when its outcome was known: seconds since the
+        epoch, as :func:`time.time`. None before, and of a task that was cancelled.
     """
 
     usage: Usage | None = None
+    started: float | None = None
+    ended: float | None = None
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the task returned, or raise what it raised, even if that is false (gh-132063)."""
@@ -242,14 +248,14 @@ class Scheduler:
     def _serve(self, task: Task, future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             self._runs_again(task, None)
-            self._done(task, "cancelled")
             return
+        future.started = time.time()
         outcome = self._run(task)
         while self._runs_again(task, outcome):
             outcome = self._run(task)
+        future.ended = time.time()
         if isinstance(outcome.exception, InitializerError | PreloadError):
             self._break(outcome.exception)
-        self._done(task, "succeeded" if outcome.exception is None else "failed")
         del task
         future.usage = outcome.usage
         try:
@@ -265,14 +271,19 @@ class Scheduler:
         with self._changed:
             again = self._admission.release(task, outcome)
             self._changed.notify_all()
-            if not again:
-                return False
-            self._counts["retries"] += 1
-            self._changed.wait_for(lambda: self._killing or self._admission.admit(task))
-            if self._killing:
+            if again:
+                self._counts["retries"] += 1
+                self._changed.wait_for(lambda: self._killing or self._admission.admit(task))
+                if not self._killing:
+                    return True
                 self._admission.give_up(task)
-                return False
-            return True
+            # In the same breath: nobody may see it run beside the one that got its room.
+            self._running.discard(task)
+            if outcome is None:
+                self._counts["cancelled"] += 1
+            else:
+                self._counts["succeeded" if outcome.exception is None else "failed"] += 1
+            return False
 
     def _run(self, task: Task) -> Outcome:
         attempts = 1 + self._settings.retries
@@ -332,11 +343,6 @@ class Scheduler:
     def _count(self, what: str) -> None:
         with self._changed:
             self._counts[what] += 1
-
-    def _done(self, task: Task, how: str) -> None:
-        with self._changed:
-            self._running.discard(task)
-            self._counts[how] += 1
 
     def _break(self, error: InitializerError | PreloadError) -> None:
         """No worker can be made ready: fail what waits, refuse what comes."""

@@ -5,6 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedexec.flower import Round, TaskRecord
+from fedexec.memory.timeline import Timeline
 from fedexec.scheduler import Stats
 from fedexec.settings import Settings, format_size
 
@@ -80,7 +81,7 @@ class Display:
         for failure in current.failures:
             self._console.print(f"  [red]client {failure['client']}: {failure['reason']}[/]", markup=True)
 
-    def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord]) -> None:
+    def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""
         table = Table("round", "loss", "accuracy", "clients", "failed", "seconds")
         for column in table.columns:
@@ -108,6 +109,17 @@ class Display:
             f"{len(tasks)} tasks in {len(workers)} processes, peak {format_size(max(peaks, default=None))}; "
             f"{stats.worker_deaths} died, {stats.timeouts} timed out, {stats.retries} run again"
         )
+        self._console.print(
+            f"all processes together: peak {format_size(timeline.host.peak)} of the host's memory"
+        )
+        for device in timeline.watched:
+            after_round, at_end = (
+                timeline.residual_bytes(device.uuid, label) for label in ("round", "shutdown")
+            )
+            self._console.print(
+                f"{device.name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
+                f"{format_size(after_round)}, at the end {format_size(at_end)}"
+            )
 
 
 def _number(value: object) -> str:

@@ -32,6 +32,7 @@ from fedexec.flower import (
     ClientHost,
     ExecutorClient,
     FedAvgMp,
+    Round,
     TaskLog,
     TaskRecord,
     executor_evaluate_fn,
@@ -39,6 +40,7 @@ from fedexec.flower import (
     split_address,
 )
 from fedexec.interface import Capability, Hooks
+from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
 from fedexec.worker import environment
 from fedexec.workload import jobs
@@ -144,8 +146,9 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
-    with showing as display, _executor(arguments, spec) as executor:
+    with contextlib.ExitStack() as stack, showing as display, _executor(arguments, spec) as executor:
         display.chosen(executor.settings)
+        timeline = stack.enter_context(Timeline(executor.devices))
         tasks = TaskLog(executor)
         host: Any = _Elsewhere()
 
@@ -161,7 +164,15 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             ):  # as late as possible: until the server listens, anybody may take it
                 arguments.address = _free_address()
             host = hosting(tasks)
-            strategy = _strategy(arguments, spec, tasks, initial, available, fit_clients, display, host.check)
+
+            def progress(current: Round, done: int) -> None:
+                if current.seconds:  # it is over
+                    timeline.mark("round", current.server_round)
+                display.progress(current, done)
+
+            strategy = _strategy(
+                arguments, spec, tasks, initial, available, fit_clients, progress, host.check
+            )
             serve(
                 strategy,
                 address=arguments.address,
@@ -175,6 +186,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             ending.settle()
             host.kill()
             raise _reason(exc) from exc
+        executor.shutdown()
+        timeline.mark("shutdown")
         final = _final_weights(strategy)
         result = {
             "fedexec": __version__,
@@ -182,9 +195,10 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             "rounds": _as_dicts(strategy.rounds),
             "tasks": _as_dicts(tasks.records),
             "stats": executor.stats().as_dict(),
+            "memory": timeline.as_dict(),
             "weights_sha256": _digest(final),
         }
-        display.table(strategy.rounds, executor.stats(), tasks.records)
+        display.table(strategy.rounds, executor.stats(), tasks.records, timeline)
     if weights_file is not None:
         _write(weights_file, lambda file: np.savez(file, *final))
     if report is not None:
@@ -199,7 +213,7 @@ def _strategy(
     initial: jobs.Weights,
     available: int,
     fit_clients: int,
-    display: Display,
+    on_progress: Callable[[Round, int], None],
     still_coming: Callable[[], object],
 ) -> FedAvgMp:
     from flwr.common import ndarrays_to_parameters
@@ -214,7 +228,7 @@ def _strategy(
         available_clients=available,
         evaluate_clients=arguments.evaluate_clients,
         seed=spec.seed,
-        on_progress=display.progress,
+        on_progress=on_progress,
         still_coming=still_coming,
         evaluate_fn=executor_evaluate_fn(tasks, functools.partial(jobs.test, data=spec)),
         on_fit_config_fn=lambda server_round: dict(training),

@@ -48,6 +48,8 @@ class TaskRecord:
     error : str or None
         Why it failed.
     usage : Usage or None
+    started, ended : float or None
+        When it was given to a worker, and when its outcome was known, in seconds since the epoch.
     """
 
     kind: str
@@ -55,6 +57,8 @@ class TaskRecord:
     server_round: int | None
     error: str | None
     usage: Usage | None
+    started: float | None = None
+    ended: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON knows it."""
@@ -87,10 +91,10 @@ class TaskLog:
         """Run ``fn(*args)`` on the executor, wait, and return what it returns or raise what it raises."""
         future = self.executor.submit(fn, *args)
         error = future.exception()
-        usage = getattr(future, "usage", None)
         text = None if error is None else _one_line(error)
+        cost = (getattr(future, name, None) for name in ("usage", "started", "ended"))
         with self._lock:
-            self.records.append(TaskRecord(kind, client, server_round, text, usage))
+            self.records.append(TaskRecord(kind, client, server_round, text, *cost))
         return future.result()
 
 
