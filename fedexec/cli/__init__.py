@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedexec import __version__
-from fedexec.cli import backends, options
+from fedexec.cli import backends, options, probe
 from fedexec.errors import FedexecError, SettingsError
 
 __all__ = ["main"]
@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     options.add_executor(client)
     options.add_client(client)
     client.set_defaults(command=_client)
+
+    probing = commands.add_parser("probe", help="how much one task takes, and how many the machine holds")
+    options.add_probe(probing)
+    options.add_data(probing)
+    options.add_executor(probing)
+    probing.set_defaults(command=probe.command)
 
     listing = commands.add_parser(
         "backends", help="list the backends, their promises, and how to install them"

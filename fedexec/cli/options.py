@@ -21,6 +21,7 @@ __all__ = [
     "add_federation",
     "add_hosting",
     "add_output",
+    "add_probe",
     "data_spec",
     "executor_flags",
     "executor_settings",
@@ -38,6 +39,9 @@ _EXECUTOR = (
     "timeout",
     "retries",
     "memory_limit",
+    "device_memory_limit",
+    "enforce_limits",
+    "device",
     "threads_per_worker",
     "max_tasks_per_child",
     "standby",
@@ -77,12 +81,17 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
         "executor", "each can also stand in the environment, as FEDEXEC_BACKEND, ..."
     )
     group.add_argument("--backend", help="see `fedexec backends`")
-    group.add_argument("--max-workers", metavar="N", help="tasks at once (default: the cores)")
+    group.add_argument("--max-workers", metavar="N", help="tasks at once: N, or auto (default: cores)")
     group.add_argument("--start-method", metavar="METHOD", help=" or ".join(START_METHODS))
     group.add_argument("--preload", metavar="MODULES", help="imported before the first task, with commas")
     group.add_argument("--timeout", metavar="SECONDS", help="end a task that takes longer")
     group.add_argument("--retries", metavar="N", help="run a task again if its worker dies (default: 0)")
     group.add_argument("--memory-limit", metavar="SIZE", help="replace a reused worker above this, e.g. 2GiB")
+    group.add_argument(
+        "--device-memory-limit", metavar="SIZE", help="the same for what it holds of its device"
+    )
+    group.add_argument("--enforce-limits", metavar="BOOL", help="end a task that exceeds one while it runs")
+    group.add_argument("--device", metavar="NAME", help="none, UUIDs or indices, or emulated:24GiB")
     group.add_argument("--threads-per-worker", metavar="N", help="default: cores / max workers")
     group.add_argument("--max-tasks-per-child", metavar="N", help="of a standby worker (default: 1)")
     group.add_argument(
@@ -141,6 +150,23 @@ def add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root-certificates", metavar="CA", help="PEM file: connect with TLS")
     parser.add_argument("--json", metavar="FILE", help="write what each task cost; - is stdout")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    """What is measured."""
+    parser.add_argument(
+        "--task", metavar="MODULE:FUNCTION",
+        help="called without arguments (default: one client's fit of the built-in job)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clients", type=_positive, default=10, metavar="N",
+        help="that the built-in job's data is split among (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="measure the GPU instead, and print the FEDEXEC_DEVICE that emulates it elsewhere",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedexec.interface import Outcome, Task, Usage
 from fedexec.memory import host
@@ -38,15 +38,19 @@ class Footprint:
     ----------
     host_bytes : int or None
         The largest peak of a worker's resident set; None if it was not measured.
-    device_bytes : int
-        The largest peak of a worker on its device; 0 if none was seen to hold any.
+    device_bytes : int or None
+        The largest peak of a worker on its device; None if it was not measured, and counted as nothing then.
     most : int or None
         How many may run at once, after one ran out of memory.
+    at_once : int or None
+        How many of this kind alone the machine holds at once, by memory and, if they need no device, by
+        cores; None before the first has been measured.
     """
 
     host_bytes: int | None = None
-    device_bytes: int = 0
+    device_bytes: int | None = None
     most: int | None = None
+    at_once: int | None = None
 
 
 def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
@@ -88,6 +92,7 @@ class Admission:
         self._auto = settings.auto
         self._devices = devices
         self._cores = available_cores()
+        self._ceiling = ceiling(settings, devices)
         self._footprints: dict[str, Footprint] = {}
         self._running: dict[int, _Running] = {}  # task id -> what it was admitted as
         self._alone: int | None = None  # id of the task that shall have no company
@@ -99,7 +104,22 @@ class Admission:
 
     def footprints(self) -> dict[str, Footprint]:
         """Return kind of task to what it takes."""
-        return dict(self._footprints)
+        return {
+            kind: replace(footprint, at_once=self._at_once(footprint))
+            for kind, footprint in self._footprints.items()
+        }
+
+    def _at_once(self, footprint: Footprint) -> int:
+        bounds = [self._ceiling]
+        if footprint.device_bytes:
+            bounds.append(sum(int(room / footprint.device_bytes) for room in self._room.devices.values()))
+        else:
+            bounds.append(self._cores)
+        if footprint.host_bytes and self._room.host < math.inf:
+            bounds.append(int(self._room.host / footprint.host_bytes))
+        if footprint.most is not None:
+            bounds.append(footprint.most)
+        return max(1, min(bounds))
 
     def admit(self, task: Task) -> bool:
         """Let a task start if it may, and choose its device (``task.device``, where there are several)."""
@@ -178,7 +198,8 @@ class Admission:
         device_bytes = usage.peak_device_bytes
         if device_bytes is None and was_alone:
             device_bytes = self._delta
-        footprint.device_bytes = max(footprint.device_bytes, device_bytes or 0)
+        if device_bytes is not None:
+            footprint.device_bytes = max(footprint.device_bytes or 0, device_bytes)
         if usage.peak_host_bytes is not None:
             footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
 
@@ -204,9 +225,9 @@ class Admission:
 
     def _device_bytes(self, kind: str) -> int:
         if not self._fresh:
-            return max((footprint.device_bytes for footprint in self._footprints.values()), default=0)
+            return max((footprint.device_bytes or 0 for footprint in self._footprints.values()), default=0)
         footprint = self._footprints.get(kind)
-        return 0 if footprint is None else footprint.device_bytes
+        return 0 if footprint is None else footprint.device_bytes or 0
 
     def _roomiest(self, needed: int) -> Device | None:
         """Return the device with most room, None if that is not enough."""

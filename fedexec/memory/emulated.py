@@ -119,6 +119,11 @@ class EmulatedDevice(Device):
         with self._own() as allocator:
             return allocator.held
 
+    @property
+    def context_bytes(self) -> int:
+        """Return what a process holds before its first block."""
+        return self._allocator.context
+
     def peak_bytes(self) -> int:
         """Return the most it has held since :meth:`reset_peak`."""
         with self._own() as allocator:

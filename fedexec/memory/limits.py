@@ -25,34 +25,43 @@ class Limits:
         self._host, self._device = settings.memory_limit, settings.device_memory_limit
         self._lock = threading.Lock()
         self._replaced: Counter[str] = Counter()
-        self._warned = False
+        self._warned: set[str] = set()
 
     def exceeded(self, usage: Usage | None) -> bool:
         """Return whether a worker must not serve again; it is counted as replaced if so."""
         if usage is None:
             return False
-        cause = None
-        if self._host is not None and (usage.end_host_bytes or 0) > self._host:
-            cause = "host memory"
-            self._warn_if_too_low(usage.idle_host_bytes, self._host)
-        elif self._device is not None and (usage.end_device_bytes or 0) > self._device:
-            cause = "device memory"
-        if cause is None:
-            return False
-        with self._lock:
-            self._replaced[cause] += 1
-        return True
+        for cause, limit, held, bare in (
+            ("host memory", self._host, usage.end_host_bytes, usage.idle_host_bytes),
+            ("device memory", self._device, usage.end_device_bytes, _context_bytes(usage)),
+        ):
+            if limit is not None and held is not None and held > limit:
+                self._count(cause, limit, bare)
+                return True
+        return False
 
     def replaced(self) -> dict[str, int]:
         """Return cause ("host memory", "device memory") to number of workers."""
         with self._lock:
             return dict(self._replaced)
 
-    def _warn_if_too_low(self, idle: int | None, limit: int) -> None:
-        if idle is not None and idle > limit and not self._warned:
-            self._warned = True
-            log.warning(
-                "memory_limit=%s is less than the %s a worker holds before any task: each gets a new worker",
-                format_size(limit),
-                format_size(idle),
-            )
+    def _count(self, cause: str, limit: int, bare: int | None) -> None:
+        """Count a worker as replaced; say so once if even a bare one is above the limit."""
+        with self._lock:
+            self._replaced[cause] += 1
+            if bare is None or bare <= limit or cause in self._warned:
+                return
+            self._warned.add(cause)
+        log.warning(
+            "the limit of %s is %s, less than the %s a worker holds before any task: each gets a new worker",
+            cause,
+            format_size(limit),
+            format_size(bare),
+        )
+
+
+def _context_bytes(usage: Usage) -> int | None:
+    """Return the least that a worker holds of its device beside the allocator's blocks."""
+    if usage.end_device_bytes is None or usage.peak_reserved_bytes is None:
+        return None
+    return usage.end_device_bytes - usage.peak_reserved_bytes

@@ -4,10 +4,15 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
+from fedexec.errors import DeviceError, SettingsError
 from fedexec.memory import allocator
 from fedexec.memory.allocator import AllocatorReading
 from fedexec.memory.device import Device, assigned, devices, is_emulated
+
+if TYPE_CHECKING:
+    from fedexec.memory.emulated import EmulatedDevice
 
 __all__ = ["OwnDevice", "read", "reset_peak"]
 
@@ -28,7 +33,7 @@ class OwnDevice:
         The most it has held since :func:`reset_peak`: what the driver counts beside the allocator's share,
         and that share's peak.
     torch : AllocatorReading or None
-        What torch says.
+        What torch's allocator says; of an emulated device, the books kept by its rules.
     """
 
     uuid: str | None = None
@@ -40,26 +45,39 @@ class OwnDevice:
 def reset_peak() -> None:
     """Have the peaks begin anew."""
     allocator.reset_peak()
-    emulated = sys.modules.get("fedexec.memory.emulated")  # whoever holds something there has imported it
-    if emulated is not None and _is_emulated():
-        emulated.device().reset_peak()
+    device = _emulated()
+    if device is not None:
+        device.reset_peak()
 
 
 def read() -> OwnDevice:
     """Measure this process. Costs next to nothing where no device was used, milliseconds where one was."""
-    if _is_emulated():
-        from fedexec.memory import emulated
-
-        device = emulated.device()
-        return OwnDevice(device.uuid, device.held_bytes(), device.peak_bytes())
+    device = _emulated()
+    if device is not None:
+        held, peak = device.held_bytes(), device.peak_bytes()
+        context = device.context_bytes if peak else 0
+        books = AllocatorReading(
+            device.allocated_bytes(), max(0, held - context), peak_reserved_bytes=peak - context
+        )
+        return OwnDevice(device.uuid, held, peak, books)
+    if is_emulated(os.environ.get("FEDEXEC_DEVICE", "")):
+        return OwnDevice()
     reading = allocator.read()
     if reading is None and not any(name in sys.modules for name in LIBRARIES):
         return OwnDevice()
     return _on_real_device(reading)
 
 
-def _is_emulated() -> bool:
-    return is_emulated(os.environ.get("FEDEXEC_DEVICE", ""))
+def _emulated() -> "EmulatedDevice | None":
+    """Return the emulated device, if one was chosen and can be reached."""
+    if not is_emulated(os.environ.get("FEDEXEC_DEVICE", "")):
+        return None
+    from fedexec.memory import emulated
+
+    try:
+        return emulated.device()
+    except (DeviceError, SettingsError):  # whoever allocates there is told; a measurement says nothing
+        return None
 
 
 def _on_real_device(reading: AllocatorReading | None) -> OwnDevice:

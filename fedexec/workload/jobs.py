@@ -6,7 +6,7 @@ import numpy.typing as npt
 
 from fedexec.workload.data import DataSpec, load_data
 
-__all__ = ["PRELOAD", "prepare", "test", "train", "warm_up"]
+__all__ = ["PRELOAD", "prepare", "start_device", "test", "train", "warm_up"]
 
 PRELOAD = ("fedexec.workload.training",)
 """What a worker had better have imported before its first task."""
@@ -29,6 +29,13 @@ def prepare(data: DataSpec) -> Weights:
     load_data(data)
     load_data(data, client=0)
     return training.initial_weights(data.seed)
+
+
+def start_device() -> None:
+    """Make a context on the GPU, with next to nothing in it."""
+    import torch
+
+    torch.zeros(1, device="cuda")
 
 
 def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -> tuple[Weights, int, Config]:

@@ -35,6 +35,9 @@ def complaint(capsys, *argv):
         (["run", "--timeout", "soon"], 2, "timeout must be a number of seconds"),
         (["run", "--memory-limit", "12 parsecs"], 2, "512MiB"),
         (["run", "--start-method", "fork"], 2, "forkserver, spawn"),
+        (["run", "--device-memory-limit", "much"], 2, "512MiB"),
+        (["run", "--enforce-limits", "perhaps"], 2, "enforce_limits"),
+        (["run", "--device", "emulated:1KiB"], 2, "larger than its context"),
         (["run", "--retries", "-1"], 2, "retries must not be negative"),
         (["run", "--log-level", "loud"], 2, "DEBUG"),
         (
@@ -107,7 +110,7 @@ def test_listing_imports_no_backend_and_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["run", "server", "client", "backends"])
+@pytest.mark.parametrize("command", ["run", "server", "client", "probe", "backends"])
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

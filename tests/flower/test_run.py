@@ -103,6 +103,22 @@ def test_every_backend_gives_the_same_bits_as_the_tutorials_way(backend, directo
         assert left | {"seconds": 0} == right | {"seconds": 0}
 
 
+def test_device_memory_falls_to_nothing_between_rounds(tmp_path):
+    file = tmp_path / "run.json"
+    done = succeed("run", *SMALL, "--device", "emulated:24GiB", "--json", str(file))
+    assert "EMULATED GPU 0, 24.0 GiB, context 450 MiB: peak" in done.stdout.replace("\n", " ")
+    result = json.loads(file.read_text())
+    memory = result["memory"]
+    assert memory["devices"]["EMULATED-0"]["peak_bytes"] >= 450 << 20
+    marks = [(mark["label"], mark["server_round"]) for mark in memory["marks"]]
+    assert marks == [("round", 0), ("round", 1), ("round", 2), ("shutdown", None)]
+    assert [mark["device_bytes"]["EMULATED-0"] for mark in memory["marks"]] == [0, 0, 0, 0]
+    for task in result["tasks"]:
+        assert memory["began"] <= task["started"] <= task["ended"]
+        if task["kind"] == "fit":
+            assert task["usage"]["peak_device_bytes"] > 450 << 20
+
+
 def test_only_the_sampled_clients_trained(directory):
     result = small_run("process", directory)
     for round_ in result["rounds"][1:]:

@@ -48,6 +48,15 @@ def test_a_limit_below_a_bare_worker_is_said_once_and_the_work_is_done(caplog):
     assert caplog.text.count("less than the") == 1
 
 
+def test_a_device_limit_below_a_bare_context_is_said_once_too(emulate, caplog):
+    pytest.importorskip("loky")
+    emulate()
+    with fedexec.create_executor("loky", max_workers=1, device_memory_limit=CONTEXT // 2) as executor:
+        assert [executor.submit(jobs.touch, 5 * MIB).result() for _ in range(3)] == [CONTEXT + 20 * MIB] * 3
+        assert executor.stats().restarts == {"device memory": 3}
+    assert caplog.text.count("less than the 450 MiB a worker holds") == 1
+
+
 @pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
 def test_a_running_task_above_its_host_limit_is_ended_alone(backend):
     with fedexec.create_executor(

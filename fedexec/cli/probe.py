@@ -1,0 +1,162 @@
+"""``fedexec probe``: run one task, measure it, and say how many of them this machine holds at once."""
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedexec.cli import options
+from fedexec.errors import DeviceError, FedexecError
+from fedexec.executor import Executor
+from fedexec.interface import Hooks
+from fedexec.memory import host
+from fedexec.memory.admission import Footprint
+from fedexec.settings import Settings, available_cores, format_size, resolve
+from fedexec.workload import jobs
+
+__all__ = ["command"]
+
+REPEAT = 3  # the largest counts
+MIB = 1 << 20
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print what was measured."""
+    settings = _settings(arguments)
+    if arguments.calibrate:
+        print(_calibrate(settings))
+        return 0
+    task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
+    found = _measure(task, settings)
+    print(json.dumps(found, indent=2) if arguments.json else _text(found))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    fn: Callable[[], object]
+    preload: tuple[str, ...]
+    warmup: Callable[[], object] | None = None
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags = options.executor_flags(arguments)
+    if flags.setdefault("max_workers", "auto") != "auto":
+        raise options.UsageError("--max-workers is what `fedexec probe` finds out: leave it away")
+    return resolve(flags=flags)
+
+
+def _own_task(name: str) -> _Task:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise options.UsageError(f"--task {name}: write it like package.module:function")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        fn: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except (ImportError, AttributeError) as exc:
+        raise options.UsageError(f"--task {name}: {exc}") from exc
+    if not callable(fn):
+        raise options.UsageError(f"--task {name}: that is a {type(fn).__name__}, not a function")
+    return _Task(name, fn, (module_name,))
+
+
+def _built_in(arguments: argparse.Namespace) -> _Task:
+    if importlib.util.find_spec("torch") is None:
+        raise FedexecError(
+            "the built-in job needs torch: pip install 'fedexec[flower]'. Or name a task of yours: --task"
+        )
+    data = options.data_spec(arguments)
+    return _Task("the built-in job's fit", functools.partial(_fit, data), jobs.PRELOAD)
+
+
+def _fit(data: Any) -> None:
+    config = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
+    jobs.train(jobs.prepare(data), config, data=data, client=0)
+
+
+def _measure(task: _Task, settings: Settings) -> dict[str, Any]:
+    if settings.sources["preload"] == "default":
+        settings = replace(settings, preload=task.preload)
+    with Executor(settings, Hooks()) as executor:
+        for _ in range(REPEAT):
+            future = executor.submit(task.fn)
+            error = future.exception()
+            if error is not None:
+                raise FedexecError(f"{task.name} failed: {type(error).__name__}: {error}") from error
+        (footprint,) = executor.footprints().values()
+        seconds = future.usage.wall_seconds if future.usage else None
+        devices = [
+            {"uuid": device.uuid, "name": device.name, "total_bytes": device.total_bytes()}
+            for device in executor.devices
+        ]
+    return {
+        "task": task.name,
+        "backend": settings.backend,
+        "seconds": seconds,
+        "host_bytes": footprint.host_bytes,
+        "host_total_bytes": host.total_bytes(),
+        "device_bytes": footprint.device_bytes,
+        "devices": devices,
+        "cores": available_cores(),
+        "at_once": footprint.at_once,
+        "client_resources": _client_resources(footprint, len(devices)),
+    }
+
+
+def _client_resources(footprint: Footprint, devices: int) -> dict[str, float]:
+    """Return what gives Flower's engine as many clients at once; fractions are cut, never rounded up."""
+    assert footprint.at_once is not None
+    cpus = available_cores() / footprint.at_once
+    resources = {"num_cpus": math.floor(cpus) if cpus >= 1 else _cut(cpus)}
+    if footprint.device_bytes:
+        resources["num_gpus"] = _cut(1 / math.ceil(footprint.at_once / devices))
+    else:
+        resources["num_gpus"] = 0
+    return resources
+
+
+def _cut(fraction: float) -> float:
+    return math.floor(fraction * 10_000) / 10_000  # Ray knows no finer ones
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"{found['task']}, on {found['backend']}, the largest of {REPEAT} runs:"]
+    lines.append(
+        f"  takes {format_size(found['host_bytes'])} of the host's {format_size(found['host_total_bytes'])}"
+    )
+    for device in found["devices"]:
+        lines.append(
+            f"  takes {format_size(found['device_bytes'])} of the {format_size(device['total_bytes'])} "
+            f"of {device['name']}"
+        )
+    if not found["devices"]:
+        lines.append("  device memory: not measured, there is no device")
+    lines.append(f"this machine holds {found['at_once']} of them at once ({found['cores']} cores)")
+    resources = json.dumps(found["client_resources"])
+    lines.append(f"the same for Flower's simulation engine: client_resources={resources}")
+    return "\n".join(lines)
+
+
+def _calibrate(settings: Settings) -> str:
+    """Return how the first GPU is to be emulated."""
+    with Executor(settings, Hooks()) as executor:
+        if not executor.devices or executor.devices[0].is_emulated:
+            raise DeviceError("there is no real GPU to calibrate with: run this on a machine that has one")
+        (device, *_) = executor.devices
+        future = executor.submit(jobs.start_device)
+        future.result()
+        (footprint,) = executor.footprints().values()
+        reserved = future.usage.peak_reserved_bytes if future.usage else None
+        total = device.total_bytes()
+    if not footprint.device_bytes or total is None:
+        raise DeviceError(f"{device.name}: the driver does not tell what a process holds")
+    context = footprint.device_bytes - (reserved or 0)
+    return f"emulated:{total // MIB}MiB,context={-(-context // MIB)}MiB"
