@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types bench clean
+.PHONY: run test gpu lint types bench clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+gpu: .venv/installed
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
