@@ -26,6 +26,7 @@ from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
+from fedexec.cli.resuming import Resuming
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
@@ -131,18 +132,15 @@ _Hosting = Callable[[TaskLog], Any]
 
 
 def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> int:
-    available = arguments.available_clients or spec.clients
-    fit_clients = arguments.fit_clients or spec.clients
-    for option, number in (
-        ("--available-clients", available),
-        ("--fit-clients", fit_clients),
-        ("--evaluate-clients", arguments.evaluate_clients),
-    ):
+    for name in ("available_clients", "fit_clients", "evaluate_clients", "min_results"):
+        number = getattr(arguments, name) or 0
         if number > spec.clients:
+            option = f"--{name.replace('_', '-')}"
             raise options.UsageError(f"{option} {number} are more than --clients {spec.clients}")
     report = options.writable("--json", arguments.json)
     weights_file = options.writable("--save", arguments.save)
     certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
+    resuming = Resuming(arguments, spec)
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
@@ -159,6 +157,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
         ending = Ending(stop)
         try:
             initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
+            if resuming.last is not None:
+                initial = resuming.last.weights
             if (
                 arguments.address is None
             ):  # as late as possible: until the server listens, anybody may take it
@@ -168,15 +168,14 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             def progress(current: Round, done: int) -> None:
                 if current.seconds:  # it is over
                     timeline.mark("round", current.server_round)
+                    resuming.save(strategy.rounds, _weights(strategy))
                 display.progress(current, done)
 
-            strategy = _strategy(
-                arguments, spec, tasks, initial, available, fit_clients, progress, host.check
-            )
+            strategy = _strategy(arguments, spec, tasks, initial, progress, host.check, resuming.rounds)
             serve(
                 strategy,
                 address=arguments.address,
-                num_rounds=arguments.rounds,
+                num_rounds=arguments.rounds - len(resuming.rounds[1:]),
                 max_clients=spec.clients,
                 certificates=certificates,  # type: ignore[arg-type]
                 on_ready=host.start,
@@ -188,10 +187,11 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             raise _reason(exc) from exc
         executor.shutdown()
         timeline.mark("shutdown")
-        final = _final_weights(strategy)
+        final = _weights(strategy)
         result = {
             "fedexec": __version__,
             "settings": _settings(arguments, executor.settings, spec),
+            "resumed_from": resuming.last.server_round if resuming.last is not None else None,
             "rounds": _as_dicts(strategy.rounds),
             "tasks": _as_dicts(tasks.records),
             "stats": executor.stats().as_dict(),
@@ -211,10 +211,9 @@ def _strategy(
     spec: DataSpec,
     tasks: TaskLog,
     initial: jobs.Weights,
-    available: int,
-    fit_clients: int,
     on_progress: Callable[[Round, int], None],
     still_coming: Callable[[], object],
+    done: list[Round],
 ) -> FedAvgMp:
     from flwr.common import ndarrays_to_parameters
 
@@ -224,8 +223,10 @@ def _strategy(
         "learning_rate": arguments.learning_rate,
     }
     return FedAvgMp(
-        fit_clients=fit_clients,
-        available_clients=available,
+        fit_clients=arguments.fit_clients or spec.clients,
+        available_clients=arguments.available_clients or spec.clients,
+        min_results=arguments.min_results,
+        done=done,
         evaluate_clients=arguments.evaluate_clients,
         seed=spec.seed,
         on_progress=on_progress,
@@ -377,7 +378,7 @@ def _as_dicts(records: list[Any]) -> list[dict[str, Any]]:
     return [record.as_dict() for record in records]
 
 
-def _final_weights(strategy: FedAvgMp) -> jobs.Weights:
+def _weights(strategy: FedAvgMp) -> jobs.Weights:
     from flwr.common import parameters_to_ndarrays
 
     assert strategy.parameters is not None

@@ -114,6 +114,10 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
         "--evaluate-clients", type=_count, default=0, metavar="N",
         help="evaluate on N clients after each round (default: only on the server)",
     )  # fmt: skip
+    group.add_argument(
+        "--min-results", type=_positive, default=1, metavar="N",
+        help="fail if fewer clients of a round give a result (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
     group.add_argument(
         "--epochs", type=_positive, default=5, metavar="N", help="a client's (default: %(default)s)"
@@ -189,6 +193,10 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats; - is stdout")
     group.add_argument("--save", metavar="FILE", help="write the final weights as .npz")
+    group.add_argument(
+        "--checkpoint", metavar="DIR", help="write the state of the run there after each round"
+    )
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint in that directory")
     group.add_argument("--quiet", action="store_true", help="print errors only")
 
 

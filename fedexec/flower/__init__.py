@@ -12,8 +12,9 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 from fedexec.flower.address import AddressError, split_address
 from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
 from fedexec.flower.host import ClientHost, ServerUnreachableError
+from fedexec.flower.rounds import Round, RoundFailedError
 from fedexec.flower.server import executor_evaluate_fn, serve
-from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
+from fedexec.flower.strategy import FedAvgMp
 
 __all__ = [
     "AddressError",

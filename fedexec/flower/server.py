@@ -1,6 +1,8 @@
 """The server's side of the tutorial's way: evaluation on an executor, a ``start_server`` that can fail."""
 
 import concurrent.futures
+import functools
+import logging
 import signal
 from collections.abc import Callable
 
@@ -8,10 +10,13 @@ from flwr.common import NDArrays, Scalar
 from flwr.server import History, Server, ServerConfig, SimpleClientManager, start_server
 from flwr.server.strategy import Strategy
 
+from fedexec.errors import WorkerError
 from fedexec.flower.address import AddressError, check_listening
 from fedexec.flower.client import Evaluate, TaskLog
 
 __all__ = ["executor_evaluate_fn", "serve"]
+
+log = logging.getLogger("fedexec.flower")
 
 Config = dict[str, Scalar]
 EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
@@ -19,6 +24,8 @@ EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
 
 def executor_evaluate_fn(executor: concurrent.futures.Executor | TaskLog, evaluate: Evaluate) -> EvaluateFn:
     """Make the ``evaluate_fn`` a strategy takes out of a function that shall run in a worker.
+
+    It is tried once more if its worker dies, runs out of time or of memory.
 
     Parameters
     ----------
@@ -34,9 +41,15 @@ def executor_evaluate_fn(executor: concurrent.futures.Executor | TaskLog, evalua
     tasks = executor if isinstance(executor, TaskLog) else TaskLog(executor)
 
     def evaluate_fn(server_round: int, parameters: NDArrays, config: Config) -> tuple[float, Config]:
-        loss, _, metrics = tasks.call(
-            evaluate, parameters, config, kind="server evaluate", client=None, server_round=server_round
-        )
+        call = functools.partial(
+            tasks.call, evaluate, parameters, config,
+            kind="server evaluate", client=None, server_round=server_round,
+        )  # fmt: skip
+        try:
+            loss, _, metrics = call()
+        except WorkerError as exc:
+            log.warning("round %s: server evaluation is tried again: %s", server_round, exc)
+            loss, _, metrics = call()
         return float(loss), metrics
 
     return evaluate_fn

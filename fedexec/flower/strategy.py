@@ -4,95 +4,38 @@ Flower's node ids are random and results arrive in any order. So clients are tol
 ``client`` of :class:`~fedexec.flower.ExecutorClient`; they are sampled and averaged in that order.
 """
 
+import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flwr.common import (
-    DisconnectRes,
+    Code,
     EvaluateIns,
     EvaluateRes,
     FitIns,
-    FitRes,
-    GetParametersIns,
-    GetParametersRes,
-    GetPropertiesIns,
-    GetPropertiesRes,
     Parameters,
-    ReconnectIns,
     Scalar,
+    Status,
+    parameters_to_ndarrays,
 )
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 
-from fedexec.errors import FedexecError
-from fedexec.flower.client import failed_evaluation, failed_fit
+from fedexec.errors import WorkerError
+from fedexec.flower.numbered import Awaited, NumberedClient, ask_index
+from fedexec.flower.rounds import Round, RoundFailedError, unlike, unsound
 
-__all__ = ["FedAvgMp", "Round", "RoundFailedError"]
+__all__ = ["FedAvgMp"]
+
+log = logging.getLogger("fedexec.flower")
 
 Results = list[tuple[ClientProxy, Any]]
 Failures = list[tuple[ClientProxy, Any] | BaseException]
-
-
-class RoundFailedError(FedexecError, RuntimeError):
-    """No client of a round gave a result.
-
-    Parameters
-    ----------
-    server_round : int
-    reasons : tuple of str
-        One a client.
-    """
-
-    def __init__(self, server_round: int, reasons: tuple[str, ...]) -> None:
-        super().__init__(server_round, reasons)
-        self.server_round, self.reasons = server_round, reasons
-
-    def __str__(self) -> str:
-        first = self.reasons[0] if self.reasons else "no client is connected"
-        return f"Round {self.server_round}: no client gave a result, of {len(self.reasons)}. {first}"
-
-
-@dataclass(slots=True)
-class Round:
-    """What happened in one round. Round 0 is the initial model.
-
-    Attributes
-    ----------
-    server_round : int
-    loss : float or None
-        Of the global model on the server; None without server-side evaluation.
-    metrics : dict
-        Likewise, ``accuracy`` among them if the evaluation gives it.
-    seconds : float
-        From sampling to the end of the evaluation.
-    clients : list of int
-        Which were sampled to train.
-    failures : list of dict
-        ``client`` (int) and ``reason`` (str) of each that failed.
-    client_loss : float or None
-        Mean over the clients that evaluated, if they do.
-    client_metrics : dict
-        Likewise.
-    """
-
-    server_round: int
-    loss: float | None = None
-    metrics: dict[str, Scalar] = field(default_factory=dict)
-    seconds: float = 0.0
-    clients: list[int] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    client_loss: float | None = None
-    client_metrics: dict[str, Scalar] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the round as JSON knows it."""
-        return asdict(self)
 
 
 class FedAvgMp(FedAvg):
@@ -113,6 +56,13 @@ class FedAvgMp(FedAvg):
         clients, when the round is over.
     still_coming : callable
         Called once a second while clients are awaited; raises to give up.
+    min_results : int
+        How many clients must give a result, or the round, and the run with it, fails.
+    stall_seconds : float
+        After so long without an answer in a round, the log names the clients it waits for.
+    done : sequence of Round
+        Rounds of a run that goes on: Flower's first becomes the one after the last of these, whose model
+        `initial_parameters` is.
     **fedavg
         What Flower's FedAvg takes.
     """
@@ -126,10 +76,15 @@ class FedAvgMp(FedAvg):
         evaluate_clients: int = 0,
         on_progress: Callable[[Round, int], object] = lambda round_, done: None,
         still_coming: Callable[[], object] = lambda: None,
+        min_results: int = 1,
+        stall_seconds: float = 60.0,
+        done: Sequence[Round] = (),
         **fedavg: Any,
     ) -> None:
         super().__init__(min_available_clients=available_clients, **fedavg)
-        self.rounds: list[Round] = []
+        self.rounds: list[Round] = list(done)
+        self._before = done[-1].server_round if done else 0  # rounds that Flower does not know of
+        self._min_results = min_results
         self.parameters: Parameters | None = None  # the global model, as last evaluated
         self._fit_clients = fit_clients
         self._evaluate_clients = evaluate_clients
@@ -138,6 +93,7 @@ class FedAvgMp(FedAvg):
         self._still_coming = still_coming
         self._indices: dict[str, int] = {}  # cid -> index
         self._started = time.perf_counter()
+        self._awaited = Awaited(stall_seconds)
         self._done = 0
         self._done_lock = threading.Lock()
 
@@ -147,10 +103,12 @@ class FedAvgMp(FedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Choose who trains."""
-        if server_round == 1:
+        server_round += self._before
+        if server_round == self._before + 1:
             while not client_manager.wait_for(self.min_available_clients, timeout=1):
                 self._still_coming()
         self._begin(server_round)
+        self.parameters = parameters
         chosen = self._sample(server_round, "fit", self._fit_clients, client_manager)
         if not chosen:
             raise RoundFailedError(server_round, ())
@@ -162,18 +120,31 @@ class FedAvgMp(FedAvg):
     def aggregate_fit(
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Average what came back, in the order of the clients' numbers."""
-        self._note(failures)
-        if not results:
-            raise RoundFailedError(server_round, tuple(_reason(failure)[1] for failure in failures))
-        return super().aggregate_fit(server_round, _in_order(results), failures)
+        """Average what came back and fits the model, in the order of the clients' numbers."""
+        server_round += self._before
+        assert self.parameters is not None
+        model = parameters_to_ndarrays(self.parameters)
+        sound, failures = self._sift(results, failures, lambda res: unlike(model, res))
+        if len(sound) < self._min_results:
+            reasons = tuple(str(failure["reason"]) for failure in self.rounds[-1].failures)
+            raise RoundFailedError(server_round, reasons, len(sound), self._min_results)
+        return super().aggregate_fit(server_round, sound, failures)
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server."""
         self.parameters = parameters
+        if server_round == 0 and self.rounds:  # of a run that goes on: it has been evaluated
+            last = self.rounds[-1]
+            return None if last.loss is None else (last.loss, last.metrics)
+        server_round += self._before
         if server_round == 0:
             self._begin(0)
-        result = super().evaluate(server_round, parameters)
+        try:
+            result = super().evaluate(server_round, parameters)
+        except WorkerError as exc:  # the model is not lost for it: the run goes on
+            result = None
+            self.rounds[-1].failures.append({"client": None, "reason": f"server evaluation: {exc}"})
+            log.warning("round %s: server evaluation failed: %s", server_round, exc)
         if result is not None:
             self.rounds[-1].loss, self.rounds[-1].metrics = result
         if server_round == 0 or not self._evaluate_clients:
@@ -184,6 +155,7 @@ class FedAvgMp(FedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Choose who evaluates: nobody, unless asked for."""
+        server_round += self._before
         if not self._evaluate_clients:
             return []
         chosen = self._sample(server_round, "evaluate", self._evaluate_clients, client_manager)
@@ -194,8 +166,8 @@ class FedAvgMp(FedAvg):
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Average the clients' losses and numeric metrics, weighted by their samples."""
-        self._note(failures)
-        ordered = _in_order(results)
+        server_round += self._before
+        ordered, failures = self._sift(results, failures, unsound)
         loss, _ = super().aggregate_evaluate(server_round, ordered, failures)
         metrics = _mean_metrics([res for _, res in ordered])
         self.rounds[-1].client_loss, self.rounds[-1].client_metrics = loss, metrics
@@ -213,16 +185,32 @@ class FedAvgMp(FedAvg):
         current.seconds = time.perf_counter() - self._started
         self._on_progress(current, len(current.clients))
 
-    def _note(self, failures: Failures) -> None:
+    def _sift(
+        self, results: Results, failures: Failures, problem_of: Callable[[Any], str | None]
+    ) -> tuple[Results, Failures]:
+        """Put results that are rubbish to the failures, and those on record."""
+        sound: Results = []
+        failures = list(failures)
+        for client, res in _in_order(results):
+            problem = problem_of(res)
+            if problem is None:
+                sound.append((client, res))
+                continue
+            res.status = Status(Code.FIT_NOT_IMPLEMENTED, problem)
+            failures.append((client, res))
+            log.warning("client %s: %s", getattr(client, "index", None), problem)
         for failure in failures:
-            client, reason = _reason(failure)
-            self.rounds[-1].failures.append({"client": client, "reason": reason})
+            index, reason = _reason(failure)
+            self.rounds[-1].failures.append({"client": index, "reason": reason})
+        return sound, failures
 
-    def _client_done(self) -> None:
+    def _answered(self, index: int, *, trained: bool) -> None:
         """Note one more answer; called from the thread that talked to that client."""
-        with self._done_lock:
-            self._done += 1
-            self._on_progress(self.rounds[-1], self._done)
+        self._awaited.answered(index)
+        if trained:
+            with self._done_lock:
+                self._done += 1
+                self._on_progress(self.rounds[-1], self._done)
 
     # ------------------------------------------------------------ who takes part
 
@@ -232,20 +220,21 @@ class FedAvgMp(FedAvg):
 
     def _sample(
         self, server_round: int, purpose: str, wanted: int, client_manager: ClientManager
-    ) -> list["_NumberedClient"]:
-        self._done = 0
+    ) -> list["NumberedClient"]:
         clients = self._numbered(client_manager)
         rng = random.Random(f"{self._seed}/{server_round}/{purpose}")
         chosen = rng.sample(clients, min(wanted, len(clients)))
+        self._done = 0
+        self._awaited.begin(server_round, {client.index for client in chosen})
         return sorted(chosen, key=lambda client: client.index)
 
-    def _numbered(self, client_manager: ClientManager) -> list["_NumberedClient"]:
+    def _numbered(self, client_manager: ClientManager) -> list["NumberedClient"]:
         """Return every connected client with its number; those without one come last, by Flower's id."""
         proxies = sorted(client_manager.all().values(), key=lambda proxy: proxy.cid)
         unknown = [proxy for proxy in proxies if proxy.cid not in self._indices]
         if unknown:
             with ThreadPoolExecutor(max_workers=min(32, len(unknown))) as pool:
-                answers = list(pool.map(_ask_index, unknown))
+                answers = list(pool.map(ask_index, unknown))
             spare = 1 + max(
                 [*self._indices.values(), *(index for index in answers if index is not None)], default=-1
             )
@@ -253,53 +242,8 @@ class FedAvgMp(FedAvg):
                 if index is None:
                     index, spare = spare, spare + 1
                 self._indices[proxy.cid] = index
-        numbered = [_NumberedClient(proxy, self._indices[proxy.cid], self._client_done) for proxy in proxies]
+        numbered = [NumberedClient(proxy, self._indices[proxy.cid], self._answered) for proxy in proxies]
         return sorted(numbered, key=lambda client: client.index)
-
-
-class _NumberedClient(ClientProxy):
-    """A connected client with its number. One that is lost makes a failed result, which knows who it was."""
-
-    def __init__(self, inner: ClientProxy, index: int, on_done: Callable[[], object]) -> None:
-        super().__init__(inner.cid)
-        self.index = index
-        self._inner = inner
-        self._on_done = on_done
-
-    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
-        try:
-            return self._inner.fit(ins, timeout, group_id)
-        except Exception as exc:
-            return failed_fit(f"lost: {type(exc).__name__}: {exc}")
-        finally:
-            self._on_done()
-
-    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
-        try:
-            return self._inner.evaluate(ins, timeout, group_id)
-        except Exception as exc:
-            return failed_evaluation(f"lost: {type(exc).__name__}: {exc}")
-
-    def get_properties(
-        self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None
-    ) -> GetPropertiesRes:
-        return self._inner.get_properties(ins, timeout, group_id)
-
-    def get_parameters(
-        self, ins: GetParametersIns, timeout: float | None, group_id: int | None
-    ) -> GetParametersRes:
-        return self._inner.get_parameters(ins, timeout, group_id)
-
-    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
-        return self._inner.reconnect(ins, timeout, group_id)
-
-
-def _ask_index(proxy: ClientProxy) -> int | None:
-    try:
-        index = proxy.get_properties(GetPropertiesIns({}), timeout=60, group_id=None).properties.get("client")
-    except Exception:  # lost meanwhile: its fit will fail, and say why
-        return None
-    return index if isinstance(index, int) else None
 
 
 def _in_order(results: Results) -> Results:

@@ -31,4 +31,36 @@ def faulty_fit(parameters, config, *, client, culprits, how):
             time.sleep(3600)
         if how == "rubbish":
             return "nonsense"
+        moved, examples, metrics = fit(parameters, config, client=client)
+        if how == "nan":
+            moved[1][2] = np.nan
+        if how == "a layer less":
+            moved.pop()
+        if how == "another shape":
+            moved[0] = moved[0].T
+        if how == "text":
+            moved[1] = np.array(["a", "b", "c", "d"])
+        if how == "no samples":
+            examples = 0
+        return moved, examples, metrics
+    return fit(parameters, config, client=client)
+
+
+def evaluate_or_die(parameters, config, *, directory, times):
+    """Die so many times, then evaluate."""
+    before = len(list(directory.iterdir()))
+    if before < times:
+        (directory / str(before)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(parameters, config)
+
+
+def lost_loss(parameters, config, *, client):
+    return float("nan") if client == 1 else 1.0, 5, {}
+
+
+def wait_for(parameters, config, *, client, file):
+    """Take until there is a file."""
+    while client == 1 and not file.exists():
+        time.sleep(0.01)
     return fit(parameters, config, client=client)

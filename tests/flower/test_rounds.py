@@ -2,9 +2,11 @@
 
 import functools
 import os
+import pickle
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from fedexec.flower import (
     executor_evaluate_fn,
     serve,
 )
+from fedexec.testing.tasks import poll
 from flower import jobs
 
 BACKENDS = ["inline", "process", "pool", "loky"]
@@ -36,7 +39,16 @@ def free_address():
         return f"{HOST}:{probe.getsockname()[1]}"
 
 
-def federate(executor, *, clients, rounds=2, fit=jobs.fit, **strategy_options):
+def federate(
+    executor,
+    *,
+    clients,
+    rounds=2,
+    fit=jobs.fit,
+    client_evaluate=jobs.evaluate,
+    server_evaluate=jobs.evaluate,
+    **strategy_options,
+):
     """Run a whole federation in this process; return its strategy and what its tasks cost."""
     tasks = TaskLog(executor)
     address = free_address()
@@ -45,7 +57,7 @@ def federate(executor, *, clients, rounds=2, fit=jobs.fit, **strategy_options):
             ExecutorClient(
                 tasks,
                 fit=functools.partial(fit, client=index),
-                evaluate=functools.partial(jobs.evaluate, client=index),
+                evaluate=functools.partial(client_evaluate, client=index),
                 index=index,
             )
             for index in range(clients)
@@ -54,7 +66,7 @@ def federate(executor, *, clients, rounds=2, fit=jobs.fit, **strategy_options):
     )
     options = {"fit_clients": clients, "available_clients": clients} | strategy_options
     strategy = FedAvgMp(
-        evaluate_fn=executor_evaluate_fn(tasks, jobs.evaluate),
+        evaluate_fn=executor_evaluate_fn(tasks, server_evaluate),
         initial_parameters=ndarrays_to_parameters([np.zeros((3, 2), np.float32), np.ones(4, np.float32)]),
         **options,
     )
@@ -114,6 +126,7 @@ def test_another_seed_samples_other_clients():
         ("kill", "SIGKILL"),
         ("hang", "was ended after 1 s"),
         ("rubbish", "fit must return a tuple of three"),
+        ("nan", "returned array 1 with values that are not finite"),
     ],
 )
 def test_a_client_that_fails_is_one_failure_and_lives_on(backend, how, reason):
@@ -124,6 +137,74 @@ def test_a_client_that_fails_is_one_failure_and_lives_on(backend, how, reason):
     assert reason in strategy.rounds[1].failures[0]["reason"].replace("\n", " ")
     assert strategy.rounds[2].failures == []
     assert strategy.rounds[2].clients == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("a layer less", "returned 1 arrays, the model has 2"),
+        ("another shape", "returned array 0 of shape (2, 3), the model's is (3, 2)"),
+        ("text", "returned array 1 of type <U1"),
+        ("no samples", "says that it trained on 0 samples"),
+    ],
+)
+def test_rubbish_is_a_failure_and_the_others_are_averaged_as_if_it_had_not_come(how, reason):
+    averages = []
+    for fault in (how, "raise"):
+        fit = functools.partial(jobs.faulty_fit, culprits=(1,), how=fault)
+        with fedexec.create_executor("inline", max_workers=2) as executor:
+            strategy, _ = federate(executor, clients=3, rounds=1, fit=fit)
+        averages.append(weights(strategy))
+        assert [failure["client"] for failure in strategy.rounds[1].failures] == [1]
+        if fault == how:
+            assert strategy.rounds[1].failures[0]["reason"] == reason
+    for left, right in zip(*averages, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_too_few_results_end_the_run_with_the_reason():
+    fit = functools.partial(jobs.faulty_fit, culprits=(1, 2), how="nan")
+    with fedexec.create_executor("inline") as executor, pytest.raises(RoundFailedError) as caught:
+        federate(executor, clients=3, fit=fit, min_results=2)
+    assert "Round 1: 1 of 3 clients gave a result, 2 are needed. returned array 1" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+def test_an_evaluation_without_a_loss_is_a_failure():
+    with fedexec.create_executor("inline") as executor:
+        strategy, _ = federate(
+            executor, clients=3, rounds=1, evaluate_clients=3, client_evaluate=jobs.lost_loss
+        )
+    assert strategy.rounds[1].failures == [{"client": 1, "reason": "returned a loss of nan"}]
+    assert strategy.rounds[1].client_loss == 1.0
+
+
+@pytest.mark.parametrize(("times", "tried", "lost"), [(1, 4, 0), (2, 4, 1)])
+def test_a_server_evaluation_that_dies_is_tried_again_then_reported(tmp_path, times, tried, lost):
+    evaluate = functools.partial(jobs.evaluate_or_die, directory=tmp_path, times=times)
+    with fedexec.create_executor("process", max_workers=1) as executor:
+        strategy, tasks = federate(executor, clients=2, rounds=2, server_evaluate=evaluate)
+    assert sum(record.kind == "server evaluate" for record in tasks.records) == tried
+    assert [round_.loss is None for round_ in strategy.rounds] == [bool(lost), False, False]
+    reasons = [failure["reason"] for failure in strategy.rounds[0].failures]
+    assert len(reasons) == lost
+    assert all("server evaluation" in reason and "SIGKILL" in reason for reason in reasons)
+
+
+def test_the_log_names_the_clients_that_a_round_waits_for(tmp_path, caplog):
+    file = tmp_path / "go"
+    fit = functools.partial(jobs.wait_for, file=file)
+
+    def release():
+        poll(lambda: "awaited are the clients [1]" in caplog.text, "the stall was logged")
+        file.touch()
+
+    watcher = threading.Thread(target=release)
+    watcher.start()
+    with fedexec.create_executor("inline", max_workers=2) as executor:
+        strategy, _ = federate(executor, clients=2, rounds=1, fit=fit, stall_seconds=0.2)
+    watcher.join()
+    assert strategy.rounds[1].failures == []
 
 
 def test_a_round_without_any_result_ends_the_run_with_the_reason():

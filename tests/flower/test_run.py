@@ -119,6 +119,50 @@ def test_device_memory_falls_to_nothing_between_rounds(tmp_path):
             assert task["usage"]["peak_device_bytes"] > 450 << 20
 
 
+def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    common = [*SMALL[:4], "--rounds", "5", "--epochs", "1", "--threads-per-worker", "1", "--quiet"]
+    whole, rest = tmp_path / "whole.json", tmp_path / "rest.json"
+    succeed("run", *common, "--json", str(whole))
+    directory = tmp_path / "state"
+    killed = subprocess.Popen([*FEDEXEC, "run", *common, "--checkpoint", str(directory)])
+    poll(lambda: (directory / "round-000002.npz").exists(), "two rounds are done", 120)
+    killed.kill()
+    killed.wait()
+    succeed("run", *common, "--checkpoint", str(directory), "--resume", "--json", str(rest))
+    left, right = json.loads(whole.read_text()), json.loads(rest.read_text())
+    assert right["resumed_from"] >= 2
+    assert right["weights_sha256"] == left["weights_sha256"]
+    assert [each["loss"] for each in right["rounds"]] == [each["loss"] for each in left["rounds"]]
+    assert [each["clients"] for each in right["rounds"]] == [each["clients"] for each in left["rounds"]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--resume"], "--resume needs --checkpoint DIR"),
+        (["--checkpoint", "{state}"], "add --resume to go on from it"),
+        (["--checkpoint", "{state}", "--resume", "--seed", "3"], "seed=0; this one has seed=3"),
+        (["--checkpoint", "{state}", "--resume", "--rounds", "1"], "raise --rounds"),
+        (["--checkpoint", "/proc/nothing"], "--checkpoint /proc/nothing: "),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_line(tmp_path_factory, argv, says):
+    state = _finished(tmp_path_factory.getbasetemp() / "finished")
+    done = run("run", *_ONE_ROUND, *(word.format(state=state) for word in argv))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert says in line
+
+
+_ONE_ROUND = ["--clients", "1", "--epochs", "1", "--rounds", "1", "--quiet"]
+
+
+@functools.cache
+def _finished(directory):
+    succeed("run", *_ONE_ROUND, "--checkpoint", str(directory))
+    return directory
+
+
 def test_only_the_sampled_clients_trained(directory):
     result = small_run("process", directory)
     for round_ in result["rounds"][1:]:
