@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedexec import __version__
-from fedexec.cli import backends, options, probe
+from fedexec.cli import backends, doctor, options, probe
 from fedexec.errors import FedexecError, SettingsError
 
 __all__ = ["main"]
@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     options.add_data(probing)
     options.add_executor(probing)
     probing.set_defaults(command=probe.command)
+
+    looking = commands.add_parser("doctor", help="find what may spoil a run, and what crashes have left")
+    looking.add_argument("--clean", action="store_true", help="remove what nobody uses any more")
+    looking.add_argument("--json", action="store_true", help="print JSON")
+    looking.set_defaults(command=doctor.command)
 
     listing = commands.add_parser(
         "backends", help="list the backends, their promises, and how to install them"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from fedexec.leftovers import mapped_shared_memory, shared_memory, unmapped
+
 __all__ = ["Footprint", "living", "new_children", "orphaned_shared_memory", "shared_memory"]
 
 
@@ -39,34 +41,9 @@ def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
     return alive
 
 
-def shared_memory() -> set[Path]:
-    """Return the POSIX semaphores and shared memory that have a name."""
-    directory = Path("/dev/shm")
-    return set(directory.iterdir()) if directory.is_dir() else set()
-
-
 def orphaned_shared_memory(before: set[Path]) -> set[Path]:
     """Return what is there that was not there `before`, and that no living process has mapped."""
-    if not shared_memory() - before:
-        return set()
-    mapped = {inode for process in psutil.pids() for inode in _mapped_shared_memory(process)}
-    orphans = set()
-    for path in shared_memory() - before:
-        try:
-            if path.stat().st_ino not in mapped:
-                orphans.add(path)
-        except FileNotFoundError:
-            pass
-    return orphans
-
-
-def _mapped_shared_memory(pid: int) -> set[int]:
-    """Return the inodes; not the names, since a semaphore is created under another one than it gets."""
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    except OSError:
-        return set()
-    return {int(line.split(maxsplit=5)[4]) for line in lines if " /dev/shm/" in line}
+    return unmapped(shared_memory() - before)
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ class Footprint:
             frozenset(new_children()),
             frozenset(descriptors),
             frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
-            frozenset(_mapped_shared_memory(os.getpid())),
+            frozenset(mapped_shared_memory(os.getpid())),
             frozenset(str(path) for path in temp.rglob("*")),
         )
 

@@ -110,7 +110,7 @@ def test_listing_imports_no_backend_and_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["run", "server", "client", "probe", "backends"])
+@pytest.mark.parametrize("command", ["run", "server", "client", "probe", "doctor", "backends"])
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

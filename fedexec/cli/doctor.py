@@ -1,0 +1,117 @@
+"""``fedexec doctor``: what on this machine may spoil a run, and what earlier crashes have left."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import psutil
+
+from fedexec import __version__, leftovers
+from fedexec.errors import DeviceError
+from fedexec.memory import host
+from fedexec.memory.device import devices
+from fedexec.settings import FORK_IS_SAFE, format_size
+
+__all__ = ["command"]
+
+PORTS = {8080: "fedexec server", 9091: "SuperLink", 9092: "SuperLink", 9093: "SuperLink"}
+FLOWER = ((1, 38), (2,))  # from, and below
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line.
+
+    Attributes
+    ----------
+    about : str
+    says : str
+    is_wrong : bool
+    """
+
+    about: str
+    says: str
+    is_wrong: bool = False
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print what is found; exit code 1 if something is wrong."""
+    findings = [*_versions(), *_start_method(), *_memory(), *_ports(), *_leftovers(clean=arguments.clean)]
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.about) for finding in findings)
+        for finding in findings:
+            print(f"{'!' if finding.is_wrong else ' '} {finding.about:<{width}}  {finding.says}")
+    return int(any(finding.is_wrong for finding in findings))
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("fedexec", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in ("flwr", "torch", "loky", "nvidia-ml-py"):
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "not installed")
+            continue
+        numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+        if name == "flwr" and not FLOWER[0] <= numbers < FLOWER[1]:
+            yield Finding(name, f"{found}: fedexec is tested with flwr >=1.38,<2", is_wrong=True)
+        else:
+            yield Finding(name, found)
+
+
+def _start_method() -> Iterator[Finding]:
+    if FORK_IS_SAFE:
+        yield Finding("workers", "are forked from a template that no thread and no CUDA has touched")
+    else:
+        yield Finding("workers", f"are fresh interpreters: fork is not safe on {sys.platform}")
+
+
+def _memory() -> Iterator[Finding]:
+    available = format_size(host.available_bytes())
+    yield Finding("host memory", f"{available} free of {format_size(host.total_bytes())}")
+    try:
+        found = devices()
+    except DeviceError as exc:
+        yield Finding("devices", str(exc), is_wrong=True)
+        return
+    if not found:
+        yield Finding("devices", "none")
+    for device in found:
+        total, used = device.total_bytes(), device.used_bytes()
+        free = None if total is None or used is None else total - used
+        yield Finding(device.name, f"{format_size(free)} free of {format_size(total)}", is_wrong=free is None)
+
+
+def _ports() -> Iterator[Finding]:
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error as exc:
+        yield Finding("ports", f"not known: {exc}")
+        return
+    for taken in connections:
+        port = taken.laddr.port if taken.laddr else None
+        if taken.status == psutil.CONN_LISTEN and port in PORTS:
+            whose = f"process {taken.pid}" if taken.pid else "another user"
+            yield Finding(f"port {port}", f"taken by {whose}; it is the default of {PORTS[port]}")
+
+
+def _leftovers(*, clean: bool) -> Iterator[Finding]:
+    found = leftovers.find()
+    if not found:
+        yield Finding("leftovers", "none")
+    for leftover in found:
+        if not clean:
+            yield Finding("leftover", f"{leftover}: nobody uses it; --clean removes it", is_wrong=True)
+            continue
+        try:
+            leftover.remove()
+            yield Finding("leftover", f"{leftover}: removed")
+        except OSError as exc:
+            yield Finding("leftover", f"{leftover}: cannot be removed: {exc.strerror}", is_wrong=True)
