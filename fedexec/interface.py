@@ -5,6 +5,7 @@ tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a t
 """
 
 import enum
+import functools
 import itertools
 import time
 from abc import ABC, abstractmethod
@@ -126,7 +127,7 @@ class Task:
     @property
     def _function(self) -> Callable[..., Any]:
         fn = self.fn
-        while hasattr(fn, "func"):  # functools.partial, as deep as it goes
+        while isinstance(fn, functools.partial):  # as deep as it goes
             fn = fn.func
         return fn
 
