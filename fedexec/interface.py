@@ -78,6 +78,13 @@ class Usage:
     peak_reserved_bytes: int | None = None
     setup_seconds: float | None = None
 
+    @property
+    def may_hold_device(self) -> bool:
+        """Whether the worker may have held device memory when it was done: a yes where it is unknown."""
+        if self.end_device_bytes is not None:
+            return self.end_device_bytes > 0
+        return self.device is not None or self.peak_reserved_bytes is not None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the usage as JSON knows it."""
         return asdict(self)
