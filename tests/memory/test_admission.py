@@ -224,6 +224,22 @@ def test_where_no_pid_is_told_the_device_is_watched_from_outside(emulate, monkey
         assert max(future.result() for future in futures) == 3 * 5 * GIB  # 0.9 * (24 - 2) / 5 = 3.96
 
 
+@pytest.mark.parametrize("backend", ["loky", "pool"])
+def test_where_no_pid_is_told_torch_tells_what_a_later_task_took(emulate, monkeypatch, backend):
+    gpu = emulate()
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: (Untold(gpu),))
+    with fedexec.create_executor(
+        backend, max_workers="auto", initializer=jobs.tell_no_device_bytes
+    ) as executor:
+        for nbytes in (2 * GIB, 3 * GIB):  # the second does not run alone
+            executor.submit(jobs.touch, nbytes, 0.3).result()
+        assert executor.footprints()["jobs.touch"].device_bytes >= CONTEXT + 3 * GIB
+        executor.submit(
+            jobs.hold, 6 * GIB
+        ).result()  # alone; in a worker that held much before, if it is reused
+        assert executor.footprints()["jobs.hold"].device_bytes >= CONTEXT + 6 * GIB
+
+
 def measure_no_device():
     """Have this worker measure nothing of its device."""
     from fedexec.memory import own
