@@ -57,6 +57,16 @@ def test_a_device_limit_below_a_bare_context_is_said_once_too(emulate, caplog):
     assert caplog.text.count("less than the 450 MiB a worker holds") == 1
 
 
+def test_a_device_limit_that_cannot_be_kept_is_said_once(emulate, caplog):
+    pytest.importorskip("loky")
+    emulate()
+    with fedexec.create_executor(
+        "loky", max_workers=1, device_memory_limit=CONTEXT, initializer=jobs.tell_no_device_bytes
+    ) as executor:
+        assert len(list(executor.map(jobs.touch, [5 * MIB] * 3))) == 3
+    assert caplog.text.count("the limit of device memory is not kept") == 1
+
+
 @pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
 def test_a_running_task_above_its_host_limit_is_ended_alone(backend):
     with fedexec.create_executor(
