@@ -151,7 +151,7 @@ class Executor(concurrent.futures.Executor):
     ----------
     settings : Settings
     devices : tuple of Device
-        What tasks may compute on, beside the CPU.
+        What tasks may compute on, beside the CPU; where they run in this process, its first.
     capabilities : Capability
     """
 
@@ -164,6 +164,11 @@ class Executor(concurrent.futures.Executor):
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self.devices = devices(settings.device)
+        if Capability.ISOLATED not in backend_class.capabilities:
+            self.devices = self.devices[:1]  # all tasks share this process, and its device
+        if settings.device and self.devices and not self.devices[0].is_emulated:
+            # By UUID: that is what workers are told, whatever an index means to them.
+            settings = replace(settings, device=",".join(device.uuid for device in self.devices))
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
         backend = backend_class(settings, hooks)
         self.capabilities = backend.capabilities

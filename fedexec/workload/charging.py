@@ -40,12 +40,13 @@ def computing() -> Iterator[tuple[torch.device, Put]]:
     torch.OutOfMemoryError
         Inside the block, where a device is emulated: its tensors do not fit.
     """
-    if is_emulated(os.environ.get("FEDEXEC_DEVICE", "")):
+    chosen = os.environ.get("FEDEXEC_DEVICE", "")
+    if is_emulated(chosen):
         with _Charging(device()) as charging:
             yield torch.device("cpu"), charging.put
         return
     where = torch.device("cpu")
-    if torch.cuda.is_available():
+    if chosen != "none" and torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
         where = torch.device("cuda:0")
     yield where, lambda array: torch.from_numpy(array).to(where)

@@ -1,6 +1,7 @@
 """``max_workers="auto"``: as many at once as memory allows, and never one more."""
 
 import collections
+import os
 
 import jobs
 import pytest
@@ -9,6 +10,7 @@ import fedexec
 from fedexec.memory import admission
 from fedexec.memory.admission import Admission, ceiling
 from fedexec.memory.device import Device
+from fedexec.memory.nvml import NvmlDevice
 from fedexec.settings import resolve
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -177,6 +179,28 @@ def test_auto_fills_several_devices(emulate, tmp_path):
         (tmp_path / "go").touch()
         for future in futures:
             future.result()
+
+
+@pytest.mark.parametrize("backend", [*ISOLATING, "inline"])
+def test_workers_see_the_device_that_was_chosen_and_no_other(monkeypatch, backend):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with fedexec.create_executor(backend, max_workers=1, device="none") as executor:
+        assert executor.submit(jobs.where).result() == (None, "")
+    found = (NvmlDevice("GPU-b", "the second of two"),)
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: found if choice == "1" else ())
+    with fedexec.create_executor(backend, max_workers=1, device="1") as executor:
+        assert executor.submit(jobs.where).result() == (None, "GPU-b")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_inline_uses_the_device_of_its_argument(monkeypatch, emulate):
+    emulate()
+    monkeypatch.delenv("FEDEXEC_DEVICE")
+    with fedexec.create_executor("inline", max_workers="auto", device="emulated:2x4GiB") as executor:
+        futures = [executor.submit(jobs.touch, GIB, 0.1) for _ in range(8)]
+        assert [future.result() >= CONTEXT + GIB for future in futures] == [True] * 8
+        assert executor.stats().retries == 0, "there is but one device that a task of this process can mean"
+        assert executor.footprints()["jobs.touch"].device_bytes == CONTEXT + GIB
 
 
 @pytest.mark.parametrize("backend", ["loky", "standby"])
