@@ -1,7 +1,8 @@
 """Which task may start now, and on which device.
 
 With a fixed ``max_workers`` every task may, as soon as a slot is free; where there are several devices it
-gets the one with the fewest tasks. With ``max_workers="auto"`` memory decides:
+gets the one with the fewest tasks, and of these the one that held least when the executor was made. With
+``max_workers="auto"`` memory decides:
 
 - The first task of a kind (a function, by name) runs alone and is measured.
 - From then on a task starts if its kind's footprint, the largest seen so far, fits into 90 % of what the
@@ -12,6 +13,7 @@ gets the one with the fewest tasks. With ``max_workers="auto"`` memory decides:
 """
 
 import math
+import random
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -90,7 +92,8 @@ class Admission:
     def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
         self._fresh = fresh
         self._auto = settings.auto
-        self._devices = devices
+        # Several programs that start at once, each with a worker or two, must not all begin with the first.
+        self._devices = sorted(devices, key=lambda device: (device.used_bytes() or 0, random.random()))
         self._cores = available_cores()
         self._ceiling = ceiling(settings, devices)
         self._footprints: dict[str, Footprint] = {}

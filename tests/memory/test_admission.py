@@ -168,6 +168,19 @@ def test_several_devices_share_the_work(emulate, backend):
     assert first.used_bytes() == second.used_bytes() == 0
 
 
+def test_a_second_program_begins_with_the_other_device(emulate, tmp_path):
+    emulate("emulated:2x4GiB")
+    with fedexec.create_executor("process", max_workers=1) as one:
+        holding = one.submit(jobs.hold, 3 * GIB, tmp_path)
+        while not list(tmp_path.iterdir()):
+            pass
+        with fedexec.create_executor("process", max_workers=1) as other:
+            second = other.submit(jobs.hold, 3 * GIB)
+            second.exception()
+        (tmp_path / "go").touch()
+        assert {second.result()[0], holding.result()[0]} == {"EMULATED-0", "EMULATED-1"}
+
+
 def test_auto_fills_several_devices(emulate, tmp_path):
     first, second = emulate("emulated:2x4GiB")
     with fedexec.create_executor("standby", max_workers="auto") as executor:
