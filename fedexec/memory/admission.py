@@ -67,6 +67,7 @@ def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
 class _Running:
     kind: str
     device: Device | None
+    most: int | None  # of its kind at once, when it started
 
 
 @dataclass(slots=True)
@@ -169,7 +170,7 @@ class Admission:
             It ran out of memory in company: admit it once more, when it will have none.
         """
         same = self._count(task.kind)
-        del self._running[task.id]
+        started = self._running.pop(task.id)
         was_alone = self._alone == task.id
         if was_alone:
             self._alone = None
@@ -180,10 +181,12 @@ class Admission:
         if not outcome.out_of_memory:
             return False
         footprint = self._footprints.setdefault(task.kind, Footprint())
-        footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
-        if not was_alone:
-            self._lonely.add(task.id)
-        return not was_alone
+        if was_alone:  # too large by itself, which says nothing of how many others fit
+            return False
+        if footprint.most == started.most:  # else it ran among those that another has halved since
+            footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
+        self._lonely.add(task.id)
+        return True
 
     def give_up(self, task: Task) -> None:
         """Note that a task that waits to be alone will not run."""
@@ -218,7 +221,8 @@ class Admission:
         return max(delta or 0, reserved + self._beside)
 
     def _start(self, task: Task, device: Device | None) -> None:
-        self._running[task.id] = _Running(task.kind, device)
+        footprint = self._footprints.get(task.kind) or Footprint()
+        self._running[task.id] = _Running(task.kind, device, footprint.most)
         task.device = device.uuid if device is not None and len(self._devices) > 1 else None
 
     def _begin_anew(self) -> None:

@@ -285,6 +285,33 @@ def measure_no_device():
     own.reset_peak = lambda: None
 
 
+def usage(device_bytes):
+    return fedexec.Usage(worker_pid=1, wall_seconds=1.0, cpu_seconds=1.0, peak_device_bytes=device_bytes)
+
+
+def test_those_that_run_out_of_memory_together_halve_their_number_once(emulate):
+    gate = Admission(resolve({"max_workers": "auto"}), (emulate(),), fresh=True)
+    tasks = [fedexec.Task(abs, (1,), {}) for _ in range(9)]
+    assert gate.admit(tasks[0])
+    gate.release(tasks[0], fedexec.Outcome(usage=usage(2 * GIB)))
+    assert [gate.admit(task) for task in tasks[1:]] == [True] * 8
+    failed = fedexec.Outcome(exception=MemoryError(), usage=usage(2 * GIB), out_of_memory=True)
+    assert [gate.release(task, failed) for task in tasks[1:]] == [True] * 8
+    assert gate.footprints()["builtins.abs"].most == 4
+    for task in tasks[1:]:  # each is tried alone; that it is too large even so tells nothing of the others
+        assert gate.admit(task)
+        assert not gate.release(task, failed)
+    assert gate.footprints()["builtins.abs"].at_once == 4
+
+
+def test_one_that_is_too_large_even_alone_does_not_hold_up_the_others(emulate):
+    emulate("emulated:4GiB")
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        assert executor.submit(jobs.hold, 100 * GIB).exception()
+        executor.submit(jobs.hold, MIB).result()
+        assert executor.footprints()["jobs.hold"].at_once == 8  # 0.9 * 4096 / 452
+
+
 def test_a_fixed_number_of_workers_admits_everything_and_measures_nothing():
     settings = resolve({"max_workers": 3})
     assert ceiling(settings, ()) == 3
