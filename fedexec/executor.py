@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fedexec import registry
 from fedexec.interface import Capability, Hooks, Task
 from fedexec.memory.admission import Admission, Footprint, ceiling
-from fedexec.memory.device import devices
+from fedexec.memory.device import devices, is_emulated
 from fedexec.scheduler import Future, Scheduler, Stats, drain_before_exit_of
 from fedexec.settings import Settings, resolve
 
@@ -151,7 +151,7 @@ class Executor(concurrent.futures.Executor):
     ----------
     settings : Settings
     devices : tuple of Device
-        What tasks may compute on, beside the CPU.
+        What tasks may compute on, beside the CPU; where they run in this process, its first.
     capabilities : Capability
     """
 
@@ -164,6 +164,11 @@ class Executor(concurrent.futures.Executor):
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self.devices = devices(settings.device)
+        if Capability.ISOLATED not in backend_class.capabilities:
+            self.devices = self.devices[:1]  # all tasks share this process, and its device
+        if settings.device and self.devices and not is_emulated(settings.device):
+            # By UUID: that is what workers are told, whatever an index means to them.
+            settings = replace(settings, device=",".join(device.uuid for device in self.devices))
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
         backend = backend_class(settings, hooks)
         self.capabilities = backend.capabilities

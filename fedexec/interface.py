@@ -5,6 +5,7 @@ tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a t
 """
 
 import enum
+import functools
 import itertools
 import time
 from abc import ABC, abstractmethod
@@ -77,6 +78,13 @@ class Usage:
     peak_reserved_bytes: int | None = None
     setup_seconds: float | None = None
 
+    @property
+    def may_hold_device(self) -> bool:
+        """Whether the worker may have held device memory when it was done: a yes where it is unknown."""
+        if self.end_device_bytes is not None:
+            return self.end_device_bytes > 0
+        return self.device is not None or self.peak_reserved_bytes is not None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the usage as JSON knows it."""
         return asdict(self)
@@ -126,7 +134,7 @@ class Task:
     @property
     def _function(self) -> Callable[..., Any]:
         fn = self.fn
-        while hasattr(fn, "func"):  # functools.partial, as deep as it goes
+        while isinstance(fn, functools.partial):  # as deep as it goes
             fn = fn.func
         return fn
 

@@ -30,6 +30,7 @@ __all__ = [
     "Kind",
     "Reply",
     "WorkerSetup",
+    "device_environment",
     "end_with_caller",
     "environment",
     "preload",
@@ -63,8 +64,17 @@ def environment(settings: Settings) -> dict[str, str]:
     chosen = settings.sources.get("threads_per_worker", "default") != "default"
     limit = str(settings.threads_per_worker)
     wanted = {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
+    return wanted | device_environment(settings)
+
+
+def device_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that have a process compute on the chosen devices and see no other."""
+    wanted = {}
     if settings.device is not None:
         wanted["FEDEXEC_DEVICE"] = settings.device
+        if not device.is_emulated(settings.device):
+            wanted["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's, by which an index was meant
+            wanted["CUDA_VISIBLE_DEVICES"] = "" if settings.device == "none" else settings.device
     if device.LEDGER_VARIABLE in os.environ:
         wanted[device.LEDGER_VARIABLE] = os.environ[device.LEDGER_VARIABLE]
     return wanted

@@ -173,17 +173,17 @@ class Slot:
                 end_process(self._process)
 
     def retire(self, usage: Usage | None = None) -> None:
-        """Give the next task a new worker; wait for the end of this one only if it holds device memory."""
+        """Give the next task a new worker; wait for this one's end only where device memory may come back."""
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
         if self._retired is not None:
-            self._retired.shutdown(wait=bool(usage and usage.end_device_bytes))
+            self._retired.shutdown(wait=usage is not None and usage.may_hold_device)
 
     def await_end(self, usage: Usage | None) -> None:
-        """Wait for the end of the worker that ran a task, if it holds device memory."""
+        """Wait for the end of the worker that ran a task, if it may hold device memory."""
         process = self._process
-        if process is None or usage is None or not usage.end_device_bytes:
+        if process is None or usage is None or not usage.may_hold_device:
             return
         if process.pid == usage.worker_pid:  # else the pool has seen its end, and started the next
             process.join()

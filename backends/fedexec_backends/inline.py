@@ -8,8 +8,9 @@ import threading
 import time
 
 from fedexec.errors import InitializerError, is_out_of_memory
-from fedexec.interface import Backend, Outcome, Task, Usage
-from fedexec.worker import preload
+from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
+from fedexec.settings import Settings
+from fedexec.worker import device_environment, preload
 
 __all__ = ["InlineBackend"]
 
@@ -17,8 +18,15 @@ __all__ = ["InlineBackend"]
 class InlineBackend(Backend):
     """Runs a task in the thread that brings it."""
 
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        super().__init__(settings, hooks)
+        self._before: dict[str, str | None] = {}  # the environment's variables that we have changed
+
     def start(self) -> None:
-        """Import the preload."""
+        """Have this process compute on the device that was chosen, until the shutdown; import the preload."""
+        variables = device_environment(self.settings)
+        self._before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
         preload(self.settings.preload)
         self._thread = threading.local()
 
@@ -43,6 +51,14 @@ class InlineBackend(Backend):
             return outcome
         finally:
             del outcome, task  # the traceback's frames refer to this one: no cycle
+
+    def shutdown(self) -> None:
+        """Give the environment back."""
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def _initialize(self) -> InitializerError | None:
         """Call the initializer once a thread, as ThreadPoolExecutor does."""

@@ -150,8 +150,8 @@ class StandbyBackend(Backend):
         again = again and not self._limits.exceeded(usage)
         if not again:
             worker.leave()
-            if usage is not None and usage.end_device_bytes:
-                worker.process.join(LEAVE_SECONDS)  # until then it holds them
+            if usage is not None and usage.may_hold_device:
+                worker.process.join(LEAVE_SECONDS)  # until then it holds it
         with self._changed:
             del self._running[task.id]
             if again:

@@ -52,7 +52,8 @@ class Display:
         """Say what runs, and who chose it."""
         source = settings.sources.get("backend", "default")
         self._console.print(
-            f"backend [bold]{settings.backend}[/] ({source}), {settings.max_workers} workers, "
+            f"backend [bold]{settings.backend}[/] ({source}), "
+            f"{'at most ' if settings.auto else ''}{settings.max_workers} workers, "
             f"{settings.threads_per_worker} thread(s) each"
         )
 

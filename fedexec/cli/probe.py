@@ -1,18 +1,21 @@
 """``fedexec probe``: run one task, measure it, and say how many of them this machine holds at once."""
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.util
 import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedexec.cli import options
+from fedexec.cli.ending import Ending
 from fedexec.errors import DeviceError, FedexecError
 from fedexec.executor import Executor
 from fedexec.interface import Hooks
@@ -33,10 +36,25 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.calibrate:
         print(_calibrate(settings))
         return 0
-    task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
-    found = _measure(task, settings)
+    with _printing_to_stderr() if arguments.json else contextlib.nullcontext():
+        task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
+        found = _measure(task, settings)
     print(json.dumps(found, indent=2) if arguments.json else _text(found))
     return 0
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Send there what a task prints, here or in a worker, while stdout is kept for JSON."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,11 @@ def _own_task(name: str) -> _Task:
     try:
         fn: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except (ImportError, AttributeError) as exc:
-        raise options.UsageError(f"--task {name}: {exc}") from exc
+        raise options.UsageError(f"--task {name}: {_one_line(exc)}") from exc
+    except (Exception, SystemExit) as exc:  # a script that runs when it is imported
+        raise options.UsageError(
+            f"--task {name}: importing it failed: {type(exc).__name__}: {_one_line(exc)}"
+        ) from exc
     if not callable(fn):
         raise options.UsageError(f"--task {name}: that is a {type(fn).__name__}, not a function")
     return _Task(name, fn, (module_name,))
@@ -86,11 +108,15 @@ def _measure(task: _Task, settings: Settings) -> dict[str, Any]:
     if settings.sources["preload"] == "default":
         settings = replace(settings, preload=task.preload)
     with Executor(settings, Hooks()) as executor:
+        ending = Ending(executor.kill_workers)
         for _ in range(REPEAT):
             future = executor.submit(task.fn)
             error = future.exception()
             if error is not None:
-                raise FedexecError(f"{task.name} failed: {type(error).__name__}: {error}") from error
+                ending.settle()
+                raise FedexecError(
+                    f"{task.name} failed: {type(error).__name__}: {_one_line(error)}"
+                ) from error
         (footprint,) = executor.footprints().values()
         seconds = future.usage.wall_seconds if future.usage else None
         devices = [
@@ -111,15 +137,22 @@ def _measure(task: _Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _client_resources(footprint: Footprint, devices: int) -> dict[str, float]:
-    """Return what gives Flower's engine as many clients at once; fractions are cut, never rounded up."""
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _client_resources(footprint: Footprint, devices: int) -> dict[str, float | None]:
+    """Return what gives Flower's engine as many clients at once; fractions are cut, never rounded up.
+
+    What a task takes of a GPU that tells nothing is None.
+    """
     assert footprint.at_once is not None
     cpus = available_cores() / footprint.at_once
-    resources = {"num_cpus": math.floor(cpus) if cpus >= 1 else _cut(cpus)}
+    resources: dict[str, float | None] = {"num_cpus": math.floor(cpus) if cpus >= 1 else _cut(cpus)}
     if footprint.device_bytes:
         resources["num_gpus"] = _cut(1 / math.ceil(footprint.at_once / devices))
     else:
-        resources["num_gpus"] = 0
+        resources["num_gpus"] = None if devices and footprint.device_bytes is None else 0
     return resources
 
 
@@ -139,7 +172,10 @@ def _text(found: dict[str, Any]) -> str:
         )
     if not found["devices"]:
         lines.append("  device memory: not measured, there is no device")
-    lines.append(f"this machine holds {found['at_once']} of them at once ({found['cores']} cores)")
+    machine = "this machine"
+    if any(device["uuid"].startswith("EMULATED") for device in found["devices"]):
+        machine += ", were its EMULATED device real,"
+    lines.append(f"{machine} holds {found['at_once']} of them at once ({found['cores']} cores)")
     resources = json.dumps(found["client_resources"])
     lines.append(f"the same for Flower's simulation engine: client_resources={resources}")
     return "\n".join(lines)

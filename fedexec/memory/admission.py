@@ -1,7 +1,8 @@
 """Which task may start now, and on which device.
 
 With a fixed ``max_workers`` every task may, as soon as a slot is free; where there are several devices it
-gets the one with the fewest tasks. With ``max_workers="auto"`` memory decides:
+gets the one with the fewest tasks, and of these the one that held least when the executor was made. With
+``max_workers="auto"`` memory decides:
 
 - The first task of a kind (a function, by name) runs alone and is measured.
 - From then on a task starts if its kind's footprint, the largest seen so far, fits into 90 % of what the
@@ -12,6 +13,7 @@ gets the one with the fewest tasks. With ``max_workers="auto"`` memory decides:
 """
 
 import math
+import random
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -65,6 +67,7 @@ def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
 class _Running:
     kind: str
     device: Device | None
+    most: int | None  # of its kind at once, when it started
 
 
 @dataclass(slots=True)
@@ -90,7 +93,8 @@ class Admission:
     def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
         self._fresh = fresh
         self._auto = settings.auto
-        self._devices = devices
+        # Several programs that start at once, each with a worker or two, must not all begin with the first.
+        self._devices = sorted(devices, key=lambda device: (device.used_bytes() or 0, random.random()))
         self._cores = available_cores()
         self._ceiling = ceiling(settings, devices)
         self._footprints: dict[str, Footprint] = {}
@@ -98,7 +102,8 @@ class Admission:
         self._alone: int | None = None  # id of the task that shall have no company
         self._lonely: set[int] = set()  # ids of those that wait to have none
         self._room = _Room()
-        self._delta: int | None = None  # what the device held beyond its baseline while a task ran alone
+        self._delta: int | None = None  # what a device held beyond its baseline while a task ran alone there
+        self._beside = 0  # what a worker was seen to hold so beside what torch has reserved: its context
         if self._auto:
             self._measure_room()
 
@@ -165,7 +170,7 @@ class Admission:
             It ran out of memory in company: admit it once more, when it will have none.
         """
         same = self._count(task.kind)
-        del self._running[task.id]
+        started = self._running.pop(task.id)
         was_alone = self._alone == task.id
         if was_alone:
             self._alone = None
@@ -176,35 +181,48 @@ class Admission:
         if not outcome.out_of_memory:
             return False
         footprint = self._footprints.setdefault(task.kind, Footprint())
-        footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
-        if not was_alone:
-            self._lonely.add(task.id)
-        return not was_alone
+        if was_alone:  # too large by itself, which says nothing of how many others fit
+            return False
+        if footprint.most == started.most:  # else it ran among those that another has halved since
+            footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
+        self._lonely.add(task.id)
+        return True
 
     def give_up(self, task: Task) -> None:
         """Note that a task that waits to be alone will not run."""
         self._lonely.discard(task.id)
 
     def measuring(self, task: Task) -> AbstractContextManager[object]:
-        """Watch the devices while a task runs alone, for where nobody can tell whose bytes are whose."""
-        if self._alone != task.id or not self._devices:
+        """Watch its device while a task runs alone, for where nobody can tell whose bytes are whose."""
+        device = self._running[task.id].device
+        if self._alone != task.id or device is None:
             return nullcontext()
-        return _DeltaWatch(self._devices, self)
+        return _DeltaWatch(device, self)
 
     # ------------------------------------------------------------
 
     def _learn(self, kind: str, usage: Usage, was_alone: bool) -> None:
         footprint = self._footprints.setdefault(kind, Footprint())
         device_bytes = usage.peak_device_bytes
-        if device_bytes is None and was_alone:
-            device_bytes = self._delta
+        if device_bytes is None:
+            device_bytes = self._estimate(usage.peak_reserved_bytes, self._delta if was_alone else None)
         if device_bytes is not None:
             footprint.device_bytes = max(footprint.device_bytes or 0, device_bytes)
         if usage.peak_host_bytes is not None:
             footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
 
+    def _estimate(self, reserved: int | None, delta: int | None) -> int | None:
+        """Return what a worker held of which only torch tells; the delta is that of a task that ran alone."""
+        if delta is not None:
+            self._beside = max(self._beside, delta - (reserved or 0))
+        if reserved is None:
+            return delta
+        # A reused worker may have held most of it before the task began: then the delta is too small.
+        return max(delta or 0, reserved + self._beside)
+
     def _start(self, task: Task, device: Device | None) -> None:
-        self._running[task.id] = _Running(task.kind, device)
+        footprint = self._footprints.get(task.kind) or Footprint()
+        self._running[task.id] = _Running(task.kind, device, footprint.most)
         task.device = device.uuid if device is not None and len(self._devices) > 1 else None
 
     def _begin_anew(self) -> None:
@@ -252,16 +270,16 @@ class Admission:
 
 
 class _DeltaWatch:
-    """Samples how much more the devices hold than before."""
+    """Samples how much more a device holds than before."""
 
-    def __init__(self, devices: Sequence[Device], admission: Admission) -> None:
-        self._devices, self._admission = devices, admission
+    def __init__(self, device: Device, admission: Admission) -> None:
+        self._device, self._admission = device, admission
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="fedexec-device-watch", daemon=True)
 
     def __enter__(self) -> None:
         self._admission._delta = None
-        self._before = [device.used_bytes() for device in self._devices]
+        self._before = self._device.used_bytes()
         self._thread.start()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -271,9 +289,8 @@ class _DeltaWatch:
     def _watch(self) -> None:
         while True:
             over = self._over.wait(SAMPLE_SECONDS)
-            for device, before in zip(self._devices, self._before, strict=True):
-                now = device.used_bytes()
-                if now is not None and before is not None:
-                    self._admission._delta = max(self._admission._delta or 0, now - before)
+            now = self._device.used_bytes()
+            if now is not None and self._before is not None:
+                self._admission._delta = max(self._admission._delta or 0, now - self._before)
             if over:
                 return

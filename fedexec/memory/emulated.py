@@ -19,6 +19,7 @@ device makes the ledger and tells its children where it is in ``FEDEXEC_EMULATED
 import bisect
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import struct
@@ -27,6 +28,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedexec.errors import DeviceError, SettingsError
 from fedexec.memory.device import LEDGER_VARIABLE, Device, assigned, is_emulated
@@ -34,6 +36,9 @@ from fedexec.settings import format_size, parse_size
 
 __all__ = ["Block", "DeviceMemoryError", "EmulatedDevice", "device", "devices"]
 
+log = logging.getLogger("fedexec")
+
+LEDGER_NAME = "fedexec-emulated"
 DEFAULT_CAPACITY = "24GiB"
 DEFAULT_CONTEXT = "450MiB"  # published for CUDA 11.7 and later, with lazy loading: 300 to 721 MiB
 
@@ -64,18 +69,26 @@ class EmulatedDevice(Device):
         self._allocator = _Allocator(self._reserve, context)
         self._freed: deque[Block] = deque()
         self._lock = threading.Lock()
+        self._warned = False
 
     def total_bytes(self) -> int:
         """Return the capacity."""
         return self.capacity
 
-    def used_bytes(self) -> int:
-        """Return what all processes hold together."""
-        return sum(self.process_bytes().values())
+    def used_bytes(self) -> int | None:
+        """Return what all processes hold together; None when the ledger is gone."""
+        held = self.process_bytes()
+        return None if held is None else sum(held.values())
 
-    def process_bytes(self) -> Mapping[int, int]:
-        """Return pid to bytes."""
-        return self._ledger.read()
+    def process_bytes(self) -> Mapping[int, int] | None:
+        """Return pid to bytes; None when the ledger is gone, with the process that made it."""
+        try:
+            return self._ledger.read()
+        except DeviceError as exc:
+            if not self._warned:
+                log.warning("%s: figures of it are unknown: %s", self.name, exc)
+            self._warned = True
+            return None
 
     # ------------------------------------------------------------ for the process that computes
 
@@ -152,12 +165,12 @@ class EmulatedDevice(Device):
     def _reserve(self, held: int, wanted: int) -> None:
         """Hold `wanted` bytes instead of `held`; _FullError if they are not there."""
         with self._ledger.exclusive():
-            if wanted > held and self.used_bytes() - held + wanted > self.capacity:
+            if wanted > held and self._ledger.used() - held + wanted > self.capacity:
                 raise _FullError
             self._ledger.write(held, wanted)
 
     def _out_of_memory(self, nbytes: int) -> Exception:
-        used, mine = self.used_bytes(), self._allocator.held
+        used, mine = self._ledger.used(), self._allocator.held
         message = (
             f"CUDA out of memory. Tried to allocate {format_size(nbytes)}. {self.name} has "
             f"{format_size(self.capacity - used)} free. This process holds {format_size(mine)}, its "
@@ -223,19 +236,27 @@ def _parse(spec: str) -> tuple[int, int, int]:
 def _ledgers(count: int) -> list[str]:
     known = os.environ.get(LEDGER_VARIABLE, "").split(":")
     if known != [""] and len(known) == count:
-        if all(os.path.exists(path) for path in known):  # noqa: PTH110
+        if all(_is_ledger(path) for path in known):
             return known
         raise DeviceError(
             f"the emulated device of this program is gone: the process that made it has ended. "
             f"Unset {LEDGER_VARIABLE} ({':'.join(known)}) to have a new one"
         )
     try:
-        fds = [os.memfd_create("fedexec-emulated") for _ in range(count)]
+        fds = [os.memfd_create(LEDGER_NAME) for _ in range(count)]
     except (AttributeError, OSError) as exc:
         raise DeviceError(f"this system cannot emulate a device: {exc}") from exc
     paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
     os.environ[LEDGER_VARIABLE] = ":".join(paths)
     return paths
+
+
+def _is_ledger(path: str) -> bool:
+    """Tell a ledger from what another process of the same pid has there by now."""
+    try:
+        return str(Path(path).readlink()).startswith(f"/memfd:{LEDGER_NAME} ")
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------- the ledger
@@ -279,6 +300,10 @@ class _Ledger:
             os.close(fd)
         return held
 
+    def used(self) -> int:
+        """Return what all hold together."""
+        return sum(self.read().values())
+
     def write(self, held: int, wanted: int) -> None:
         """Hold `wanted` bytes instead of `held`."""
         start = os.getpid() * self.SPAN
@@ -309,6 +334,8 @@ class _Ledger:
         return None if kind == fcntl.F_UNLCK else (max(first, start), min(first + size, end))
 
     def _open(self) -> int:
+        if not _is_ledger(self._path):
+            raise DeviceError(f"the ledger of the emulated device, {self._path}, is gone with who made it")
         try:
             return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:

@@ -31,6 +31,8 @@ class Limits:
         """Return whether a worker must not serve again; it is counted as replaced if so."""
         if usage is None:
             return False
+        if self._device is not None and usage.end_device_bytes is None and usage.may_hold_device:
+            self._warn_unknown()
         for cause, limit, held, bare in (
             ("host memory", self._host, usage.end_host_bytes, usage.idle_host_bytes),
             ("device memory", self._device, usage.end_device_bytes, _context_bytes(usage)),
@@ -58,6 +60,13 @@ class Limits:
             format_size(limit),
             format_size(bare),
         )
+
+    def _warn_unknown(self) -> None:
+        with self._lock:
+            if "unknown" in self._warned:
+                return
+            self._warned.add("unknown")
+        log.warning("the limit of device memory is not kept: the driver does not tell what a worker holds")
 
 
 def _context_bytes(usage: Usage) -> int | None:

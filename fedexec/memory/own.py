@@ -91,7 +91,8 @@ def _on_real_device(reading: AllocatorReading | None) -> OwnDevice:
             continue
         growth = (reading.peak_reserved_bytes or 0) - reserved if reading is not None else 0
         return OwnDevice(device.uuid, held, held + max(0, growth), reading)
-    return OwnDevice(assigned(), torch=reading)
+    candidates = _candidates(assigned())
+    return OwnDevice(candidates[0].uuid if len(candidates) == 1 else assigned(), torch=reading)
 
 
 @cache

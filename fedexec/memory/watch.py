@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 
+import psutil
+
 from fedexec.errors import WorkerMemoryError
 from fedexec.interface import Task
 from fedexec.memory import host
@@ -57,6 +59,8 @@ class Watch:
             for device in self._devices:
                 if tasks and (device.is_emulated or looks % DEVICE_EVERY == 0):
                     held = device.process_bytes() or {}
+                    if not all(psutil.pid_exists(pid) for pid in held):
+                        continue  # the host's pids, seen from a container: one may be a worker's by chance
                     for task in tasks:
                         self._check(task, held.get(task.pid or 0), self._device_limit, device.name)
             looks += 1

@@ -1,13 +1,20 @@
 """`fedexec probe`, as a person calls it, with tasks of their own."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from fedexec.cli.probe import _client_resources
+from fedexec.memory.admission import Footprint
+
 MODULE = """
 import os
+import sys
+import time
 from fedexec.memory import emulated
 
 def on_device():
@@ -19,13 +26,29 @@ def on_the_cpu():
 def grows():
     raise ValueError("no such file: data.bin")
 
+def prints():
+    print("from the task", flush=True)
+    os.write(1, b"from a library")
+
+def fails_in_two_lines():
+    raise ValueError("one\\ntwo")
+
+def takes_long():
+    open("begun", "w").close()
+    time.sleep(60)
+
 constant = 7
+print("from the module")
 """
+FAILING = "raise RuntimeError('side effect')"
+EXITING = "import sys; sys.exit('no arguments')"
 
 
 @pytest.fixture
 def probe(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "exiting.py").write_text(EXITING)
 
     def call(*argv):
         return subprocess.run(
@@ -58,6 +81,46 @@ def test_on_two_devices_twice_as_many_with_the_same_fraction(probe):
     assert found["client_resources"]["num_gpus"] == 0.1
 
 
+@pytest.mark.parametrize("backend", ["inline", "standby"])
+def test_what_a_task_prints_is_no_json(probe, backend):
+    done = probe("--task", "mine:prints", "--device", "none", "--json", "--backend", backend)
+    assert json.loads(done.stdout)["task"] == "mine:prints"
+    for printed in ("from the module", "from the task", "from a library"):
+        assert printed in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["inline", "process", "loky"])
+def test_inline_and_reused_workers_tell_the_same_of_a_device(probe, backend):
+    done = probe("--task", "mine:on_device", "--device", "emulated:2x24GiB", "--backend", backend)
+    assert done.returncode == 0, done.stderr
+    assert "takes 2.0 GiB of the 24.0 GiB of EMULATED GPU 0" in done.stdout
+    held = 10 if backend == "inline" else 20
+    assert f"this machine, were its EMULATED device real, holds {held} of them" in done.stdout
+
+
+def test_ctrl_c_ends_a_long_task(probe, tmp_path):
+    probe("--task", "mine:constant")  # it makes the module
+    started = subprocess.Popen(
+        [sys.executable, "-m", "fedexec", "probe", "--task", "mine:takes_long", "--device", "none"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        # A test run in the background ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, stderr = started.communicate(timeout=20)
+    assert started.returncode == 130
+    assert b"ending all workers" in stderr and b"Traceback" not in stderr
+
+
+def test_what_a_silent_gpu_does_is_unknown_not_nothing():
+    assert _client_resources(Footprint(at_once=1), 1)["num_gpus"] is None
+    assert _client_resources(Footprint(at_once=1, device_bytes=0), 1)["num_gpus"] == 0
+    assert _client_resources(Footprint(at_once=1), 0)["num_gpus"] == 0
+
+
 def test_without_a_device_the_cores_decide_and_nothing_is_made_up(probe):
     done = probe("--task", "mine:on_the_cpu", "--device", "none")
     assert done.returncode == 0, done.stderr
@@ -76,7 +139,10 @@ def test_without_a_device_the_cores_decide_and_nothing_is_made_up(probe):
         (["--task", "yours:task"], 2, "No module named 'yours'"),
         (["--task", "mine:missing"], 2, "has no attribute 'missing'"),
         (["--task", "mine:constant"], 2, "that is a int, not a function"),
+        (["--task", "failing:x"], 2, "RuntimeError: side effect"),
+        (["--task", "exiting:x"], 2, "SystemExit: no arguments"),
         (["--task", "mine:grows"], 1, "ValueError: no such file: data.bin"),
+        (["--task", "mine:fails_in_two_lines"], 1, "ValueError: one two"),
         (["--task", "os:abort"], 1, "SIGABRT"),
         (["--task", "mine:on_device", "--device", "emulated:1GiB"], 1, "out of memory"),
         (["--task", "mine:on_device", "--device", "emulated:lots"], 2, "lots"),
@@ -87,7 +153,8 @@ def test_without_a_device_the_cores_decide_and_nothing_is_made_up(probe):
 )
 def test_bad_input_is_one_line(probe, argv, code, says):
     done = probe(*argv)
-    assert (done.returncode, done.stdout) == (code, "")
+    assert done.returncode == code
+    assert done.stdout.replace("from the module\n", "") == ""
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("fedexec: error: ")
     assert says in line

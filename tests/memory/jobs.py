@@ -65,6 +65,22 @@ def leak(nbytes):
     return before, os.getpid()
 
 
+def tell_no_device_bytes():
+    """Have this worker know what torch reserved and no more, as in a container; and take its time to end."""
+    from multiprocessing.util import Finalize
+
+    from fedexec.memory import own
+    from fedexec.memory.allocator import AllocatorReading
+
+    def read():
+        books = device.allocated_bytes()
+        return own.OwnDevice("GPU-untold", torch=AllocatorReading(books, books, books, device.peak_bytes()))
+
+    device = emulated.device()
+    own.read = read
+    Finalize(None, time.sleep, (0.4,), exitpriority=0)
+
+
 def where():
     """Return the device this worker computes on, as CUDA and as the emulation see it."""
     from fedexec.memory.device import assigned

@@ -1,6 +1,7 @@
 """``max_workers="auto"``: as many at once as memory allows, and never one more."""
 
 import collections
+import os
 
 import jobs
 import pytest
@@ -9,6 +10,7 @@ import fedexec
 from fedexec.memory import admission
 from fedexec.memory.admission import Admission, ceiling
 from fedexec.memory.device import Device
+from fedexec.memory.nvml import NvmlDevice
 from fedexec.settings import resolve
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -166,6 +168,19 @@ def test_several_devices_share_the_work(emulate, backend):
     assert first.used_bytes() == second.used_bytes() == 0
 
 
+def test_a_second_program_begins_with_the_other_device(emulate, tmp_path):
+    emulate("emulated:2x4GiB")
+    with fedexec.create_executor("process", max_workers=1) as one:
+        holding = one.submit(jobs.hold, 3 * GIB, tmp_path)
+        while not list(tmp_path.iterdir()):
+            pass
+        with fedexec.create_executor("process", max_workers=1) as other:
+            second = other.submit(jobs.hold, 3 * GIB)
+            second.exception()
+        (tmp_path / "go").touch()
+        assert {second.result()[0], holding.result()[0]} == {"EMULATED-0", "EMULATED-1"}
+
+
 def test_auto_fills_several_devices(emulate, tmp_path):
     first, second = emulate("emulated:2x4GiB")
     with fedexec.create_executor("standby", max_workers="auto") as executor:
@@ -177,6 +192,28 @@ def test_auto_fills_several_devices(emulate, tmp_path):
         (tmp_path / "go").touch()
         for future in futures:
             future.result()
+
+
+@pytest.mark.parametrize("backend", [*ISOLATING, "inline"])
+def test_workers_see_the_device_that_was_chosen_and_no_other(monkeypatch, backend):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with fedexec.create_executor(backend, max_workers=1, device="none") as executor:
+        assert executor.submit(jobs.where).result() == (None, "")
+    found = (NvmlDevice("GPU-b", "the second of two"),)
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: found if choice == "1" else ())
+    with fedexec.create_executor(backend, max_workers=1, device="1") as executor:
+        assert executor.submit(jobs.where).result() == (None, "GPU-b")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_inline_uses_the_device_of_its_argument(monkeypatch, emulate):
+    emulate()
+    monkeypatch.delenv("FEDEXEC_DEVICE")
+    with fedexec.create_executor("inline", max_workers="auto", device="emulated:2x4GiB") as executor:
+        futures = [executor.submit(jobs.touch, GIB, 0.1) for _ in range(8)]
+        assert [future.result() >= CONTEXT + GIB for future in futures] == [True] * 8
+        assert executor.stats().retries == 0, "there is but one device that a task of this process can mean"
+        assert executor.footprints()["jobs.touch"].device_bytes == CONTEXT + GIB
 
 
 @pytest.mark.parametrize("backend", ["loky", "standby"])
@@ -224,12 +261,55 @@ def test_where_no_pid_is_told_the_device_is_watched_from_outside(emulate, monkey
         assert max(future.result() for future in futures) == 3 * 5 * GIB  # 0.9 * (24 - 2) / 5 = 3.96
 
 
+@pytest.mark.parametrize("backend", ["loky", "pool"])
+def test_where_no_pid_is_told_torch_tells_what_a_later_task_took(emulate, monkeypatch, backend):
+    gpu = emulate()
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: (Untold(gpu),))
+    with fedexec.create_executor(
+        backend, max_workers="auto", initializer=jobs.tell_no_device_bytes
+    ) as executor:
+        for nbytes in (2 * GIB, 3 * GIB):  # the second does not run alone
+            executor.submit(jobs.touch, nbytes, 0.3).result()
+        assert executor.footprints()["jobs.touch"].device_bytes >= CONTEXT + 3 * GIB
+        executor.submit(
+            jobs.hold, 6 * GIB
+        ).result()  # alone; in a worker that held much before, if it is reused
+        assert executor.footprints()["jobs.hold"].device_bytes >= CONTEXT + 6 * GIB
+
+
 def measure_no_device():
     """Have this worker measure nothing of its device."""
     from fedexec.memory import own
 
     own.read = own.OwnDevice
     own.reset_peak = lambda: None
+
+
+def usage(device_bytes):
+    return fedexec.Usage(worker_pid=1, wall_seconds=1.0, cpu_seconds=1.0, peak_device_bytes=device_bytes)
+
+
+def test_those_that_run_out_of_memory_together_halve_their_number_once(emulate):
+    gate = Admission(resolve({"max_workers": "auto"}), (emulate(),), fresh=True)
+    tasks = [fedexec.Task(abs, (1,), {}) for _ in range(9)]
+    assert gate.admit(tasks[0])
+    gate.release(tasks[0], fedexec.Outcome(usage=usage(2 * GIB)))
+    assert [gate.admit(task) for task in tasks[1:]] == [True] * 8
+    failed = fedexec.Outcome(exception=MemoryError(), usage=usage(2 * GIB), out_of_memory=True)
+    assert [gate.release(task, failed) for task in tasks[1:]] == [True] * 8
+    assert gate.footprints()["builtins.abs"].most == 4
+    for task in tasks[1:]:  # each is tried alone; that it is too large even so tells nothing of the others
+        assert gate.admit(task)
+        assert not gate.release(task, failed)
+    assert gate.footprints()["builtins.abs"].at_once == 4
+
+
+def test_one_that_is_too_large_even_alone_does_not_hold_up_the_others(emulate):
+    emulate("emulated:4GiB")
+    with fedexec.create_executor("process", max_workers="auto") as executor:
+        assert executor.submit(jobs.hold, 100 * GIB).exception()
+        executor.submit(jobs.hold, MIB).result()
+        assert executor.footprints()["jobs.hold"].at_once == 8  # 0.9 * 4096 / 452
 
 
 def test_a_fixed_number_of_workers_admits_everything_and_measures_nothing():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jobs
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import fedexec
 from fedexec.errors import DeviceError, SettingsError
 from fedexec.memory import device, emulated
+from fedexec.memory.timeline import Timeline
 
 MIB = 1 << 20
 CONTEXT = 450 * MIB
@@ -233,7 +235,7 @@ def test_a_spec_that_makes_no_sense_is_refused(spec):
 def test_a_device_that_does_not_exist_is_named(monkeypatch):
     with pytest.raises(DeviceError, match="GPU-nonsense"):
         device.devices("GPU-nonsense")
-    monkeypatch.setenv("FEDEXEC_DEVICE", "7")
+    monkeypatch.setenv("FEDEXEC_DEVICE", "99")  # more than any machine has
     with pytest.raises(DeviceError, match="FEDEXEC_DEVICE"):
         fedexec.create_executor("inline")
 
@@ -260,3 +262,28 @@ def test_every_figure_carries_the_word(emulate):
 
 def test_the_default_has_its_figures(emulate):
     assert emulate("emulated").name == "EMULATED GPU 0, 24.0 GiB, context 450 MiB"
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/self/fd/0"])
+def test_what_is_no_ledger_is_not_taken_for_one(emulate, monkeypatch, place):
+    """As when another process has the pid of the one that made the ledger, and a file in its place."""
+    emulate()
+    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setenv(device.LEDGER_VARIABLE, place)
+    with pytest.raises(DeviceError, match="is gone"):
+        device.devices()
+
+
+@pytest.mark.parametrize("backend", ["process", "standby"])
+def test_a_ledger_that_goes_in_mid_run_is_unknown_and_hangs_nobody(emulate, caplog, backend):
+    gpu = emulate()
+    with (
+        fedexec.create_executor(backend, max_workers="auto") as executor,
+        Timeline(executor.devices) as timeline,
+    ):
+        executor.submit(jobs.touch, 1 << 20).result(30)
+        os.close(int(os.environ[device.LEDGER_VARIABLE].rsplit("/", 1)[1]))
+        assert timeline.mark("gone").device_bytes == {gpu.uuid: None}
+        assert isinstance(executor.submit(jobs.touch, 1 << 20).exception(30), DeviceError)
+        time.sleep(0.2)  # nor does the sampler's thread mind
+    assert caplog.text.count("figures of it are unknown") == 1

@@ -5,6 +5,7 @@ import pytest
 
 import fedexec
 from fedexec.errors import SettingsError
+from fedexec.memory.device import Device
 
 MIB = 1 << 20
 CONTEXT = 450 * MIB
@@ -57,6 +58,16 @@ def test_a_device_limit_below_a_bare_context_is_said_once_too(emulate, caplog):
     assert caplog.text.count("less than the 450 MiB a worker holds") == 1
 
 
+def test_a_device_limit_that_cannot_be_kept_is_said_once(emulate, caplog):
+    pytest.importorskip("loky")
+    emulate()
+    with fedexec.create_executor(
+        "loky", max_workers=1, device_memory_limit=CONTEXT, initializer=jobs.tell_no_device_bytes
+    ) as executor:
+        assert len(list(executor.map(jobs.touch, [5 * MIB] * 3))) == 3
+    assert caplog.text.count("the limit of device memory is not kept") == 1
+
+
 @pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
 def test_a_running_task_above_its_host_limit_is_ended_alone(backend):
     with fedexec.create_executor(
@@ -87,6 +98,38 @@ def test_a_running_task_above_its_device_limit_is_ended_alone(emulate, tmp_path,
         assert "EMULATED GPU 0" in str(error)
         assert gpu.used_bytes() == 0
         assert executor.submit(jobs.hold, 100 * MIB).result(30)[0] == "EMULATED-0"
+
+
+class SeenFromAContainer(Device):
+    """Lists the host's pids, one of which is the worker's by chance."""
+
+    uuid, name = "GPU-host", "GPU whose pids are the host's"
+
+    def __init__(self):
+        self.workers = []
+
+    def total_bytes(self):
+        return 80 << 30
+
+    def used_bytes(self):
+        return 40 << 30
+
+    def process_bytes(self):
+        return dict.fromkeys(self.workers, 40 << 30) | {(1 << 22) + 1: 1 << 30}  # no pid is as large
+
+
+def test_nobody_is_ended_for_what_another_process_of_that_pid_holds(monkeypatch):
+    gpu = SeenFromAContainer()
+    monkeypatch.setattr("fedexec.executor.devices", lambda choice: (gpu,))
+    monkeypatch.setattr("fedexec.memory.watch.DEVICE_EVERY", 1)
+    with fedexec.create_executor(
+        "process", max_workers=1, device_memory_limit="1GiB", enforce_limits=True
+    ) as executor:
+        future = executor.submit(jobs.use_host, MIB, 0.5)
+        while not (running := executor.running()) or running[0].pid is None:
+            pass
+        gpu.workers.append(running[0].pid)
+        assert future.result() == MIB
 
 
 def test_without_being_asked_to_nothing_that_runs_is_ended():

@@ -102,3 +102,14 @@ def test_futures_know_when_they_ran():
     assert before <= future.started <= future.ended - 0.1
     assert queued.started >= future.ended
     assert cancelled.done() and (cancelled.started is None) == cancelled.cancelled()
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "loky"])
+def test_where_no_pid_is_told_memory_is_back_too_when_the_task_is_done(emulate, backend):
+    gpu = emulate()
+    with fedexec.create_executor(backend, max_workers=1, initializer=jobs.tell_no_device_bytes) as executor:
+        for _ in range(2):
+            future = executor.submit(jobs.touch, 100 * MIB)
+            future.result()
+            assert gpu.used_bytes() == 0
+        assert future.usage.end_device_bytes is None

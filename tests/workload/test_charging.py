@@ -1,6 +1,7 @@
 """What the job's tensors take of an EMULATED device, against sums made by hand."""
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -36,6 +37,79 @@ def test_tensors_are_charged_while_they_live(emulate):
         gc.collect()
         assert books.allocated_bytes() == 0
     assert books.held_bytes() == 450 * MIB + 2 * MIB, "the context and a small segment stay in the process"
+
+
+def test_a_storage_that_is_resized_is_charged_with_its_new_size(emulate):
+    books = emulate("emulated:24GiB")
+    with computing():
+        tensor = torch.empty(128)
+        tensor.resize_(1024)
+        assert books.allocated_bytes() == 4 * KIB
+        torch.cat([torch.ones(1024), torch.ones(1024)], out=tensor.resize_(0))
+        gc.collect()
+        assert books.allocated_bytes() == 8 * KIB
+        del tensor
+        gc.collect()
+        assert books.allocated_bytes() == 0
+
+
+def test_what_outlives_the_block_stays_charged_and_once(emulate):
+    books = emulate("emulated:24GiB")
+
+    def make():
+        with computing():
+            return torch.ones(1024)
+
+    kept = make()
+    gc.collect()
+    assert books.allocated_bytes() == 4 * KIB
+    with computing():
+        kept.add_(1)
+        assert books.allocated_bytes() == 4 * KIB
+    del kept
+    gc.collect()
+    assert books.allocated_bytes() == 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_sparse_tensors_are_charged_with_their_parts(emulate):
+    books = emulate("emulated:24GiB")
+    with computing():
+        embedding = torch.nn.Embedding(128, 128, sparse=True)
+        embedding(torch.arange(64)).sum().backward()
+        gc.collect()
+        gradient = 512 + 64 * 128 * 4  # 64 indices of 8 bytes, and their rows
+        assert books.allocated_bytes() == 128 * 128 * 4 + gradient
+        del embedding
+        rows = torch.eye(128).to_sparse_csr()
+        gc.collect()
+        parts = (rows.crow_indices(), rows.col_indices(), rows.values())
+        assert books.allocated_bytes() == sum(
+            -(-part.untyped_storage().nbytes() // 512) * 512 for part in parts
+        )
+        del parts, rows
+        gc.collect()
+        assert books.allocated_bytes() == 0
+
+
+def test_what_has_no_bytes_on_a_gpu_is_not_charged(emulate):
+    books = emulate("emulated:24GiB")
+    with computing():
+        shape = torch.empty(1 << 40, device="meta")
+        assert shape.numel() and books.held_bytes() == 0
+        block = torch.ones(64, 64).to_mkldnn()  # has no storage that could be asked
+        gc.collect()
+        assert block.layout == torch._mkldnn and books.allocated_bytes() == 0
+
+
+def test_a_process_forked_inside_takes_nothing(emulate):
+    books = emulate("emulated:24GiB")
+    with computing():
+        before = torch.ones(1024)
+        loader = torch.utils.data.DataLoader(range(4), num_workers=1, multiprocessing_context="fork")
+        for _ in loader:
+            assert set(books.process_bytes()) == {os.getpid()}
+    assert len(before) == 1024
 
 
 def test_a_client_takes_its_samples_its_weights_and_more(emulate):
