@@ -3,8 +3,8 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
-from fedexec.cli.display import Display  # noqa: E402
-from fedexec.settings import resolve  # noqa: E402
+from fedexec.cli.display import Display
+from fedexec.settings import resolve
 
 
 @pytest.mark.parametrize(("workers", "said"), [(3, ", 3 workers"), ("auto", "at most ")])
