@@ -222,6 +222,16 @@ def device() -> EmulatedDevice:
 _made: dict[str, tuple[EmulatedDevice, ...]] = {}
 
 
+def _renew_locks() -> None:
+    """Free a forked process of locks whose holders, other threads, have stayed with its parent."""
+    for found in _made.values():
+        for each in found:
+            each._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 def _parse(spec: str) -> tuple[int, int, int]:
     match = _SPEC.fullmatch(spec)
     if match is None:

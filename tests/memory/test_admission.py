@@ -51,7 +51,7 @@ def test_auto_never_runs_out_of_memory_and_fills_the_device(emulate, backend):
     emulate()
     with fedexec.create_executor(backend, max_workers="auto") as executor:
         used = [
-            future.result() for future in [executor.submit(jobs.touch, 950 * MIB, 0.3) for _ in range(60)]
+            future.result() for future in [executor.submit(jobs.touch, 950 * MIB, 1.0) for _ in range(31)]
         ]
         assert executor.stats().as_dict() == executor.stats().as_dict() | {"failed": 0, "retries": 0}
     assert 0.85 * 24 * GIB <= max(used) <= 0.9 * 24 * GIB

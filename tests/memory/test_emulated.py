@@ -213,6 +213,21 @@ def test_nothing_of_it_is_in_any_file_system(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_forked_while_another_thread_allocates_does_not_wait_for_it(gpu):
+    with gpu._lock:
+        pid = os.fork()
+        if pid == 0:
+            gpu.allocate(MIB)
+            os._exit(0)
+    deadline = time.monotonic() + 10
+    while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert ended == (pid, 0)
+
+
 # ---------------------------------------------------------------- which device
 
 

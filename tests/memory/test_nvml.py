@@ -451,7 +451,7 @@ def test_a_process_is_its_own_canary(driver):
         answers.append([bool(read.uuid), read.held_bytes, read.peak_bytes, read.torch.peak_reserved_bytes])
     show(answers)
     """
-    unknown = [False, None, None, 7000]
+    unknown = [True, None, None, 7000]  # the device, of which there is one, but not what it holds there
     assert driver(GPU_A, body) == [[True, 8000, 10000, 7000], *[unknown] * 4]
 
 
