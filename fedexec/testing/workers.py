@@ -82,6 +82,14 @@ class WorkerDeaths(Suite):
         assert (error.pid, error.signal) == (pid, signal.SIGKILL)
         assert executor.stats().worker_deaths == 1
 
+    def test_a_worker_that_dies_over_its_answer_is_reported(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create()
+        error = executor.submit(tasks.die_answering).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert error.signal == signal.SIGKILL
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+
     # ------------------------------------------------------------ all the others
 
     def test_a_death_fails_neither_what_runs_nor_what_waits(self, create: Create, gate: Gate) -> None:
