@@ -117,6 +117,27 @@ def test_a_worker_that_is_gone_before_anybody_listens_has_answered(create, backe
     assert len(submitted) == 3
 
 
+def test_a_task_that_the_pool_forgets_is_handed_in_again(create, backend, monkeypatch):
+    if backend != "pool":
+        pytest.skip("loky has a lock against it")
+    executor = create()
+    worker = executor.submit(os.getpid).result(DEADLINE)
+    (worker,) = poll(lambda: workers() - {worker}, "there is an idle worker")
+    submit = POOLS[backend].submit
+    forgotten = []
+
+    def submit_and_forget(self, *args, **kwargs):
+        # MOCK: what CPython 3.11 does of itself if it finds the worker dead in the middle of a submit.
+        if forgotten:
+            return submit(self, *args, **kwargs)
+        os.kill(worker, signal.SIGKILL)
+        forgotten.append(concurrent.futures.Future())
+        return forgotten[0]
+
+    monkeypatch.setattr(POOLS[backend], "submit", submit_and_forget)
+    assert executor.submit(abs, -1).result(DEADLINE) == 1
+
+
 def test_a_worker_that_cannot_answer_says_why(create):
     executor = create()
     error = executor.submit(be_unable_to_answer).exception(DEADLINE)
