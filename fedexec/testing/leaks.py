@@ -47,11 +47,12 @@ def shared_memory() -> set[Path]:
 
 def orphaned_shared_memory(before: set[Path]) -> set[Path]:
     """Return what is there that was not there `before`, and that no living process has mapped."""
-    if not shared_memory() - before:
+    new = shared_memory() - before  # first: what somebody creates meanwhile would seem to be nobody's
+    if not new:
         return set()
     mapped = {inode for process in psutil.pids() for inode in _mapped_shared_memory(process)}
     orphans = set()
-    for path in shared_memory() - before:
+    for path in new:
         try:
             if path.stat().st_ino not in mapped:
                 orphans.add(path)
