@@ -71,7 +71,7 @@ def shared_memory() -> set[Path]:
 
 def unmapped(paths: Iterable[Path]) -> set[Path]:
     """Return those of these semaphores and segments that no living process has mapped."""
-    paths = set(paths)
+    paths = set(paths)  # listed before the maps are read: what is created meanwhile would seem to be nobody's
     if not paths:
         return set()
     # By inode: a semaphore is created under another name than it gets.

@@ -80,28 +80,26 @@ class Launcher:
 
 
 class WorkerContext(multiprocessing.context.SpawnContext):
-    """What a pool takes for its ``mp_context``; tells of every process the pool starts.
+    """What a pool takes for its ``mp_context``.
 
     Parameters
     ----------
     launcher : Launcher
-    on_start : callable
-        Called with each :class:`WorkerProcess` as soon as it runs.
     """
 
-    def __init__(self, launcher: Launcher, on_start: Callable[["WorkerProcess"], None]) -> None:
+    worker_class: "type[WorkerProcess]"
+
+    def __init__(self, launcher: Launcher) -> None:
         super().__init__()
         self._launcher = launcher
-        self._on_start = on_start
 
     def Process(  # type: ignore[override]  # noqa: N802
         self, group: None = None, target: Callable[..., object] | None = None, name: str | None = None,
         args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
     ) -> "WorkerProcess":  # fmt: skip
         """Make a process that starts our way."""
-        process = WorkerProcess(target=target, name=name, args=args, kwargs=kwargs or {})
+        process = self.worker_class(target=target, name=name, args=args, kwargs=kwargs or {})
         process._launcher = self._launcher
-        process._on_start = self._on_start
         return process
 
 
@@ -110,22 +108,17 @@ class WorkerProcess(BaseProcess):
 
     _start_method = "spawn"  # what the worker's own children start with
     _launcher: Launcher | None = None
-    _on_start: Callable[["WorkerProcess"], None] | None = None
-
-    def start(self) -> None:
-        """Start it, then tell."""
-        super().start()
-        if self._on_start is not None:
-            self._on_start(self)
+    _stays_here: tuple[str, ...] = ("_launcher", "_popen")  # attributes that the worker does not get
 
     def _Popen(self, process: "WorkerProcess") -> "_Popen":  # noqa: N802
         assert self._launcher is not None
         return self._launcher.launch(process)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_launcher", "_on_start", "_popen")} | {
-            "_popen": None
-        }
+        return {k: v for k, v in self.__dict__.items() if k not in self._stays_here} | {"_popen": None}
+
+
+WorkerContext.worker_class = WorkerProcess
 
 
 def end_process(process: BaseProcess) -> None:

@@ -3,22 +3,33 @@
 A shared pool breaks as a whole when one worker dies, and cannot tell which task was the guilty one. With a
 pool for each slot a death, a kill or a restart touches one task by construction; it costs one more management
 thread a slot and nothing per task.
+
+The pool starts the worker, hands it the task and replaces it. What it makes of a death is not relied on: it
+never learns of one in the middle of an answer, its locks stay locked if their owner dies, and CPython 3.11
+forgets a task that is submitted while it finds out. So a worker answers over a pipe of its own, which ends
+with it, and shares no lock.
 """
 
 import functools
+import multiprocessing
 import threading
 from abc import abstractmethod
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures import Executor as Pool
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, run
+from fedexec.worker import WorkerSetup
+from fedexec_backends._channel import receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
 
 __all__ = ["PooledBackend", "Slot"]
+
+ATTEMPTS = 4  # workers that may end before they begin a task, until that is what it is told
 
 
 class PooledBackend(Backend):
@@ -81,7 +92,7 @@ class PooledBackend(Backend):
 
     def new_pool(self, slot: "Slot") -> Pool:
         """Make the pool of one slot, which hears of every process the pool starts."""
-        return self.make_pool(WorkerContext(self._launcher, slot.started), self._setup)
+        return self.make_pool(_SlotContext(self._launcher, slot), self._setup)
 
 
 class Slot:
@@ -92,114 +103,240 @@ class Slot:
         self.device: str | None = None  # that its worker computes on, if it stays there
         self._pool: Pool | None = None
         self._retired: Pool | None = None
-        self._distrusted = False  # the worker was ended before it began: its task may be given to another
-        self._lock = threading.Lock()  # guards the two below
+        self._changed = threading.Condition()  # guards the two below
         self._task: Task | None = None
-        self._process: WorkerProcess | None = None
+        self._workers: list[_Worker] = []  # of the pool: one, and the next if that one has served
 
     def call(self, task: Task, message: bytes) -> bytes:
-        """Have the worker run one packed task.
+        """Have a worker run one packed task.
 
         Raises
         ------
         WorkerDiedError
             The worker died; the next call gets a new one.
         """
-        with self._lock:
+        with self._changed:
             self._task = task
-            task.pid = self._process.pid if self._process is not None else None
         try:
-            return self._submit(message)
-        except BrokenExecutor:
-            process = self._process
-            pid, exitcode = (process.pid, exit_code(process)) if process else (None, None)
-            del process
-            died = WorkerDiedError(pid, exitcode, task.name)
+            for _ in range(ATTEMPTS):
+                answer = self._attempt(task, message)
+                if isinstance(answer, bytes):
+                    return answer
+                if answer.begun or task.doomed:
+                    break
+        except BaseException:
+            self._discard()
+            raise
         finally:
-            with self._lock:
+            with self._changed:
                 self._task = None
             if task.doomed:  # the signal may hit the worker only now, when it is idle
                 self._discard()
+        assert isinstance(answer, _Death)
         try:
-            raise died  # here, without the pool's error: its frames hold the process and its pipes
+            raise answer.error or WorkerDiedError(answer.pid, answer.exitcode, task.name)
         finally:
-            del died  # no cycle
+            del answer  # no cycle
 
-    def _submit(self, message: bytes) -> bytes:
-        while True:
-            if self._distrusted or (self._process is not None and self._process.exitcode):
-                self._discard()  # the worker died while it was idle, and the pool may not have noticed
-            future = None
+    def _attempt(self, task: Task, message: bytes) -> "bytes | _Death":
+        """Submit a task to the pool and wait for its answer, or for its worker's end."""
+        if self._pool is None:
+            self._pool = self._backend.new_pool(self)
+        try:
+            future = self._pool.submit(_run, message)
+        except BrokenExecutor:
+            return self._bury(self._workers[-1])
+        future.add_done_callback(self._notify)
+        ended = None
+        while (worker := self._await_worker(future)) is not None:
             try:
-                if self._pool is not None:
-                    try:
-                        future = self._pool.submit(run, message)
-                    except BrokenExecutor:
-                        self._discard()
-                if future is None:
-                    self._process = None
-                    self._pool = self._backend.new_pool(self)
-                    future = self._pool.submit(run, message)
-                return future.result()
-            except BrokenExecutor:
-                begun = not self._distrusted
-                self._discard()
-                if begun:
-                    raise
-            except BaseException:
-                self._discard()
-                raise
-            finally:
-                del future  # the traceback of its exception holds this frame: no cycle
+                receive(worker.answers, worker)
+                break
+            except (OSError, EOFError):
+                # One that has served may have ended as it should, and the pool will say so or start the next.
+                # A fresh one has not, and the pool may have forgotten the task over it.
+                if not worker.has_served:
+                    return self._bury(worker)
+            with self._changed:
+                self._workers.remove(worker)
+            ended = worker
+        else:
+            return self._bury(ended)
+        task.pid = worker.pid
+        try:
+            answer = receive(worker.answers, worker)
+        except (OSError, EOFError):
+            error = future.exception()
+            return self._bury(worker, begun=True, error=None if isinstance(error, BrokenExecutor) else error)
+        if future.exception() is None:
+            worker.has_served = True
+        else:
+            self._discard()  # it ended just after its answer
+        return answer
 
-    def started(self, process: WorkerProcess) -> None:
+    def _await_worker(self, future: Future[None]) -> "_Worker | None":
+        """Wait for the first worker that has not ended; None if the pool breaks instead."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._workers or future.done())
+            return self._workers[0] if self._workers else None
+
+    def _bury(
+        self, worker: "_Worker | None", *, begun: bool = False, error: BaseException | None = None
+    ) -> "_Death":
+        """Drop the pool, and tell how its worker ended."""
+        self._discard()
+        if worker is None:
+            return _Death(None, None, begun, error)
+        return _Death(worker.pid, exit_code(worker), begun, error)
+
+    def _notify(self, _: Future[None]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def started(self, worker: "_Worker") -> None:
         """Take note of a process the pool has started."""
-        with self._lock:
-            before, self._process = self._process, process
-            doomed = self._task is not None and self._task.doomed
-            if self._task is not None:
-                self._task.pid = process.pid
-        # A predecessor that was killed just after its answer may have died holding the result queue's lock;
-        # the pool takes its end for a regular one, and the new worker would wait for that lock for ever.
-        # It is too young to have begun a task, which goes to a new pool.
-        self._distrusted = before is not None and bool(before.exitcode)
-        if doomed or self._distrusted:
-            end_process(process)
+        with self._changed:
+            self._workers.append(worker)
+            if self._task is not None and self._task.doomed:
+                end_process(worker)
+            self._changed.notify_all()
 
     def kill(self, task: Task) -> None:
         """End the worker if it runs `task`."""
-        with self._lock:
-            if self._task is task and self._process is not None:
-                end_process(self._process)
+        with self._changed:
+            if self._task is task:
+                for worker in self._workers:  # one that has served and does not end too: the pool waits
+                    end_process(worker)
 
     def retire(self, usage: Usage | None = None) -> None:
         """Give the next task a new worker; wait for this one's end only where device memory may come back."""
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
+        with self._changed:
+            self._workers = []
         if self._retired is not None:
             self._retired.shutdown(wait=usage is not None and usage.may_hold_device)
 
     def await_end(self, usage: Usage | None) -> None:
         """Wait for the end of the worker that ran a task, if it may hold device memory."""
-        process = self._process
-        if process is None or usage is None or not usage.may_hold_device:
+        if usage is None or not usage.may_hold_device:
             return
-        if process.pid == usage.worker_pid:  # else the pool has seen its end, and started the next
-            process.join()
+        with self._changed:
+            workers = [worker for worker in self._workers if worker.pid == usage.worker_pid]
+        for worker in workers:  # none if the pool has seen its end, and started the next
+            worker.join()
 
     def close(self) -> None:
-        """End the worker. Returns when it is gone."""
+        """Let the worker end. Returns when it is gone."""
         if self._retired is not None:
             self._retired.shutdown(wait=True)
-        self._discard()
-        self._retired = self._process = None
+        self._retired = None
+        self._discard(kill=False)
 
-    def _discard(self) -> None:
-        """Drop a broken pool; when this returns, its processes have been reaped."""
+    def _discard(self, *, kill: bool = True) -> None:
+        """Drop the pool; when this returns, its processes have been reaped."""
         pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True)
-            self._distrusted = False
-            if self._process is not None:
-                self._process.join()  # a broken loky does not, and multiprocessing keeps what is not joined
+        if pool is None:
+            return
+        if kill:
+            with self._changed:
+                for worker in self._workers:
+                    end_process(worker)
+        pool.shutdown(wait=True)
+        with self._changed:
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.join()  # a broken loky does not, and multiprocessing keeps what is not joined
+
+
+class _Death(NamedTuple):
+    """How a worker ended; numbers only, since exceptions live long and its handle has pipes."""
+
+    pid: int | None
+    exitcode: int | None
+    begun: bool
+    error: BaseException | None  # instead, what the pool reports of a worker that could not answer
+
+
+class _SlotContext(WorkerContext):
+    """Of a slot's pool."""
+
+    def __init__(self, launcher: Launcher, slot: Slot) -> None:
+        super().__init__(launcher)
+        self._slot = slot
+
+    def Process(self, *args: Any, **kwargs: Any) -> "_Worker":  # type: ignore[override]  # noqa: N802
+        """Make a process that answers to the slot."""
+        worker = super().Process(*args, **kwargs)
+        assert isinstance(worker, _Worker)
+        worker.slot = self._slot
+        return worker
+
+    def Lock(self) -> "_Lock":  # type: ignore[override]  # noqa: N802
+        """Make a lock for the pool."""
+        return _Lock()
+
+
+class _Worker(WorkerProcess):
+    """A pool's worker, with a pipe for its answers.
+
+    Attributes
+    ----------
+    answers : Connection
+        The caller's end.
+    answering : Connection
+        The worker's end.
+    has_served : bool
+    """
+
+    slot: Slot
+    answers: Connection
+    answering: Connection
+    has_served = False
+    _stays_here = (*WorkerProcess._stays_here, "slot", "answers")
+
+    def start(self) -> None:
+        """Start it, then tell."""
+        self.answers, self.answering = multiprocessing.Pipe(duplex=False)
+        with self.answering:
+            super().start()
+        self.slot.started(self)
+
+
+class _Lock:
+    """A lock among the threads of a process, where a pool wants one that it shares with its workers.
+
+    There is one worker at a time, so there is nothing to guard; but one that is killed just after its answer
+    could leave the lock locked, for its successor to wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.release = self._lock.release
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        return self._lock.acquire(block, -1 if timeout is None else timeout)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+_SlotContext.worker_class = _Worker
+
+
+def _run(message: bytes) -> None:
+    """Run one packed task, in the worker."""
+    worker = multiprocessing.current_process()
+    assert isinstance(worker, _Worker)
+    try:
+        serve(worker.answering, message)
+    except BaseException:
+        worker.answering.close()  # so that the slot asks the pool, which is told why
+        raise

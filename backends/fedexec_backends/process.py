@@ -38,7 +38,7 @@ class ProcessBackend(Backend):
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
         self._launcher = Launcher(settings, hooks, type(self).__module__)
-        self._context = WorkerContext(self._launcher, on_start=lambda process: None)
+        self._context = WorkerContext(self._launcher)
         self._setup = WorkerSetup.of(settings, hooks)
         # Everything through the Manager, as the tutorial has it, unless asked otherwise.
         asked = settings.sources.get("shared_memory", "default") != "default"

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
@@ -22,11 +22,11 @@ from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
+from fedexec_backends._channel import BEGUN, receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
 
 __all__ = ["StandbyBackend"]
 
-BEGUN = b""  # what a worker says when it has a task: until then nobody has run any of it
 LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
 
 
@@ -47,7 +47,7 @@ class StandbyBackend(Backend):
         if settings.max_tasks_per_child > 1:
             self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
         self._launcher = Launcher(settings, hooks, type(self).__module__)
-        self._context = WorkerContext(self._launcher, on_start=lambda process: None)
+        self._context = WorkerContext(self._launcher)
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
         self._rehearsal = self._courier.rehearsal()
@@ -221,8 +221,8 @@ class _Worker:
         begun = False
         try:
             self.connection.send_bytes(message)
-            begun = self._receive() == BEGUN
-            reply = self._receive()
+            begun = receive(self.connection, self.process) == BEGUN
+            reply = receive(self.connection, self.process)
         except (OSError, EOFError):
             end_process(self.process)  # in case it has only closed its end: it cannot answer any more
             self.process.join()
@@ -231,14 +231,6 @@ class _Worker:
             return reply
         error = WorkerDiedError if begun else _NotBegunError
         raise error(self.process.pid, exit_code(self.process), task.name)
-
-    def _receive(self) -> bytes:
-        """Wait for a message; EOFError if it ends without one."""
-        wait([self.connection, self.process.sentinel])
-        # A message may lie there although its writer is gone.
-        if self.connection.poll() or self.process.is_alive():
-            return self.connection.recv_bytes()
-        raise EOFError
 
     def leave(self) -> None:
         """Let it end: it does when it has answered, or when it sees that nobody will ask."""
@@ -276,5 +268,4 @@ def _serve(connection: Connection, wanted: WorkerSetup, tasks: int, rehearsal: b
             message = connection.recv_bytes()
         except EOFError:
             return
-        connection.send_bytes(BEGUN)
-        connection.send_bytes(run(message))
+        serve(connection, message)

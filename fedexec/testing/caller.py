@@ -182,6 +182,7 @@ class CallerDeaths(Suite):
             executor.shutdown()
 
         use()  # starts what stays: the resource tracker
+        self.alone()
         before = Footprint.now(temp)
         for _ in range(2):
             use()

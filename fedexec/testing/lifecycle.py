@@ -82,7 +82,7 @@ class LifecycleConformance(Suite):
             executor.submit(int)
 
     def test_an_executor_nobody_holds_finishes_its_work_and_ends(self, gate: Gate) -> None:
-        before = new_children()
+        before = self.alone()
         threads = threading.active_count()
         executor = self.new_executor()
         futures = [executor.submit(gate.enter, i) for i in range(6)]
@@ -95,7 +95,7 @@ class LifecycleConformance(Suite):
         tasks.poll(lambda: threading.active_count() <= threads, "the threads ended")
 
     def test_an_executor_never_used_ends(self) -> None:
-        before = new_children()
+        before = self.alone()
         executor = self.new_executor()
         executor.shutdown()
         assert not new_children(before)
@@ -186,7 +186,7 @@ class LifecycleConformance(Suite):
     ) -> None:
         (tmp_path / "broken_module.py").write_text(complaint)
         monkeypatch.syspath_prepend(str(tmp_path))
-        before = new_children()
+        before = self.alone()
         executor = None
         with pytest.raises(PreloadError) as caught:  # at once, or where each worker imports it, by the future
             executor = create(preload=["json", "broken_module"])

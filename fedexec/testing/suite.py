@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from fedexec import registry
 from fedexec.errors import BackendUnavailableError
 from fedexec.executor import Executor, create_executor
 from fedexec.interface import Capability
+from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, Gate
 
 __all__ = ["Create", "Suite"]
@@ -70,12 +72,32 @@ class Suite:
         defaults: dict[str, Any] = {"max_workers": 2, "start_method": cls.start_method}
         return create_executor(cls.backend, **defaults | options)
 
-    @pytest.fixture(scope="class")
+    _shared: ClassVar[Executor | None] = None
+
+    @pytest.fixture
+    def executor(self) -> Executor:
+        """Return an executor that the tests of the class share, which must stay fit: none may break it."""
+        cls = type(self)
+        if cls._shared is None:
+            cls._shared = cls.new_executor()
+        return cls._shared
+
+    @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def executor(cls) -> Iterator[Executor]:
-        """Return one executor for all tests of the class, which must stay fit: none may break it."""
-        with cls.new_executor() as executor:
-            yield executor
+    def _end_shared_at_last(cls) -> Iterator[None]:
+        yield
+        cls._end_shared()
+
+    @classmethod
+    def _end_shared(cls) -> None:
+        if cls._shared is not None:
+            cls._shared.shutdown()
+            cls._shared = None
+
+    def alone(self) -> set[psutil.Process]:
+        """Return what children there are when no executor runs, which might replace its own meanwhile."""
+        self._end_shared()
+        return new_children()
 
     @pytest.fixture
     def create(self) -> Iterator[Create]:

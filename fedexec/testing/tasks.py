@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
@@ -272,6 +273,22 @@ def kill_self(number: int = signal.SIGKILL) -> NoReturn:
 def kill_self_with(data: bytes) -> NoReturn:
     """End this process by a signal; `data` is what travels here."""
     kill_self()
+
+
+def die_answering() -> bytes:
+    """Return what will end this process by SIGKILL when a part of it has been sent."""
+    answer = os.urandom(1 << 17)  # more than a pipe takes at once
+    send = Connection._send_bytes  # type: ignore[attr-defined]
+
+    def send_a_part(self: Connection, buffer: memoryview) -> None:
+        if len(buffer) < len(answer):
+            send(self, buffer)
+        else:
+            os.write(self.fileno(), len(buffer).to_bytes(4, "big") + buffer[: 1 << 14])
+            kill_self()
+
+    Connection._send_bytes = send_a_part  # type: ignore[attr-defined]
+    return answer
 
 
 def die_at(gate: Gate) -> None:

@@ -82,6 +82,14 @@ class WorkerDeaths(Suite):
         assert (error.pid, error.signal) == (pid, signal.SIGKILL)
         assert executor.stats().worker_deaths == 1
 
+    def test_a_worker_that_dies_over_its_answer_is_reported(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create()
+        error = executor.submit(tasks.die_answering).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert error.signal == signal.SIGKILL
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+
     # ------------------------------------------------------------ all the others
 
     def test_a_death_fails_neither_what_runs_nor_what_waits(self, create: Create, gate: Gate) -> None:
@@ -185,7 +193,7 @@ class WorkerDeaths(Suite):
 
     def test_kill_workers_ends_what_runs_and_cancels_what_waits(self, create: Create, gate: Gate) -> None:
         self.need(Capability.KILLS_ONE)
-        before = new_children()
+        before = self.alone()
         executor = create(retries=5)
         running = [executor.submit(gate.enter) for _ in range(2)]
         waiting = [executor.submit(gate.enter) for _ in range(5)]
@@ -204,7 +212,7 @@ class WorkerDeaths(Suite):
 
     def test_kill_workers_hits_workers_that_are_just_starting(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
-        before = new_children()
+        before = self.alone()
         executor = create(max_workers=4)
         futures = [executor.submit(tasks.hang) for _ in range(4)]
         executor.kill_workers()
@@ -228,7 +236,7 @@ class WorkerDeaths(Suite):
     def test_no_idle_process_is_indispensable(self, create: Create) -> None:
         """Idle workers, a template, a Manager: whatever the backend keeps may be killed between tasks."""
         self.need(Capability.SURVIVES_DEATH)
-        before = new_children()
+        before = self.alone()
         executor = create()
         assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
         for victim in sorted(new_children(before), key=lambda process: process.pid):
@@ -248,7 +256,7 @@ class WorkerDeaths(Suite):
     def test_a_killed_helper_does_not_hang_what_runs(self, create: Create, gate: Gate) -> None:
         """The tasks that run meanwhile may fail, with the right error; later ones may not."""
         self.need(Capability.SURVIVES_DEATH)
-        before = new_children()
+        before = self.alone()
         executor = create()
         running = [executor.submit(gate.enter, i) for i in range(2)]
         workers = set(gate.wait_for(2))
@@ -264,7 +272,7 @@ class WorkerDeaths(Suite):
 
     def test_processes_killed_again_and_again_lose_nothing_that_is_retried(self, create: Create) -> None:
         self.need(Capability.SURVIVES_DEATH)
-        before = new_children()
+        before = self.alone()
         executor = create(retries=100)
         futures = [executor.submit(tasks.add, i, 0) for i in range(40)]
         for done in range(0, 35, 7):
