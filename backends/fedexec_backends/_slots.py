@@ -145,7 +145,7 @@ class Slot:
         try:
             future = self._pool.submit(_run, message)
         except BrokenExecutor:
-            return self._bury(self._workers[-1])
+            return self._bury(self._workers[-1] if self._workers else None)
         future.add_done_callback(self._notify)
         ended = None
         while (worker := self._await_worker(future)) is not None:
