@@ -1,6 +1,8 @@
-"""Flower over an Executor: clients whose work runs in workers, the tutorial's way (gRPC, NumPyClient).
+"""Flower over an Executor, in three ways that share nothing but the executor.
 
-The process that imports this hosts clients and the server; it stays light and never imports torch.
+:func:`offload` isolates one function of an app, wherever that runs. :func:`simulate` runs a whole
+``ServerApp``/``ClientApp`` pair. :class:`ExecutorClient` and :func:`serve` are the tutorial's way (gRPC,
+NumPyClient), whose process hosts clients and the server, stays light and never imports torch.
 """
 
 import os
@@ -12,6 +14,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 from fedexec.flower.address import AddressError, split_address
 from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
 from fedexec.flower.host import ClientHost, ServerUnreachableError
+from fedexec.flower.offload import offload
 from fedexec.flower.server import executor_evaluate_fn, serve
 from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
 
@@ -26,6 +29,7 @@ __all__ = [
     "TaskLog",
     "TaskRecord",
     "executor_evaluate_fn",
+    "offload",
     "serve",
     "split_address",
 ]
