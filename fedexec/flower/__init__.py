@@ -13,23 +13,33 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from fedexec.flower.address import AddressError, split_address
 from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
+from fedexec.flower.grid import ExecutorGrid, NodeConfigError
 from fedexec.flower.host import ClientHost, ServerUnreachableError
+from fedexec.flower.journal import Journal
+from fedexec.flower.observe import TooFewNodesError
 from fedexec.flower.offload import offload
 from fedexec.flower.server import executor_evaluate_fn, serve
+from fedexec.flower.simulation import Simulation, simulate
 from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
 
 __all__ = [
     "AddressError",
     "ClientHost",
     "ExecutorClient",
+    "ExecutorGrid",
     "FedAvgMp",
+    "Journal",
+    "NodeConfigError",
     "Round",
     "RoundFailedError",
     "ServerUnreachableError",
+    "Simulation",
     "TaskLog",
     "TaskRecord",
+    "TooFewNodesError",
     "executor_evaluate_fn",
     "offload",
     "serve",
+    "simulate",
     "split_address",
 ]
