@@ -7,6 +7,7 @@ import contextlib
 import functools
 import random
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from importlib import import_module
@@ -88,6 +89,15 @@ def warm(app: AppRef) -> None:
     with contextlib.suppress(LoadClientAppError):
         load(app)
     warm_torch()
+    _rehearse()
+
+
+def _rehearse() -> None:
+    """Run a message that does nothing, so that late imports are done (numpy.random: 10 ms)."""
+    app = ClientApp()
+    app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
+    metadata = Metadata(0, "id", 1, 2, "", "", time.time(), 3600.0, "train")
+    run(Job(app, pack(RecordDict()), metadata, {}, {}, b"", seed=0, isolated=True))
 
 
 def check(app: ClientApp | AppRef) -> None:

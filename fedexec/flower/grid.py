@@ -12,18 +12,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedexec.errors import (
-    FedexecError,
-    InitializerError,
-    PreloadError,
-    TaskTimeoutError,
-    WorkerDiedError,
-    WorkerMemoryError,
-)
+from fedexec.errors import FedexecError, InitializerError, PreloadError
 from fedexec.executor import Executor
 from fedexec.flower._private import (
     NUM_PARTITIONS_KEY,
@@ -35,8 +28,9 @@ from fedexec.flower._private import (
 )
 from fedexec.flower.client import TaskRecord
 from fedexec.flower.clientapp import Answer, AppRef, Job, run
+from fedexec.flower.flight import Flight, failed, make_reply
 from fedexec.flower.journal import Journal, server_round_of
-from fedexec.flower.records import Packed, pack, unpack
+from fedexec.flower.records import Packed, pack
 from fedexec.interface import Capability, Usage
 
 __all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
@@ -50,40 +44,13 @@ class NodeConfigError(FedexecError, ValueError):
     """A node_config that Flower could not carry; the message names the node."""
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A message between its push and its pull."""
-
-    message: Message
-    content: Packed
-    partition: int  # -1: there is no such node
-    server_round: int | None
-    expires: float  # by time.monotonic
-    landed: Callable[[str], object]  # called with its id when it has an answer
-    future: Future[Answer] | None = None
-    answer: Answer | None = None
-    fatal: BaseException | None = None  # no message can be answered any more
-
-    @property
-    def id(self) -> str:
-        return self.message.metadata.message_id
-
-    @property
-    def kind(self) -> str:
-        return self.message.metadata.message_type
-
-    @property
-    def node_id(self) -> int:
-        return self.message.metadata.dst_node_id
-
-
 @dataclass(slots=True)
 class _Node:
     """What is remembered of a node that has had a message."""
 
     state: bytes = b""
     messages: int = 0
-    waiting: deque[_Flight] = field(default_factory=deque)
+    waiting: deque[Flight] = field(default_factory=deque)
     busy: bool = False
 
 
@@ -105,8 +72,8 @@ class ExecutorGrid(Grid):
     node_config : mapping, or callable ``(partition_id) -> mapping``, optional
         What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
     seed : int, optional
-        Node ids follow from it, and where workers are processes, the global random generators too, other ones
-        for each message. Default: another one each time, and generators as they come.
+        Node ids follow from it and, where workers are processes, the state of the global random generators
+        for each message. Default: another one each time.
     journal : Journal, optional
         Is told what happens.
     run_id : int
@@ -134,13 +101,14 @@ class ExecutorGrid(Grid):
             self.app = AppRef.of(client_app) if self._isolated else client_app
         self._run_config = dict(run_config or {})
         self._node_config = node_config or {}
-        self._seed = seed
+        # Forked workers are born with equal generators: they are seeded in any case, to differ.
+        self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._run = empty_run(run_id)
-        ids = random.Random(None if seed is None else f"nodes/{seed}").sample(range(1, 2**63), num_nodes)
+        ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
         self._lock = threading.RLock()  # guards everything below, and the journal
         self._nodes: dict[int, _Node] = {}  # those that have had a message
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
 
     # ------------------------------------------------------------ what Flower's Grid is
 
@@ -189,7 +157,7 @@ class ExecutorGrid(Grid):
         """Send messages and wait for the replies; give up those that are missing after `timeout` seconds."""
         landed: queue.SimpleQueue[str] = queue.SimpleQueue()
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        pending: dict[str, _Flight] = {}
+        pending: dict[str, Flight] = {}
         try:
             for flight in self._push(messages, landed.put):
                 pending[flight.id] = flight
@@ -213,7 +181,7 @@ class ExecutorGrid(Grid):
 
     # ------------------------------------------------------------ out
 
-    def _push(self, messages: Iterable[Message], landed: Callable[[str], object]) -> Iterator[_Flight]:
+    def _push(self, messages: Iterable[Message], landed: Callable[[str], object]) -> Iterator[Flight]:
         last: tuple[RecordDict, Packed] | None = None
         for message in messages:
             if last is None or last[0] is not message.content:  # a round's messages share their content
@@ -222,7 +190,7 @@ class ExecutorGrid(Grid):
             self._take_off(flight)
             yield flight
 
-    def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> _Flight:
+    def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> Flight:
         metadata = message.metadata
         left = metadata.created_at + metadata.ttl - time.time()
         if metadata.reply_to_message_id or left <= 0:
@@ -230,9 +198,9 @@ class ExecutorGrid(Grid):
         stamp(message)
         partition = self._partitions.get(metadata.dst_node_id, -1)
         expires = time.monotonic() + left
-        return _Flight(message, content, partition, server_round_of(message), expires, landed)
+        return Flight(message, content, partition, server_round_of(message), expires, landed)
 
-    def _take_off(self, flight: _Flight) -> None:
+    def _take_off(self, flight: Flight) -> None:
         with self._lock:
             self._flights[flight.id] = flight
             if flight.partition < 0:
@@ -264,10 +232,9 @@ class ExecutorGrid(Grid):
             self.executor.end(flight.future)
         flight.future.add_done_callback(functools.partial(self._land, flight, node))
 
-    def _job(self, flight: _Flight, node: _Node) -> Job:
+    def _job(self, flight: Flight, node: _Node) -> Job:
         seed = None
-        if self._seed is not None and self._isolated:
-            # Not where threads share the generators: there it would only look reproducible.
+        if self._isolated:  # where threads share the generators it would only look reproducible
             seed = random.Random(f"{self._seed}/{flight.partition}/{node.messages}").getrandbits(32)
         node.messages += 1
         return Job(
@@ -293,19 +260,19 @@ class ExecutorGrid(Grid):
 
     # ------------------------------------------------------------ back
 
-    def _land(self, flight: _Flight, node: _Node, future: Future[Answer]) -> None:
+    def _land(self, flight: Flight, node: _Node, future: Future[Answer]) -> None:
         """Take an answer in, and send the node its next message. A callback: it must not raise."""
         try:
             answer, fatal = future.result(), None
         except BaseException as exc:
-            answer, fatal = _failed(exc), exc if isinstance(exc, InitializerError | PreloadError) else None
+            answer, fatal = failed(exc), exc if isinstance(exc, InitializerError | PreloadError) else None
         with self._lock:
             if self._answer(flight, answer, getattr(future, "usage", None), fatal=fatal):
                 node.state = node.state if answer.state is None else answer.state
         self._send_next(node)
 
     def _answer(
-        self, flight: _Flight, answer: Answer, usage: Usage | None = None, fatal: BaseException | None = None
+        self, flight: Flight, answer: Answer, usage: Usage | None = None, fatal: BaseException | None = None
     ) -> bool:
         """Settle what becomes of a message; False if that is settled already."""
         with self._lock:
@@ -317,19 +284,19 @@ class ExecutorGrid(Grid):
                 TaskRecord(flight.kind, flight.partition, flight.server_round, error, usage)
             )
         if error is not None:
-            log.warning("%s: %s", _name(flight), error)
+            log.warning("%s: %s", flight.where, error)
             log.debug("%s", answer.traceback)
         flight.landed(flight.id)
         return True
 
-    def _expire(self, flights: Iterable[_Flight]) -> None:
+    def _expire(self, flights: Iterable[Flight]) -> None:
         now = time.monotonic()
         for flight in flights:
             if flight.expires <= now:
                 ttl = flight.message.metadata.ttl
                 self._give_up(flight, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
 
-    def _give_up(self, flight: _Flight, code: int, reason: str) -> None:
+    def _give_up(self, flight: Flight, code: int, reason: str) -> None:
         """Answer a message with an error, and end its worker: nobody needs what that still does."""
         if not self._answer(flight, Answer(error=(code, reason))):
             return
@@ -340,7 +307,7 @@ class ExecutorGrid(Grid):
         if flight.future is not None:
             self.executor.end(flight.future)
 
-    def _deliver(self, flights: Iterable[_Flight]) -> list[Message]:
+    def _deliver(self, flights: Iterable[Flight]) -> list[Message]:
         """Make the replies, in an order that does not depend on who was first."""
         replies = []
         for flight in sorted(flights, key=lambda flight: flight.partition):
@@ -349,12 +316,12 @@ class ExecutorGrid(Grid):
             if flight.fatal is not None:
                 raise flight.fatal
             assert flight.answer is not None
-            replies.append(_reply(flight, flight.answer))
+            replies.append(make_reply(flight, flight.answer))
             flight.answer = None  # what it holds of shared memory is free for the next
         return replies
 
 
-def _await_landing(landed: "queue.SimpleQueue[str]", pending: dict[str, _Flight], until: float) -> None:
+def _await_landing(landed: "queue.SimpleQueue[str]", pending: dict[str, Flight], until: float) -> None:
     """Take what has landed off `pending`, until nothing is left or it is too late."""
     while pending:
         left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
@@ -362,25 +329,3 @@ def _await_landing(landed: "queue.SimpleQueue[str]", pending: dict[str, _Flight]
             pending.pop(landed.get(timeout=left) if left > 0 else landed.get_nowait(), None)
         except queue.Empty:
             return
-
-
-def _failed(error: BaseException) -> Answer:
-    """Say with Flower's codes why a task gave no answer."""
-    crashed = isinstance(error, WorkerDiedError | TaskTimeoutError | WorkerMemoryError)
-    code = ErrorCode.CLIENT_APP_CRASHED if crashed else ErrorCode.UNKNOWN
-    return Answer(error=(code, " ".join(f"{type(error).__name__}: {error}".split())))
-
-
-def _reply(flight: _Flight, answer: Answer) -> Message:
-    reply: Message
-    if answer.reply is not None:
-        reply = unpack(answer.reply)
-    else:
-        code, reason = answer.error or (ErrorCode.UNKNOWN, "no answer")
-        reply = Message(Error(code, f"{_name(flight)}: {reason}"), reply_to=flight.message)
-    stamp(reply)
-    return reply
-
-
-def _name(flight: _Flight) -> str:
-    return f"node {flight.node_id} (partition {flight.partition})"
