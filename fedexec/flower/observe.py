@@ -7,6 +7,7 @@ simulations runs, ``Strategy.start``, and ``Server.fit`` of older apps, are list
 import contextlib
 import functools
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +71,19 @@ def _listening(original: Callable[..., Any], listen: Callable[..., Any]) -> Call
     return method
 
 
+def _bind(
+    function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[inspect.BoundArguments, ChainMap[str, Any]]:
+    """Return a call's arguments, and all of them by name: those too that go through ``**options``."""
+    signature = inspect.signature(function)
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    rest = [
+        name for name, parameter in signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD
+    ]
+    return call, ChainMap(call.arguments, *(call.arguments[name] for name in rest))
+
+
 class _Observer:
     def __init__(self, grid: ExecutorGrid) -> None:
         self._grid = grid
@@ -78,15 +92,15 @@ class _Observer:
 
     def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``Strategy.start``."""
-        call = inspect.signature(original).bind(strategy, *args, **kwargs)
-        call.apply_defaults()
-        if self._listening or call.arguments.get("grid") is not self._grid:  # one that calls its super's
-            return original(*call.args, **call.kwargs)
+        call, given = _bind(original, strategy, *args, **kwargs)
+        if self._listening or given.get("grid") is not self._grid:  # a start that calls its super's
+            return original(strategy, *args, **kwargs)
         _check_nodes(strategy, self._grid.num_nodes)
-        self._journal.planned = call.arguments.get("num_rounds")
-        evaluate_fn = call.arguments.get("evaluate_fn")
+        self._journal.planned = given.get("num_rounds")
+        evaluate_fn = given.get("evaluate_fn")
         if evaluate_fn is not None:
-            call.arguments["evaluate_fn"] = self._reported(evaluate_fn)
+            where = next(place for place in given.maps if "evaluate_fn" in place)
+            where["evaluate_fn"] = self._reported(evaluate_fn)
         self._listening = True
         try:
             self._journal.result = original(*call.args, **call.kwargs)
@@ -96,11 +110,11 @@ class _Observer:
 
     def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``Server.fit``."""
-        call = inspect.signature(original).bind(server, *args, **kwargs)
+        _, given = _bind(original, server, *args, **kwargs)
         _check_nodes(server.strategy, self._grid.num_nodes)
-        self._journal.planned = call.arguments.get("num_rounds")
+        self._journal.planned = given.get("num_rounds")
         with _sorted_results(server.strategy, self._grid.get_node_ids()):
-            answer = original(*call.args, **call.kwargs)
+            answer = original(server, *args, **kwargs)
         self._journal.result = answer[0] if isinstance(answer, tuple) else answer
         return answer
 
