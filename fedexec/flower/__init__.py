@@ -11,24 +11,30 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+from fedexec.flower._private import LoadClientAppError, LoadServerAppError
 from fedexec.flower.address import AddressError, split_address
+from fedexec.flower.appdir import AppDirectoryError, FlowerApp, read_app
 from fedexec.flower.client import ExecutorClient, TaskLog, TaskRecord
 from fedexec.flower.grid import ExecutorGrid, NodeConfigError
 from fedexec.flower.host import ClientHost, ServerUnreachableError
 from fedexec.flower.journal import Journal
 from fedexec.flower.observe import TooFewNodesError
-from fedexec.flower.offload import offload
+from fedexec.flower.offload import app_settings, offload
 from fedexec.flower.server import executor_evaluate_fn, serve
-from fedexec.flower.simulation import Simulation, simulate
+from fedexec.flower.simulation import Simulation, app_executor, simulate
 from fedexec.flower.strategy import FedAvgMp, Round, RoundFailedError
 
 __all__ = [
     "AddressError",
+    "AppDirectoryError",
     "ClientHost",
     "ExecutorClient",
     "ExecutorGrid",
     "FedAvgMp",
+    "FlowerApp",
     "Journal",
+    "LoadClientAppError",
+    "LoadServerAppError",
     "NodeConfigError",
     "Round",
     "RoundFailedError",
@@ -37,8 +43,11 @@ __all__ = [
     "TaskLog",
     "TaskRecord",
     "TooFewNodesError",
+    "app_executor",
+    "app_settings",
     "executor_evaluate_fn",
     "offload",
+    "read_app",
     "serve",
     "simulate",
     "split_address",
