@@ -209,6 +209,13 @@ def _warm(packed: list[bytes]) -> None:
 
 
 def warm_torch() -> None:
-    """Import what torch, if it is there, imports at the first optimizer step: 2 seconds in each process."""
-    if "torch" in sys.modules:
-        import_module("torch._dynamo")
+    """Take a training step, if torch is there: what it imports and sets up then takes 2 s a process."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    nn = torch.nn
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    nn.functional.cross_entropy(net(torch.zeros(2, 1, 8, 8)), torch.tensor([0, 1])).backward()
+    optimizer.step()
