@@ -91,8 +91,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles by value what ``__main__`` defines, and torch's CPU tensors like arrays."""
 
     def reducer_override(self, obj: Any) -> Any:
-        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
-        if torch is not None and type(obj) in (torch.Tensor, torch.nn.Parameter) and _is_plain(torch, obj):
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it; not if that goes on just now
+        kinds = (getattr(torch, "Tensor", None), getattr(getattr(torch, "nn", None), "Parameter", None))
+        if torch is not None and type(obj) in kinds and _is_plain(torch, obj):
             raw = obj.detach().view(-1).view(torch.uint8).numpy()
             is_parameter = type(obj) is torch.nn.Parameter
             return _tensor, (

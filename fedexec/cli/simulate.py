@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from flwr.serverapp import ServerApp
 
-from fedexec import __version__, registry
+from fedexec import __version__
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
@@ -25,14 +26,12 @@ from fedexec.flower import (
     LoadClientAppError,
     LoadServerAppError,
     Simulation,
-    app_executor,
     app_settings,
     read_app,
     simulate,
 )
-from fedexec.interface import Capability
+from fedexec.flower.simulation import start
 from fedexec.settings import resolve
-from fedexec.worker import environment
 
 __all__ = ["command"]
 
@@ -51,12 +50,13 @@ def command(arguments: argparse.Namespace) -> int:
         if report == options.STDOUT:
             stack.enter_context(_stdout_as_stderr())
         display = stack.enter_context(showing)
-        executor = stack.enter_context(_executor(arguments, app))
+        server, executor = _start(arguments, app)
+        stack.enter_context(executor)
         display.chosen(executor.settings)
         ending = Ending(executor.kill_workers)
         try:
             simulation = simulate(
-                app.server,
+                server,
                 app.client,
                 num_nodes=arguments.nodes,
                 executor=executor,
@@ -99,12 +99,12 @@ def _app(arguments: argparse.Namespace) -> FlowerApp:
         raise options.UsageError(str(exc)) from exc
 
 
-def _executor(arguments: argparse.Namespace, app: FlowerApp) -> Executor:
+def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
     settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
-    if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
-        # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
-        os.environ.update(environment(settings))
-    return app_executor(settings, app.client)
+    try:
+        return start(app.server, app.client, settings)
+    except LoadServerAppError as exc:
+        raise _reason(exc) from exc
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from flwr.client import Client, NumPyClient
@@ -24,47 +23,15 @@ from flwr.common import (
     Status,
 )
 
-from fedexec.interface import Usage
+from fedexec.flower.history import TaskRecord
 
-__all__ = ["ExecutorClient", "TaskLog", "TaskRecord", "failed_evaluation", "failed_fit"]
+__all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
 
 log = logging.getLogger("fedexec.flower")
 
 Config = dict[str, Scalar]
 Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
 Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """One task of a federation: what it was for, and what it cost.
-
-    Attributes
-    ----------
-    kind : {"fit", "evaluate", "server evaluate", "prepare"}
-    client : int or None
-        None for the server's tasks.
-    server_round : int or None
-    error : str or None
-        Why it failed.
-    usage : Usage or None
-    """
-
-    kind: str
-    client: int | None
-    server_round: int | None
-    error: str | None
-    usage: Usage | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON knows it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "TaskRecord":
-        """Read what :meth:`as_dict` wrote."""
-        usage = row["usage"]
-        return cls(**row | {"usage": None if usage is None else Usage(**usage)})
 
 
 class TaskLog:

@@ -19,7 +19,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
-from fedexec.flower.offload import set_isolated, warm_torch
+from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
 
 __all__ = ["Answer", "AppRef", "Job", "check", "load", "run", "seed_all", "warm"]

@@ -26,9 +26,9 @@ from fedexec.flower._private import (
     empty_run,
     stamp,
 )
-from fedexec.flower.client import TaskRecord
 from fedexec.flower.clientapp import Answer, AppRef, Job, run
 from fedexec.flower.flight import Flight, failed, make_reply
+from fedexec.flower.history import TaskRecord
 from fedexec.flower.journal import Journal, server_round_of
 from fedexec.flower.records import Packed, pack
 from fedexec.interface import Capability, Usage

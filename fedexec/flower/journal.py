@@ -6,8 +6,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedexec.flower.client import TaskRecord
-from fedexec.flower.strategy import Round
+from fedexec.flower.history import Round, TaskRecord
 
 __all__ = ["Journal", "server_round_of"]
 

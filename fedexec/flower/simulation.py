@@ -4,6 +4,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,21 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedexec import registry
 from fedexec.executor import Executor
 from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
-from fedexec.flower.client import TaskRecord
 from fedexec.flower.clientapp import AppRef, check, import_app, seed_all, warm
 from fedexec.flower.grid import ExecutorGrid, NodeConfig
+from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.journal import Journal
 from fedexec.flower.observe import observed
-from fedexec.flower.offload import app_settings
-from fedexec.flower.strategy import Round
-from fedexec.interface import Hooks
+from fedexec.flower.offloading import app_settings
+from fedexec.interface import Capability, Hooks
 from fedexec.scheduler import Stats
 from fedexec.settings import Settings, resolve
+from fedexec.worker import environment, limit_threads
 
-__all__ = ["Simulation", "app_executor", "simulate"]
+__all__ = ["Simulation", "app_executor", "simulate", "start"]
 
 RUN_ID = 1
 _one_at_a_time = threading.Lock()  # Flower's task identity belongs to the process
@@ -103,9 +105,14 @@ def simulate(
     """
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
-    server = _load_server(server_app)
     config = dict(run_config or {})
-    with _one_at_a_time, _lent(executor, client_app, config) as chosen:
+    with _one_at_a_time, contextlib.ExitStack() as stack:
+        if executor is None:
+            settings = resolve(config=app_settings(config))
+            server, chosen = start(server_app, client_app, settings)
+            stack.enter_context(_ending(chosen))
+        else:
+            server, chosen = _load_server(server_app), executor
         become_server(RUN_ID)
         grid = ExecutorGrid(
             chosen,
@@ -132,6 +139,25 @@ def simulate(
         )
 
 
+def start(
+    server_app: ServerApp | str, client_app: ClientApp | str, settings: Settings
+) -> tuple[ServerApp, Executor]:
+    """Load the server's app, and meanwhile make an executor for the client's: each takes seconds.
+
+    Without isolation this process is held to a worker's threads: their number changes how torch rounds.
+    """
+    if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
+        limit_threads(environment(settings))
+    with ThreadPoolExecutor(1) as aside:
+        starting = aside.submit(app_executor, settings, client_app)
+        try:
+            server = _load_server(server_app)
+        except BaseException:
+            starting.result().kill_workers()
+            raise
+        return server, starting.result()
+
+
 def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
     """Make an executor whose workers are born with a ClientApp imported."""
     app = AppRef(client_app) if isinstance(client_app, str) else AppRef.of(client_app)
@@ -139,20 +165,14 @@ def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
 
 
 @contextlib.contextmanager
-def _lent(
-    executor: Executor | None, client_app: ClientApp | str, config: Mapping[str, Any]
-) -> Iterator[Executor]:
-    """Lend the caller's executor, or one that ends with this; at once if what it is for fails."""
-    if executor is not None:
-        yield executor
-        return
-    own = app_executor(resolve(config=app_settings(config)), client_app)
+def _ending(executor: Executor) -> Iterator[None]:
+    """End an executor with what it is for; at once if that fails."""
     try:
-        yield own
+        yield
     except BaseException:
-        own.kill_workers()
+        executor.kill_workers()
         raise
-    own.shutdown()
+    executor.shutdown()
 
 
 def _load_server(app: ServerApp | str) -> ServerApp:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flwr.common import (
@@ -32,8 +31,9 @@ from flwr.server.strategy import FedAvg
 
 from fedexec.errors import FedexecError
 from fedexec.flower.client import failed_evaluation, failed_fit
+from fedexec.flower.history import Round
 
-__all__ = ["FedAvgMp", "Round", "RoundFailedError"]
+__all__ = ["FedAvgMp", "RoundFailedError"]
 
 Results = list[tuple[ClientProxy, Any]]
 Failures = list[tuple[ClientProxy, Any] | BaseException]
@@ -56,43 +56,6 @@ class RoundFailedError(FedexecError, RuntimeError):
     def __str__(self) -> str:
         first = self.reasons[0] if self.reasons else "no client is connected"
         return f"Round {self.server_round}: no client gave a result, of {len(self.reasons)}. {first}"
-
-
-@dataclass(slots=True)
-class Round:
-    """What happened in one round. Round 0 is the initial model.
-
-    Attributes
-    ----------
-    server_round : int
-    loss : float or None
-        Of the global model on the server; None without server-side evaluation.
-    metrics : dict
-        Likewise, ``accuracy`` among them if the evaluation gives it.
-    seconds : float
-        From sampling to the end of the evaluation.
-    clients : list of int
-        Which were sampled to train.
-    failures : list of dict
-        ``client`` (int) and ``reason`` (str) of each that failed.
-    client_loss : float or None
-        Mean over the clients that evaluated, if they do.
-    client_metrics : dict
-        Likewise.
-    """
-
-    server_round: int
-    loss: float | None = None
-    metrics: dict[str, Scalar] = field(default_factory=dict)
-    seconds: float = 0.0
-    clients: list[int] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    client_loss: float | None = None
-    client_metrics: dict[str, Scalar] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the round as JSON knows it."""
-        return asdict(self)
 
 
 class FedAvgMp(FedAvg):

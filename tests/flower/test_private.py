@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,3 +68,14 @@ def test_the_underscored_names_do_what_they_did():
     app.main()(lambda grid, context: None)
     assert _private.has_main(app), f"ServerApp._main is gone {where}"
     assert _private.empty_run(5).run_id == 5
+
+
+def test_every_name_of_the_package_is_found_and_a_worker_imports_little():
+    for name in fedexec.flower.__all__:
+        assert getattr(fedexec.flower, name) is not None
+    code = (
+        "import sys, fedexec.flower.clientapp\n"
+        "heavy = {'fedexec.flower.host', 'fedexec.flower.server', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
