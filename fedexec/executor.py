@@ -249,6 +249,13 @@ class Executor(concurrent.futures.Executor):
         self._scheduler.close(cancel_futures=True, kill=True)
         self._scheduler.join()
 
+    def end(self, future: concurrent.futures.Future[Any]) -> None:
+        """End one task: cancel it if it waits, end its worker if it runs (WorkerDiedError).
+
+        A running task of a backend without :attr:`Capability.KILLS_ONE` goes on.
+        """
+        self._scheduler.end(future)
+
     def stats(self) -> Stats:
         """Return what has been done so far."""
         return self._scheduler.stats()

@@ -100,7 +100,7 @@ class Scheduler:
         self._admission = admission
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[tuple[Task, Future[Any]]] = deque()
-        self._running: set[Task] = set()
+        self._running: dict[Task, Future[Any]] = {}
         self._threads: list[threading.Thread] = []  # every slot there ever was
         self._slots: set[threading.Thread] = set()  # those that have not ended
         self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
@@ -153,6 +153,15 @@ class Scheduler:
                 self._kill(task)
         if unused:
             self._end_backend()
+
+    def end(self, future: concurrent.futures.Future[Any]) -> None:
+        """Cancel a task that waits; end the worker of one that runs, if the backend can."""
+        if future.cancel():
+            return
+        with self._changed:
+            task = next((task for task, its in self._running.items() if its is future), None)
+        if task is not None and Capability.KILLS_ONE in self._backend.capabilities:
+            self._kill(task)
 
     def join(self) -> None:
         """Wait until nothing is left; called from a slot (a done-callback), for the other slots only.
@@ -240,7 +249,7 @@ class Scheduler:
                         return None
                     self._changed.wait()
                 task, future = self._queue.popleft()
-                self._running.add(task)
+                self._running[task] = future
                 return task, future
             finally:
                 self._idle -= 1
@@ -278,7 +287,7 @@ class Scheduler:
                     return True
                 self._admission.give_up(task)
             # In the same breath: nobody may see it run beside the one that got its room.
-            self._running.discard(task)
+            self._running.pop(task, None)
             if outcome is None:
                 self._counts["cancelled"] += 1
             else:
@@ -293,7 +302,7 @@ class Scheduler:
                 return self._attempt(task)
             except WorkerDiedError as exc:
                 self._count("worker_deaths")
-                if not attempts or self._killing:
+                if not attempts or self._killing or task.doomed:
                     return Outcome(exception=exc.with_traceback(None))
                 log.warning("%s It is run again.", exc)
                 self._count("retries")

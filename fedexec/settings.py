@@ -1,4 +1,4 @@
-"""What an executor was told to do, and by whom: argument > flag > environment > default.
+"""What an executor was told to do, and by whom: argument > flag > environment > config > default.
 
 Every field of :class:`Settings` can be given in the environment as ``FEDEXEC_`` and its name in capitals.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from fedexec.errors import SettingsError
 
-__all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve"]
+__all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve", "setting_names"]
 
 FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
@@ -65,7 +65,7 @@ class Settings:
     log_level : str or None
         Level of the ``fedexec`` logger; None leaves it to the application.
     sources : mapping of str to str
-        Field name to who set it: "argument", "flag", the environment variable, or "default".
+        Field name to who set it: "argument", "flag", the environment variable, "config" or "default".
     """
 
     backend: str = DEFAULT_BACKEND
@@ -244,10 +244,16 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def setting_names() -> tuple[str, ...]:
+    """Return the name of every setting."""
+    return tuple(_READERS)
+
+
 def resolve(
     arguments: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Settle every setting, and note who settled it.
 
@@ -257,6 +263,8 @@ def resolve(
         From the call and from the command line; None and ``()`` mean "not given".
     environ : mapping of str to str, optional
         Defaults to :data:`os.environ`; an empty string means "not given".
+    config : mapping of str to object, optional
+        From the file of an application.
 
     Returns
     -------
@@ -269,8 +277,8 @@ def resolve(
     TypeError
         An argument that no setting has.
     """
-    arguments, flags = arguments or {}, flags or {}
-    for name in (*arguments, *flags):
+    arguments, flags, config = arguments or {}, flags or {}, config or {}
+    for name in (*arguments, *flags, *config):
         if name not in _READERS:
             raise TypeError(f"there is no setting {name!r}; known: {', '.join(_READERS)}")
     variables = os.environ if environ is None else environ
@@ -282,6 +290,7 @@ def resolve(
             "argument": arguments.get(name),
             "flag": flags.get(name),
             variable: variables.get(variable) or None,
+            "config": config.get(name),
         }
         given = {origin: value for origin, value in candidates.items() if value is not None and value != ()}
         sources[name] = next(iter(given), "default")

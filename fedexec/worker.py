@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -33,6 +33,7 @@ __all__ = [
     "device_environment",
     "end_with_caller",
     "environment",
+    "limit_threads",
     "preload",
     "run",
     "setup",
@@ -129,7 +130,7 @@ def setup(wanted: WorkerSetup) -> None:
     started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
-    _limit_threads(wanted)
+    limit_threads(wanted.environ)
     try:
         preload(wanted.preload)
     except PreloadError as exc:
@@ -146,11 +147,11 @@ def setup(wanted: WorkerSetup) -> None:
     _, _idle_bytes = host.peak_and_rss()
 
 
-def _limit_threads(wanted: WorkerSetup) -> None:
+def limit_threads(environ: Mapping[str, str]) -> None:
     """Hold libraries that are loaded later to our share of the cores, and torch if it is loaded already."""
-    os.environ.update(wanted.environ)
+    os.environ.update(environ)
     torch = sys.modules.get("torch")
-    threads = wanted.environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP allows a list, one a nesting level
+    threads = environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP allows a list, one a nesting level
     if torch is not None and threads.isdecimal():
         torch.set_num_threads(max(1, int(threads)))
 

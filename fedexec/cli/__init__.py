@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--json", action="store_true", help="print JSON")
     looking.set_defaults(command=doctor.command)
 
+    simulation = commands.add_parser("simulate", help="run a Flower app: its server, and many nodes")
+    options.add_simulation(simulation)
+    options.add_executor(simulation)
+    options.add_output(simulation)
+    simulation.set_defaults(command=_simulate)
+
     listing = commands.add_parser(
         "backends", help="list the backends, their promises, and how to install them"
     )
@@ -97,28 +103,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _need_flower()
+    _need_flower("flwr", "torch", "rich")
     from fedexec.cli import federation
 
     return federation.run(arguments)
 
 
 def _server(arguments: argparse.Namespace) -> int:
-    _need_flower()
+    _need_flower("flwr", "torch", "rich")
     from fedexec.cli import federation
 
     return federation.server(arguments)
 
 
 def _client(arguments: argparse.Namespace) -> int:
-    _need_flower()
+    _need_flower("flwr", "torch", "rich")
     from fedexec.cli import federation
 
     return federation.client(arguments)
 
 
-def _need_flower() -> None:
+def _simulate(arguments: argparse.Namespace) -> int:
+    _need_flower("flwr", "rich")
+    from fedexec.cli import simulate
+
+    return simulate.command(arguments)
+
+
+def _need_flower(*packages: str) -> None:
     """Say which package is missing before anything heavy is imported."""
-    for package in ("flwr", "torch", "rich"):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             raise FedexecError(f"{package} is not installed. Install it with: pip install 'fedexec[flower]'")

@@ -1,5 +1,8 @@
 """What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,15 +20,15 @@ class Display:
 
     Parameters
     ----------
-    rounds : int
-        How many there will be.
+    rounds : int or None
+        How many there will be, if that is known.
     quiet : bool
         Show nothing.
     stderr : bool
         Leave stdout to something else.
     """
 
-    def __init__(self, rounds: int, *, quiet: bool, stderr: bool = False) -> None:
+    def __init__(self, rounds: int | None, *, quiet: bool, stderr: bool = False) -> None:
         self._console = Console(quiet=quiet, stderr=stderr, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -57,27 +60,31 @@ class Display:
             f"{settings.threads_per_worker} thread(s) each"
         )
 
-    def progress(self, current: Round, done: int) -> None:
-        """Take note of one more answer, or of the end of a round."""
+    def progress(self, current: Round, done: int, rounds: int | None = None) -> None:
+        """Take note of one more answer, or of the end of a round; and of how many rounds there will be."""
+        self._rounds = rounds or self._rounds
         if current.seconds:
             self._line(current)
             return
-        total = len(current.clients) * self._rounds
+        total = len(current.clients) * self._rounds if self._rounds else None
         before = len(current.clients) * (current.server_round - 1)
         self._progress.update(
             self._bar,
-            description=f"round {current.server_round}/{self._rounds}",
+            description=self._name(current),
             total=total,
             completed=before + done,
         )
+
+    def _name(self, current: Round) -> str:
+        return f"round {current.server_round}" + (f"/{self._rounds}" if self._rounds else "")
 
     def _line(self, current: Round) -> None:
         if current.server_round <= self._seen:
             return
         self._seen = current.server_round
         self._console.print(
-            f"round {current.server_round}/{self._rounds}  loss {_number(current.loss)}  "
-            f"accuracy {_number(current.metrics.get('accuracy'))}  {current.seconds:.1f} s"
+            f"{self._name(current)}  loss {_number(current.loss)}  "
+            f"accuracy {_number(_accuracy(current.metrics))}  {current.seconds:.1f} s"
         )
         for failure in current.failures:
             self._console.print(f"  [red]client {failure['client']}: {failure['reason']}[/]", markup=True)
@@ -94,13 +101,13 @@ class Display:
             row = [
                 str(current.server_round),
                 _number(current.loss),
-                _number(current.metrics.get("accuracy")),
+                _number(_accuracy(current.metrics)),
                 str(len(current.clients)),
                 str(len(current.failures)),
                 f"{current.seconds:.1f}",
             ]
             if evaluated:
-                row.append(_number(current.client_metrics.get("accuracy")))
+                row.append(_number(_accuracy(current.client_metrics)))
             table.add_row(*row)
         self._console.print(table)
         usages = [task.usage for task in tasks if task.usage is not None]
@@ -121,6 +128,12 @@ class Display:
                 f"{device.name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
                 f"{format_size(after_round)}, at the end {format_size(at_end)}"
             )
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> Any:
+    """Return the accuracy, whatever an app has called it."""
+    names = sorted((name for name in metrics if "acc" in name.lower()), key=lambda name: name != "accuracy")
+    return metrics[names[0]] if names else None
 
 
 def _number(value: object) -> str:

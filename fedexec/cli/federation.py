@@ -7,7 +7,6 @@ bounds what runs at once on this machine, whatever Flower samples. It never impo
 import argparse
 import contextlib
 import functools
-import hashlib
 import ipaddress
 import json
 import logging
@@ -15,7 +14,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
+from fedexec.cli.output import as_dicts, digest, write, write_json
 from fedexec.cli.resuming import Resuming
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
@@ -105,7 +104,7 @@ def client(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
         if report is not None:
-            _write_json(report, {"tasks": _as_dicts(tasks.records), "stats": executor.stats().as_dict()})
+            write_json(report, {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()})
     return 0
 
 
@@ -192,17 +191,17 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             "fedexec": __version__,
             "settings": _settings(arguments, executor.settings, spec),
             "resumed_from": resuming.last.server_round if resuming.last is not None else None,
-            "rounds": _as_dicts(strategy.rounds),
-            "tasks": _as_dicts(tasks.records),
+            "rounds": as_dicts(strategy.rounds),
+            "tasks": as_dicts(tasks.records),
             "stats": executor.stats().as_dict(),
             "memory": timeline.as_dict(),
-            "weights_sha256": _digest(final),
+            "weights_sha256": digest(final),
         }
         display.table(strategy.rounds, executor.stats(), tasks.records, timeline)
     if weights_file is not None:
-        _write(weights_file, lambda file: np.savez(file, *final))
+        write(weights_file, lambda file: np.savez(file, *final))
     if report is not None:
-        _write_json(report, result)
+        write_json(report, result)
     return 0
 
 
@@ -374,39 +373,8 @@ def _settings(arguments: argparse.Namespace, settings: Settings, spec: DataSpec)
     return settings.as_dict() | {"data": spec.as_dict()} | {name: getattr(arguments, name) for name in own}
 
 
-def _as_dicts(records: list[Any]) -> list[dict[str, Any]]:
-    return [record.as_dict() for record in records]
-
-
 def _weights(strategy: FedAvgMp) -> jobs.Weights:
     from flwr.common import parameters_to_ndarrays
 
     assert strategy.parameters is not None
     return parameters_to_ndarrays(strategy.parameters)
-
-
-def _digest(weights: jobs.Weights) -> str:
-    """Hash the bits of the weights: two runs are equal if this is."""
-    digest = hashlib.sha256()
-    for array in weights:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    if path == options.STDOUT:
-        sys.stdout.write(text)
-    else:
-        _write(path, lambda file: file.write(text.encode()))
-
-
-def _write(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a whole file or none: to a temporary one beside it, then renamed."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            write(file)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)

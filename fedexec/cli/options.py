@@ -22,6 +22,7 @@ __all__ = [
     "add_hosting",
     "add_output",
     "add_probe",
+    "add_simulation",
     "data_spec",
     "executor_flags",
     "executor_settings",
@@ -129,6 +130,21 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--certificates", nargs=3, metavar=("CA", "CERT", "KEY"), help="PEM files: serve with TLS"
     )
+
+
+def add_simulation(parser: argparse.ArgumentParser) -> None:
+    """Which app, and on how many nodes."""
+    parser.add_argument(
+        "app", nargs="*", metavar="APP",
+        help="a directory with a Flower app (default: this one), or SERVER CLIENT as module:app module:app",
+    )  # fmt: skip
+    parser.add_argument("--nodes", type=_positive, default=10, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--run-config", action="append", metavar="KEY=VALUE",
+        help="override the app's config, as for `flwr run`: 'num-rounds=5 lr=0.1', or a TOML file",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--flower-log", action="store_true", help="show what Flower logs")
 
 
 def add_hosting(parser: argparse.ArgumentParser) -> None:

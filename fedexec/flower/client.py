@@ -4,7 +4,6 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from flwr.client import Client, NumPyClient
@@ -24,51 +23,15 @@ from flwr.common import (
     Status,
 )
 
-from fedexec.interface import Usage
+from fedexec.flower.history import TaskRecord, cost_of
 
-__all__ = ["ExecutorClient", "TaskLog", "TaskRecord", "failed_evaluation", "failed_fit"]
+__all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
 
 log = logging.getLogger("fedexec.flower")
 
 Config = dict[str, Scalar]
 Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
 Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
-    """One task of a federation: what it was for, and what it cost.
-
-    Attributes
-    ----------
-    kind : {"fit", "evaluate", "server evaluate", "prepare"}
-    client : int or None
-        None for the server's tasks.
-    server_round : int or None
-    error : str or None
-        Why it failed.
-    usage : Usage or None
-    started, ended : float or None
-        When it was given to a worker, and when its outcome was known, in seconds since the epoch.
-    """
-
-    kind: str
-    client: int | None
-    server_round: int | None
-    error: str | None
-    usage: Usage | None
-    started: float | None = None
-    ended: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON knows it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "TaskRecord":
-        """Read what :meth:`as_dict` wrote."""
-        usage = row["usage"]
-        return cls(**row | {"usage": None if usage is None else Usage(**usage)})
 
 
 class TaskLog:
@@ -92,9 +55,8 @@ class TaskLog:
         future = self.executor.submit(fn, *args)
         error = future.exception()
         text = None if error is None else _one_line(error)
-        cost = (getattr(future, name, None) for name in ("usage", "started", "ended"))
         with self._lock:
-            self.records.append(TaskRecord(kind, client, server_round, text, *cost))
+            self.records.append(TaskRecord(kind, client, server_round, text, **cost_of(future)))
         return future.result()
 
 

@@ -1,15 +1,13 @@
-"""What happened in a round, what ends a run, and which results are none."""
+"""What ends a run, and which results are none."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
-from flwr.common import EvaluateRes, FitRes, NDArrays, Scalar, parameters_to_ndarrays
+from flwr.common import EvaluateRes, FitRes, NDArrays, parameters_to_ndarrays
 
 from fedexec.errors import FedexecError
 
-__all__ = ["Round", "RoundFailedError", "unlike", "unsound"]
+__all__ = ["RoundFailedError", "unlike", "unsound"]
 
 
 class RoundFailedError(FedexecError, RuntimeError):
@@ -39,43 +37,6 @@ class RoundFailedError(FedexecError, RuntimeError):
             f"Round {self.server_round}: {self.results} of {clients} clients gave a result, "
             f"{self.needed} are needed. {first}"
         )
-
-
-@dataclass(slots=True)
-class Round:
-    """What happened in one round. Round 0 is the initial model.
-
-    Attributes
-    ----------
-    server_round : int
-    loss : float or None
-        Of the global model on the server; None without server-side evaluation.
-    metrics : dict
-        Likewise, ``accuracy`` among them if the evaluation gives it.
-    seconds : float
-        From sampling to the end of the evaluation.
-    clients : list of int
-        Which were sampled to train.
-    failures : list of dict
-        ``client`` (int) and ``reason`` (str) of each that failed.
-    client_loss : float or None
-        Mean over the clients that evaluated, if they do.
-    client_metrics : dict
-        Likewise.
-    """
-
-    server_round: int
-    loss: float | None = None
-    metrics: dict[str, Scalar] = field(default_factory=dict)
-    seconds: float = 0.0
-    clients: list[int] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    client_loss: float | None = None
-    client_metrics: dict[str, Scalar] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the round as JSON knows it."""
-        return asdict(self)
 
 
 def unlike(model: NDArrays, res: FitRes) -> str | None:

@@ -27,8 +27,9 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 
 from fedexec.errors import WorkerError
+from fedexec.flower.history import Round
 from fedexec.flower.numbered import Awaited, NumberedClient, ask_index
-from fedexec.flower.rounds import Round, RoundFailedError, unlike, unsound
+from fedexec.flower.rounds import RoundFailedError, unlike, unsound
 
 __all__ = ["FedAvgMp"]
 

@@ -189,6 +189,24 @@ class WorkerDeaths(Suite):
         assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
         tasks.poll(lambda: not living([grandchild]), "the grandchild died")
 
+    # ------------------------------------------------------------ end
+
+    def test_one_task_is_ended_alone_and_not_run_again(self, create: Create, gate: Gate) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create(retries=5)
+        ended, other = executor.submit(tasks.hang), executor.submit(gate.enter, "other")
+        waiting = executor.submit(gate.enter, "waiting")
+        gate.wait_for(1)
+        executor.end(waiting)
+        executor.end(ended)
+        assert isinstance(ended.exception(DEADLINE), WorkerDiedError)
+        assert waiting.cancelled()
+        gate.open()
+        assert other.result(DEADLINE) == "other"
+        executor.end(other)
+        assert executor.submit(tasks.add, 1, 2).result(DEADLINE) == 3
+        assert executor.stats().retries == 0
+
     # ------------------------------------------------------------ kill_workers
 
     def test_kill_workers_ends_what_runs_and_cancels_what_waits(self, create: Create, gate: Gate) -> None:

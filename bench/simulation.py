@@ -1,0 +1,198 @@
+"""Simulation side by side: Flower's own engine (Ray) and `fedexec.flower.simulate`, the same app, in one run.
+
+``python bench/simulation.py`` prints every comparison; ``--only NAME`` one of them; ``--repeat N`` takes the
+median of N. Each run is a whole command, in a process of its own.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+ENGINES = {
+    "Flower (Ray)": ["ray"],
+    "fedexec standby": ["standby"],
+    "fedexec inline, one at a time": ["inline", "1"],
+}
+
+
+def main() -> int:
+    """Print what was asked for; 1 if something is not as promised."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="median of N runs")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("ray") is None:
+        print("ray is not installed: Flower's own engine cannot be compared with", file=sys.stderr)
+        del ENGINES["Flower (Ray)"]
+    kept = True
+    for name, compare in COMPARISONS.items():
+        if arguments.only in (None, name):
+            print(f"\n{compare.__doc__}")
+            kept &= compare(arguments.repeat)
+    return 0 if kept else 1
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def compare_time(repeat: int) -> bool:
+    """The tutorial's CNN on the digits: 20 nodes, 10 sampled, 3 rounds."""
+    runs = {
+        engine: [
+            run(how, app="simulation_cnn:client", nodes=20, fraction=0.5, rounds=3) for _ in range(repeat)
+        ]
+        for engine, how in ENGINES.items()
+    }
+    print(f"{'':32}{'rounds':>9}{'whole':>9}{'accuracy':>10}")
+    middle = {}
+    for engine, results in runs.items():
+        middle[engine] = {key: statistics.median(r[key] for r in results) for key in ("rounds", "whole")}
+        accuracy = results[0]["accuracy"]
+        print(f"{engine:32}{middle[engine]['rounds']:7.1f} s{middle[engine]['whole']:7.1f} s{accuracy:10.3f}")
+    if "Flower (Ray)" not in middle:
+        return True
+    ray, ours = middle["Flower (Ray)"], middle["fedexec standby"]
+    return promise("rounds faster than Ray", ray["rounds"] / ours["rounds"], 6) & promise(
+        "whole command faster than Ray", ray["whole"] / ours["whole"], 4
+    )
+
+
+def compare_throughput(repeat: int) -> bool:
+    """A ClientApp that does nothing: messages a second (5 rounds of 100 nodes)."""
+    kept = True
+    for backend, wanted in (("standby", 50), ("inline", 1000)):
+        rates = [
+            500 / run([backend], app="simulation_apps:idle", nodes=100, fraction=1.0, rounds=5)["rounds"]
+            for _ in range(repeat)
+        ]
+        kept &= promise(f"messages a second, {backend}", statistics.median(rates), wanted)
+    return kept
+
+
+def compare_results(repeat: int) -> bool:
+    """The weights of both engines: 4 nodes, all of them, 2 rounds."""
+    weights = {}
+    for engine, how in ENGINES.items():
+        result = run(how, app="simulation_cnn:client", nodes=4, fraction=1.0, rounds=2)
+        weights[engine] = result["weights"]
+    reference = weights["fedexec standby"]
+    for engine, arrays in weights.items():
+        pairs = zip(arrays, reference, strict=True)
+        print(f"{engine:32}greatest difference {max(np.abs(a - b).max() for a, b in pairs):.1e}")
+    return all(
+        np.allclose(a, b, rtol=1e-4, atol=1e-6)
+        for arrays in weights.values()
+        for a, b in zip(arrays, reference, strict=True)
+    )
+
+
+def compare_memory(repeat: int) -> bool:
+    """Peak memory of the driver: 100 nodes a round for 5 rounds, out of 100 and out of 10,000 registered."""
+    few = run(["standby"], app="simulation_apps:idle", nodes=100, fraction=1.0, rounds=5)["peak_mib"]
+    many = run(["standby"], app="simulation_apps:idle", nodes=10_000, fraction=0.01, rounds=5)["peak_mib"]
+    print(f"100 registered: {few:.0f} MiB; 10,000 registered: {many:.0f} MiB")
+    return promise("10,000 against 100 registered, at most", many / few, 1.3, at_most=True)
+
+
+def compare_deaths(repeat: int) -> bool:
+    """A client killed in round 1: failures in each of 3 rounds, of 10 nodes."""
+    kept = True
+    for engine, how in ENGINES.items():
+        if how[0] == "inline":
+            continue
+        result = run(how, app="simulation_apps:mortal", nodes=10, fraction=1.0, rounds=3, timeout=60)
+        print(f"{engine:32}{result.get('failures', 'the run failed')}")
+        kept &= how[0] != "standby" or result["failures"] == [1, 0, 0]
+    return kept
+
+
+COMPARISONS = {
+    "time": compare_time,
+    "throughput": compare_throughput,
+    "results": compare_results,
+    "memory": compare_memory,
+    "deaths": compare_deaths,
+}
+
+
+def promise(what: str, value: float, wanted: float, *, at_most: bool = False) -> bool:
+    """Print a figure beside what is promised."""
+    kept = value <= wanted if at_most else value >= wanted
+    print(f"{what}: {value:.2f} (promised: {wanted:g}){'' if kept else '  NOT KEPT'}")
+    return kept
+
+
+# ---------------------------------------------------------------- one run
+
+
+def run(how: list[str], **settings: object) -> dict:
+    """Run one engine in a process of its own; return its report, with the whole command's seconds."""
+    scratch = Path(tempfile.mkdtemp(prefix="fx"))  # short: Ray puts sockets there, whose paths have a limit
+    report = scratch / "report.json"
+    settings = {"timeout": 3600, **settings, "report": str(report)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")} | {
+        "FEDEXEC_BENCH": json.dumps(settings),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_TMPDIR": str(scratch),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    path = [str(HERE), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    try:
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(HERE / "simulation.py"), "--run", *how],
+            env=environment, cwd=scratch, capture_output=True, text=True,
+        )  # fmt: skip
+        whole = time.perf_counter() - begun
+        if not report.exists():
+            print(done.stderr[-2000:], file=sys.stderr)
+            return {"whole": whole}
+        result = json.loads(report.read_text()) | {"whole": whole}
+        with np.load(str(report) + ".npz") as arrays:
+            result["weights"] = [arrays[name] for name in arrays]
+        peak = scratch / "peak"
+        result["peak_mib"] = float(peak.read_text()) if peak.exists() else None
+        return result
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def run_here(engine: str, workers: str | None = None) -> None:
+    """Be the process of one run."""
+    settings = json.loads(os.environ["FEDEXEC_BENCH"])
+    module, _, name = settings["app"].partition(":")
+    if engine == "ray":
+        from flwr.simulation import run_simulation
+
+        apps = importlib.import_module(module)
+        resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        run_simulation(apps.server, getattr(apps, name), settings["nodes"], backend_config=resources)
+        return
+    from fedexec.flower import simulate
+    from fedexec.memory.host import peak_and_rss
+
+    config = {"executor-backend": engine, "executor-threads-per-worker": 1} | (
+        {"executor-max-workers": int(workers)} if workers else {}
+    )
+    simulate(f"{module}:server", settings["app"], num_nodes=settings["nodes"], run_config=config, seed=0)
+    Path("peak").write_text(str((peak_and_rss()[0] or 0) / 2**20))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run"]:
+        run_here(*sys.argv[2:])
+    else:
+        sys.exit(main())

@@ -1,0 +1,66 @@
+"""Every name of Flower's that is not public; no other file of ours uses one.
+
+Seen where they are imported from here in flwr 1.38 to 1.41. ``tests/flower/test_private.py`` says which of
+them a newer release has moved.
+"""
+
+import uuid
+
+from flwr.app import Message, Metadata, RecordDict
+from flwr.clientapp.client_app import LoadClientAppError
+from flwr.common.config import flatten_dict, fuse_dicts, get_project_config, parse_config_args
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import ServerApp
+from flwr.serverapp.server_app import LoadServerAppError
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = [
+    "NUM_PARTITIONS_KEY",
+    "PARTITION_ID_KEY",
+    "SUPERLINK_NODE_ID",
+    "ErrorCode",
+    "LoadClientAppError",
+    "LoadServerAppError",
+    "Run",
+    "arrived",
+    "become_server",
+    "empty_run",
+    "flatten_dict",
+    "fuse_dicts",
+    "get_project_config",
+    "has_main",
+    "parse_config_args",
+    "stamp",
+]
+
+
+def become_server(run_id: int) -> None:
+    """Let this process make messages: without an identity ``Message(...)`` raises."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
+def empty_run(run_id: int) -> Run:
+    """Return what a grid says of the run it belongs to."""
+    return Run.create_empty(run_id=run_id)
+
+
+def stamp(message: Message) -> str:
+    """Give a message its id, as a SuperLink would."""
+    identifier = uuid.uuid4().hex
+    message.metadata.__dict__["_message_id"] = identifier
+    return identifier
+
+
+def arrived(content: RecordDict, metadata: Metadata) -> Message:
+    """Return a message as its receiver gets it."""
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def has_main(app: ServerApp) -> bool:
+    """Return whether a ServerApp has anything to run: a main, or an older app's server_fn or strategy."""
+    return any(
+        getattr(app, name, None) for name in ("_main", "_server_fn", "_server", "_strategy", "_config")
+    )

@@ -1,0 +1,73 @@
+"""A Flower app as it stands in a directory: ``pyproject.toml`` names its two parts and its run config."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedexec.errors import FedexecError
+from fedexec.flower._private import flatten_dict, fuse_dicts, get_project_config, parse_config_args
+
+__all__ = ["AppDirectoryError", "FlowerApp", "read_app"]
+
+
+class AppDirectoryError(FedexecError, ValueError):
+    """A directory that is no Flower app, or a run config that does not fit it; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowerApp:
+    """Where an app's parts are, and what both are told.
+
+    Attributes
+    ----------
+    server, client : str
+        ``"module:attribute"``.
+    run_config : dict
+    """
+
+    server: str
+    client: str
+    run_config: dict[str, Any] = field(default_factory=dict)
+
+    def configured(self, overrides: Sequence[str]) -> "FlowerApp":
+        """Return the app with another run config.
+
+        Parameters
+        ----------
+        overrides : sequence of str
+            As for ``flwr run --run-config``: ``"num-rounds=5 lr=0.1"``, or a TOML file. Where the app has a
+            config, only what stands there can be overridden.
+        """
+        try:
+            given = parse_config_args(list(overrides))
+            if overrides and not given:
+                raise ValueError("write it like \"num-rounds=5 name='digits'\"")
+            config: Mapping[str, Any] = fuse_dicts(self.run_config, given) if self.run_config else given
+        except Exception as exc:  # Flower's parser raises what its command line prints
+            reason = getattr(exc, "message", None) or str(exc)
+            raise AppDirectoryError(f"The run config {' '.join(overrides)!r}: {reason}") from exc
+        return FlowerApp(self.server, self.client, dict(config))
+
+
+def read_app(directory: str | Path) -> FlowerApp:
+    """Read a Flower app, and have Python find its modules.
+
+    Raises
+    ------
+    AppDirectoryError
+        The directory has no ``pyproject.toml``, or that describes no app; its ``__cause__`` is Flower's own.
+    """
+    path = Path(directory).resolve()
+    try:
+        project = get_project_config(path)
+        app = project["tool"]["flwr"]["app"]
+        config = flatten_dict(app.get("config", {}))
+    except (OSError, ValueError, KeyError) as exc:
+        reason = " ".join(str(exc).split())
+        raise AppDirectoryError(f"{str(directory)!r} is no Flower app: {reason}") from exc
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    components = app["components"]
+    return FlowerApp(components["serverapp"], components["clientapp"], dict(config))

@@ -1,0 +1,170 @@
+"""What a ServerApp does not return: the strategy's result, its evaluations, in time for whoever watches.
+
+``ServerApp.main`` returns nothing, and a strategy tells nobody what it has found. So while one of our
+simulations runs, ``Strategy.start``, and ``Server.fit`` of older apps, are listened to, on our grid alone.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flwr.server import Server
+from flwr.serverapp.strategy import Strategy
+
+from fedexec.errors import FedexecError
+from fedexec.flower.grid import ExecutorGrid
+
+__all__ = ["TooFewNodesError", "observed"]
+
+
+class TooFewNodesError(FedexecError, ValueError):
+    """A strategy waits for more nodes than there are, and would for ever.
+
+    Parameters
+    ----------
+    strategy : str
+    attribute : str
+        What asks for them.
+    wanted, there : int
+        Nodes.
+    """
+
+    def __init__(self, strategy: str, attribute: str, wanted: int, there: int) -> None:
+        super().__init__(strategy, attribute, wanted, there)
+        self.strategy, self.attribute, self.wanted, self.there = strategy, attribute, wanted, there
+
+    def __str__(self) -> str:
+        return (
+            f"{self.strategy} waits for {self.wanted} nodes ({self.attribute}={self.wanted}), but there are "
+            f"{self.there}. Simulate {self.wanted}, or lower {self.attribute}."
+        )
+
+
+@contextlib.contextmanager
+def observed(grid: ExecutorGrid) -> Iterator[None]:
+    """Have the grid's journal told what strategies say while this lasts."""
+    observer = _Observer(grid)
+    with contextlib.ExitStack() as stack:
+        for base, name, listen in ((Strategy, "start", observer.start), (Server, "fit", observer.fit)):
+            for kind in _family(base):
+                if name in vars(kind):
+                    original = vars(kind)[name]
+                    setattr(kind, name, _listening(original, listen))
+                    stack.callback(setattr, kind, name, original)
+        yield
+
+
+def _family(kind: Any) -> Iterator[Any]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+def _listening(original: Callable[..., Any], listen: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return listen(original, self, *args, **kwargs)
+
+    return method
+
+
+def _bind(
+    function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[inspect.BoundArguments, ChainMap[str, Any]]:
+    """Return a call's arguments, and all of them by name: those too that go through ``**options``."""
+    signature = inspect.signature(function)
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    rest = [
+        name for name, parameter in signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD
+    ]
+    return call, ChainMap(call.arguments, *(call.arguments[name] for name in rest))
+
+
+class _Observer:
+    def __init__(self, grid: ExecutorGrid) -> None:
+        self._grid = grid
+        self._journal = grid.journal
+        self._listening = False
+
+    def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``Strategy.start``."""
+        call, given = _bind(original, strategy, *args, **kwargs)
+        if self._listening or given.get("grid") is not self._grid:  # a start that calls its super's
+            return original(strategy, *args, **kwargs)
+        _check_nodes(strategy, self._grid.num_nodes)
+        self._journal.planned = given.get("num_rounds")
+        evaluate_fn = given.get("evaluate_fn")
+        if evaluate_fn is not None:
+            where = next(place for place in given.maps if "evaluate_fn" in place)
+            where["evaluate_fn"] = self._reported(evaluate_fn)
+        self._listening = True
+        try:
+            self._journal.result = original(*call.args, **call.kwargs)
+        finally:
+            self._listening = False
+        return self._journal.result
+
+    def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``Server.fit``."""
+        _, given = _bind(original, server, *args, **kwargs)
+        _check_nodes(server.strategy, self._grid.num_nodes)
+        self._journal.planned = given.get("num_rounds")
+        with _sorted_results(server.strategy, self._grid.get_node_ids()):
+            answer = original(server, *args, **kwargs)
+        self._journal.result = answer[0] if isinstance(answer, tuple) else answer
+        return answer
+
+    def _reported(self, evaluate_fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(evaluate_fn)
+        def evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
+            metrics = evaluate_fn(server_round, *args, **kwargs)
+            self._journal.evaluated(server_round, metrics)
+            return metrics
+
+        return evaluate
+
+
+@contextlib.contextmanager
+def _sorted_results(strategy: Any, node_ids: list[int]) -> Iterator[None]:
+    """Have an older strategy aggregate in the order of the partitions, not of whoever came first."""
+    rank = {str(node_id): index for index, node_id in enumerate(node_ids)}
+
+    def in_order(aggregate: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(aggregate)
+        def ordered(server_round: int, results: list[Any], failures: list[Any]) -> Any:
+            results = sorted(results, key=lambda result: rank.get(result[0].cid, -1))
+            return aggregate(server_round, results, failures)
+
+        return ordered
+
+    names = ("aggregate_fit", "aggregate_evaluate")
+    for name in names:
+        setattr(strategy, name, in_order(getattr(strategy, name)))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(strategy, name)
+
+
+def _check_nodes(strategy: Any, there: int) -> None:
+    """Raise TooFewNodesError where a strategy says, in one of Flower's own attributes, that it would wait."""
+    for attribute, fraction in (
+        ("min_available_nodes", None),
+        ("min_train_nodes", "fraction_train"),
+        ("min_evaluate_nodes", "fraction_evaluate"),
+        ("min_available_clients", None),
+        ("min_fit_clients", "fraction_fit"),
+        ("min_evaluate_clients", "fraction_evaluate"),
+    ):
+        wanted = getattr(strategy, attribute, 0)
+        used = fraction is None or getattr(strategy, fraction, 1.0) > 0
+        if isinstance(wanted, int) and wanted > there and used:
+            raise TooFewNodesError(type(strategy).__name__, attribute, wanted, there)
+    inner = getattr(strategy, "strategy", None)  # of one that wraps another
+    if inner is not None:
+        _check_nodes(inner, there)

@@ -1,0 +1,190 @@
+"""A ServerApp and its ClientApps on one machine: the server here, each message in a worker of an executor."""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedexec import registry
+from fedexec.executor import Executor
+from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
+from fedexec.flower.clientapp import AppRef, check, import_app, seed_all, warm
+from fedexec.flower.grid import ExecutorGrid, NodeConfig
+from fedexec.flower.history import Round, TaskRecord
+from fedexec.flower.journal import Journal
+from fedexec.flower.observe import observed
+from fedexec.flower.offloading import app_settings
+from fedexec.interface import Capability, Hooks
+from fedexec.scheduler import Stats
+from fedexec.settings import Settings, resolve
+from fedexec.worker import environment, limit_threads
+
+__all__ = ["Simulation", "app_executor", "simulate", "start"]
+
+RUN_ID = 1
+_one_at_a_time = threading.Lock()  # Flower's task identity belongs to the process
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a simulation leaves.
+
+    Attributes
+    ----------
+    result : flwr.serverapp.strategy.Result, flwr.server.History or None
+        What the strategy's ``start`` returned, or a History from an older app; None where there was neither.
+    rounds : list of Round
+        Their ``clients`` are partitions.
+    tasks : list of TaskRecord
+        One a message, with its usage.
+    stats : Stats
+        What the executor has done.
+    context : flwr.app.Context
+        The ServerApp's, as it left it.
+    """
+
+    result: Any
+    rounds: list[Round]
+    tasks: list[TaskRecord]
+    stats: Stats
+    context: Context
+
+
+def simulate(
+    server_app: ServerApp | str,
+    client_app: ClientApp | str,
+    *,
+    num_nodes: int,
+    executor: Executor | None = None,
+    run_config: Mapping[str, Any] | None = None,
+    node_config: NodeConfig | None = None,
+    seed: int | None = None,
+    journal: Journal | None = None,
+) -> Simulation:
+    """Run a ServerApp against `num_nodes` nodes of a ClientApp, each message in a worker.
+
+    Parameters
+    ----------
+    server_app, client_app : ServerApp, ClientApp, or str
+        Apps as Flower's own engine runs them, of the message API or with ``server_fn`` and ``client_fn``; or
+        where they are: ``"module:attribute"``.
+    num_nodes : int
+    executor : Executor, optional
+        Default: one for this simulation, whose workers are born with the ClientApp imported; its settings
+        come from the environment, or from ``executor-backend`` and the like in `run_config`.
+    run_config : mapping, optional
+        What both apps find in ``context.run_config``.
+    node_config : mapping, or callable ``(partition_id) -> mapping``, optional
+        What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
+    seed : int, optional
+        Two runs with the same seed are equal, whatever the backend: node ids follow from it, and the global
+        random generators (Python, numpy, torch) are seeded, here and for each message in its worker. On
+        backends without isolation a ClientApp that uses these is on its own.
+    journal : Journal, optional
+        Is told what happens, when it does.
+
+    Returns
+    -------
+    Simulation
+
+    Raises
+    ------
+    LoadServerAppError, LoadClientAppError
+        Flower's: an app that does not exist, or is none.
+    TooFewNodesError
+        The strategy would wait for ever.
+    Exception
+        Whatever the ServerApp raised. What a ClientApp raises, and how its worker dies, is an error reply.
+    """
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
+    config = dict(run_config or {})
+    with _one_at_a_time, contextlib.ExitStack() as stack:
+        if executor is None:
+            settings = resolve(config=app_settings(config))
+            server, chosen = start(server_app, client_app, settings)
+            stack.enter_context(_ending(chosen))
+        else:
+            server, chosen = _load_server(server_app), executor
+        become_server(RUN_ID)
+        grid = ExecutorGrid(
+            chosen,
+            client_app,
+            num_nodes=num_nodes,
+            run_config=config,
+            node_config=node_config,
+            seed=seed,
+            journal=journal,
+            run_id=RUN_ID,
+        )
+        chosen.submit(check, grid.app).result()
+        context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), config)
+        if seed is not None:
+            seed_all(seed)
+        try:
+            with observed(grid):
+                server(grid, context)
+        finally:
+            grid.close()
+            grid.journal.finish()
+        return Simulation(
+            grid.journal.result, grid.journal.rounds, grid.journal.tasks, chosen.stats(), context
+        )
+
+
+def start(
+    server_app: ServerApp | str, client_app: ClientApp | str, settings: Settings
+) -> tuple[ServerApp, Executor]:
+    """Load the server's app, and meanwhile make an executor for the client's: each takes seconds.
+
+    Without isolation this process is held to a worker's threads: their number changes how torch rounds.
+    """
+    if Capability.ISOLATED not in registry.load(settings.backend).capabilities:
+        limit_threads(environment(settings))
+    with ThreadPoolExecutor(1) as aside:
+        starting = aside.submit(app_executor, settings, client_app)
+        try:
+            server = _load_server(server_app)
+        except BaseException:
+            starting.result().kill_workers()
+            raise
+        return server, starting.result()
+
+
+def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
+    """Make an executor whose workers are born with a ClientApp imported."""
+    app = AppRef(client_app) if isinstance(client_app, str) else AppRef.of(client_app)
+    return Executor(settings, Hooks(warmup=functools.partial(warm, app)))
+
+
+@contextlib.contextmanager
+def _ending(executor: Executor) -> Iterator[None]:
+    """End an executor with what it is for; at once if that fails."""
+    try:
+        yield
+    except BaseException:
+        executor.kill_workers()
+        raise
+    executor.shutdown()
+
+
+def _load_server(app: ServerApp | str) -> ServerApp:
+    """Return the app that is meant; LoadServerAppError names it where there is none."""
+    name = app if isinstance(app, str) else "the ServerApp"
+    try:
+        found = import_app(app) if isinstance(app, str) else app
+    except Exception as exc:
+        error = " ".join(f"{type(exc).__name__}: {exc}".split())
+        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}") from exc
+    if not isinstance(found, ServerApp):
+        raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(found).__name__}.")
+    if not has_main(found):
+        raise LoadServerAppError(f"{name!r} has nothing to run: give it a function with @app.main().")
+    return found
