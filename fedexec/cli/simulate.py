@@ -53,7 +53,13 @@ def command(arguments: argparse.Namespace) -> int:
         server, executor = _start(arguments, app)
         stack.enter_context(executor)
         display.chosen(executor.settings)
-        ending = Ending(executor.kill_workers)
+
+        def stop() -> None:
+            display.hush()
+            logging.getLogger("fedexec").setLevel(logging.CRITICAL)  # what fails now was ended by us
+            executor.kill_workers()
+
+        ending = Ending(stop)
         try:
             simulation = simulate(
                 server,

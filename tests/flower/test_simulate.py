@@ -239,7 +239,7 @@ SCRIPT = """
     @offload
     def train(message, context):
         if sys.argv[1] == "hang":
-            print("hanging", flush=True)
+            os.write(1, b"hanging\\n")
             time.sleep(3600)
         metrics = MetricRecord({"num-examples": 1, "pid": os.getpid(), "parent": os.getppid()})
         return Message(RecordDict({"a": message.content["arrays"], "m": metrics}), reply_to=message)
