@@ -51,6 +51,10 @@ class Display:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
+    def hush(self) -> None:
+        """Show nothing from now on."""
+        self._console.quiet = True
+
     def chosen(self, settings: Settings) -> None:
         """Say what runs, and who chose it."""
         source = settings.sources.get("backend", "default")

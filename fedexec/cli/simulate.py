@@ -56,13 +56,18 @@ def command(arguments: argparse.Namespace) -> int:
         stack.enter_context(executor)
         display.chosen(executor.settings)
         timeline = stack.enter_context(Timeline(executor.devices))
-        ending = Ending(executor.kill_workers)
 
         def progress(current: Round, done: int, planned: int | None) -> None:
             if current.seconds:  # it is over
                 timeline.mark("round", current.server_round)
             display.progress(current, done, planned)
 
+        def stop() -> None:
+            display.hush()
+            logging.getLogger("fedexec").setLevel(logging.CRITICAL)  # what fails now was ended by us
+            executor.kill_workers()
+
+        ending = Ending(stop)
         try:
             simulation = simulate(
                 server,

@@ -61,6 +61,13 @@ def complaint(capsys, *argv):
             1,
             "No server answers at 127.0.0.1:1",
         ),
+        (["simulate", "/no/such/app"], 2, "'/no/such/app' is no Flower app: Cannot find pyproject.toml"),
+        (["simulate", "module:app"], 2, "'module:app' is no Flower app"),
+        (["simulate", "one:app", "two"], 2, "name a Flower app's directory, or server_module:app client_mod"),
+        (["simulate", "no_such:app", "no_such:app"], 1, "The ServerApp 'no_such:app' cannot be loaded"),
+        (["simulate", "a:b", "c:d", "--run-config", "seven"], 2, "The run config 'seven': write it like"),
+        (["simulate", "a:b", "c:d", "--run-config", "executor-size=7"], 2, "is no setting of an executor"),
+        (["simulate", "a:b", "c:d", "--nodes", "0"], 2, "--nodes: must be at least 1"),
         (["frobnicate"], 2, "invalid choice"),
         ([], 2, "COMMAND"),
     ],
@@ -110,7 +117,7 @@ def test_listing_imports_no_backend_and_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["run", "server", "client", "probe", "doctor", "backends"])
+@pytest.mark.parametrize("command", ["run", "server", "client", "simulate", "probe", "doctor", "backends"])
 def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -115,7 +115,7 @@ hanging = ClientApp()
 
 @hanging.train()
 def hang(message: Message, context: Context) -> Message:
-    print("hanging", flush=True)
+    os.write(1, b"hanging\n")  # in one go: others write there too
     time.sleep(3600)
 
 

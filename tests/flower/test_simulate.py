@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import numpy as np
 import psutil
@@ -138,6 +139,19 @@ def test_a_strategy_that_overrides_start_is_listened_to_once(inline):
     assert vars(Mine)["start"] is original
 
 
+def test_memory_does_not_grow_with_the_nodes_that_are_only_registered(inline):
+    def peak(num_nodes, fraction):
+        config = {"num-rounds": 3, "fraction": fraction}
+        tracemalloc.start()
+        try:
+            simulate(apps.server, apps.client, num_nodes=num_nodes, executor=inline, run_config=config)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(10_000, 0.005) - peak(50, 1.0) < 4 << 20
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -239,7 +253,7 @@ SCRIPT = """
     @offload
     def train(message, context):
         if sys.argv[1] == "hang":
-            print("hanging", flush=True)
+            os.write(1, b"hanging\\n")
             time.sleep(3600)
         metrics = MetricRecord({"num-examples": 1, "pid": os.getpid(), "parent": os.getppid()})
         return Message(RecordDict({"a": message.content["arrays"], "m": metrics}), reply_to=message)
