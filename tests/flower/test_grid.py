@@ -175,11 +175,14 @@ def test_after_the_timeout_the_others_are_there_and_the_late_one_is_ended(standb
 
 def test_a_message_that_outlives_its_ttl_is_an_error(standby):
     config = {"culprits": "0", "how": "hang"}
-    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config)
+    journal = Journal()
+    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
     replies = grid.send_and_receive(train(grid, ttl=5.0))
     assert replies[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert "within its ttl of 5 s" in replies[0].error.reason
     assert metric(replies[1], "partition") == 1
+    assert len(grid.send_and_receive(train(grid, server_round=2))) == 2
+    assert len(journal.tasks) == 4, "the end of the late one was noted as well"
     with pytest.raises(ValueError, match="cannot be sent"):
         expired = train(grid, [grid.get_node_ids()[0]])[0]
         expired.metadata.created_at -= expired.metadata.ttl
