@@ -11,6 +11,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -43,9 +44,8 @@ class AppRef:
     @classmethod
     def of(cls, app: ClientApp) -> "AppRef":
         """Find the name of an app, or pack it; LoadClientAppError where neither can be done."""
-        for module in list(sys.modules.values()):
-            module_name = getattr(module, "__name__", "__main__")
-            if module_name != "__main__" and sys.modules.get(module_name) is module:
+        for module_name, module in list(sys.modules.items()):
+            if module_name not in ("__main__", "__mp_main__") and isinstance(module, ModuleType):
                 for name, value in list(vars(module).items()):
                     if value is app:
                         return cls(f"{module_name}:{name}")

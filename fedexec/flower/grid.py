@@ -170,6 +170,7 @@ class ExecutorGrid(Grid):
             late = f"no reply within {timeout:g} s" if timeout is not None else "nobody waits for it any more"
             for flight in pending.values():
                 self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
+                self._flights.pop(flight.id, None)
         return self._deliver([flight for flight in sent if flight.id not in pending])
 
     def close(self) -> None:
@@ -321,7 +322,7 @@ class ExecutorGrid(Grid):
                 raise flight.fatal
             assert flight.answer is not None
             replies.append(make_reply(flight, flight.answer))
-            flight.answer = None  # what it holds of shared memory is free for the next
+            flight.answer = Answer()  # what it held of shared memory is free for the next
         return replies
 
 

@@ -154,19 +154,19 @@ def test_a_node_that_fails_is_one_error_and_lives_in_the_next_round(standby, how
 
 
 def test_a_task_that_takes_too_long_is_one_error():
-    with fedexec.create_executor("standby", max_workers=2, timeout=1, preload=["flower.apps"]) as executor:
+    with fedexec.create_executor("standby", max_workers=2, timeout=4, preload=["flower.apps"]) as executor:
         grid = ExecutorGrid(
             executor, "flower.apps:faulty", num_nodes=3, run_config={"culprits": "2", "how": "hang"}
         )
         replies = grid.send_and_receive(train(grid))
     assert [reply.has_error() for reply in replies] == [False, False, True]
-    assert "was ended after 1 s" in replies[2].error.reason
+    assert "was ended after 4 s" in replies[2].error.reason
 
 
 def test_after_the_timeout_the_others_are_there_and_the_late_one_is_ended(standby):
     config = {"culprits": "0", "how": "hang"}
     grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=3, run_config=config)
-    replies = grid.send_and_receive(train(grid), timeout=1.5)
+    replies = grid.send_and_receive(train(grid), timeout=5)
     assert [metric(reply, "partition") for reply in replies] == [1, 2]
     again = grid.send_and_receive(train(grid, server_round=2), timeout=30)
     assert [metric(reply, "partition") for reply in again] == [0, 1, 2]
@@ -175,11 +175,14 @@ def test_after_the_timeout_the_others_are_there_and_the_late_one_is_ended(standb
 
 def test_a_message_that_outlives_its_ttl_is_an_error(standby):
     config = {"culprits": "0", "how": "hang"}
-    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config)
-    replies = grid.send_and_receive(train(grid, ttl=1.5))
+    journal = Journal()
+    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
+    replies = grid.send_and_receive(train(grid, ttl=5.0))
     assert replies[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
-    assert "within its ttl of 1.5 s" in replies[0].error.reason
+    assert "within its ttl of 5 s" in replies[0].error.reason
     assert metric(replies[1], "partition") == 1
+    assert len(grid.send_and_receive(train(grid, server_round=2))) == 2
+    assert len(journal.tasks) == 4, "the end of the late one was noted as well"
     with pytest.raises(ValueError, match="cannot be sent"):
         expired = train(grid, [grid.get_node_ids()[0]])[0]
         expired.metadata.created_at -= expired.metadata.ttl

