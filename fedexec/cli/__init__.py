@@ -1,4 +1,4 @@
-"""The command ``fedexec``. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl+C, 143 SIGTERM."""
+"""The command ``fedexec``. 0 done, 1 failed, 2 wrong usage, 3 not whole, 130 Ctrl+C, 143 SIGTERM."""
 
 import argparse
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedexec import __version__
-from fedexec.cli import backends, options, probe
+from fedexec.cli import backends, options, probe, report
 from fedexec.errors import FedexecError, SettingsError
 
 __all__ = ["main"]
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     options.add_data(probing)
     options.add_executor(probing)
     probing.set_defaults(command=probe.command)
+
+    reporting = commands.add_parser("report", help="read benchmarks, and say which backend to use")
+    options.add_report(reporting)
+    reporting.set_defaults(command=report.command)
 
     listing = commands.add_parser(
         "backends", help="list the backends, their promises, and how to install them"

@@ -22,6 +22,7 @@ __all__ = [
     "add_hosting",
     "add_output",
     "add_probe",
+    "add_report",
     "data_spec",
     "executor_flags",
     "executor_settings",
@@ -167,6 +168,17 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         help="measure the GPU instead, and print the FEDEXEC_DEVICE that emulates it elsewhere",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """What is read, and what is written."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="JSON of `fedexec bench` or `pytest bench`; each after the first is compared with it",
+    )  # fmt: skip
+    parser.add_argument("--html", metavar="OUT", help="write one page that needs nothing else; - is stdout")
+    parser.add_argument("--markdown", metavar="OUT", help="write Markdown (default: to the terminal)")
+    parser.add_argument("--json", metavar="OUT", help="write the table and the verdict as JSON")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
