@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test gpu lint types bench clean
+.PHONY: run test gpu lint types bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
@@ -23,6 +23,9 @@ types: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m pytest bench $(ARGS)
+
+bench-smoke: .venv/installed
+	$(BIN)/python -m pytest bench --mode smoke -q $(ARGS)
 
 clean:
 	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

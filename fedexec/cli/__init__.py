@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     options.add_executor(probing)
     probing.set_defaults(command=probe.command)
 
+    benching = commands.add_parser("bench", help="measure every backend here, with our jobs or yours")
+    options.add_bench(benching)
+    benching.set_defaults(command=_bench)
+
     reporting = commands.add_parser("report", help="read benchmarks, and say which backend to use")
     options.add_report(reporting)
     reporting.set_defaults(command=report.command)
@@ -93,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=backends.command)
     return parser
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from fedexec.cli import bench
+
+    return bench.command(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:

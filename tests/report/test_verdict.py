@@ -74,9 +74,9 @@ def test_compute_below_the_break_even(file):
     # 8 ms more a client are 5 % of 160 ms, of which loky spends 2 ms beside computing.
     assert verdict.break_even_seconds == pytest.approx(0.158)
     assert verdict.text == (
-        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from which "
-        "on standby costs less than 5 %. Switch to standby if the 1000 MiB that it keeps on the device must "
-        "come back after each client or a client computes longer than 0.16 s."
+        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
+        "which on standby costs less than 5 %. Switch to standby if the 1000 MiB that it keeps on the device "
+        "must come back after each client or a client computes longer than 0.16 s."
     )
 
 
