@@ -99,7 +99,7 @@ class Document:
             KEY: course.as_dict(),
         }
         beside = self.path.with_name(f".{self.path.name}.part")
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
         beside.replace(self.path)
 
 

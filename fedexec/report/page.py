@@ -15,7 +15,6 @@ from fedexec.report.text import machine_line
 
 __all__ = ["page"]
 
-TALL = 330  # units: a plot beyond that takes two rows
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 WORDS = {"strategy", "isolation"}  # columns of words, to the left
 
@@ -74,7 +73,7 @@ def _figure(one: Figure) -> str:
     content = tag("h3", html.escape(one.title)) + one.svg
     if one.caption:
         content += tag("figcaption", html.escape(one.caption), class_="caption")
-    return tag("figure", content, class_="tall" if one.height > TALL else "short")
+    return tag("figure", content)
 
 
 def _table(section: Section, class_of: Mapping[str, str]) -> str:
@@ -84,7 +83,8 @@ def _table(section: Section, class_of: Mapping[str, str]) -> str:
         button = tag(
             "button", html.escape(column.title), type="button", title=column.explains or column.title
         )
-        heads.append(tag("th", button, scope="col"))
+        kind = "words" if column.key in WORDS else "figure"
+        heads.append(tag("th", button, scope="col", class_=kind))
     body = []
     for row in section.table:
         cells = [_cell(column, row, class_of) for column in COLUMNS]
@@ -167,9 +167,8 @@ def _footer(runs: Iterable[Run]) -> str:
         if record is not None:
             shown = ", ".join(f"{name} {version}" for name, version in record.versions.items())
             load = ", ".join(f"{value:.1f}" for value in record.load or ())
-            versions.append(
-                tag("p", html.escape(f"{run.label}: {shown}. Load before: {load or numbers.NOT_MEASURED}."))
-            )
+            told = f"{run.label}: {shown or 'versions unknown'}. Load before: {load or numbers.NOT_MEASURED}."
+            versions.append(tag("p", html.escape(told)))
     return tag(
         "footer",
         tag("details", tag("summary", "What the words mean") + tag("dl", terms)) + "".join(versions),

@@ -7,14 +7,27 @@ from fedexec.report import numbers
 from fedexec.report.reading import Measurement
 from fedexec.report.schema import PHASES
 from fedexec.report.summary import Section
-from fedexec.report.svg import WIDTH, Figure, Scale, colours, figure, grid, mark, spread, tag, text, ticks
+from fedexec.report.svg import (
+    WIDTH,
+    Figure,
+    Scale,
+    colours,
+    comparable,
+    figure,
+    grid,
+    mark,
+    spread,
+    tag,
+    text,
+    ticks,
+)
 from fedexec.report.table import Row
 from fedexec.report.timeline import timeline
 
 __all__ = ["plots"]
 
-LEFT, RIGHT = 58, 12
-NAMES = 108  # what names of strategies take beside bars
+LEFT, RIGHT = 52, 10
+NAMES = 98  # what names of strategies take beside bars
 ROW = 30
 
 
@@ -48,7 +61,7 @@ def _throughput(section: Section, class_of: Mapping[str, str]) -> Figure | None:
     front = _front(shown, key)
     line = " ".join(f"{x(getattr(row, key)):.1f},{y(row.clients_per_second or 0):.1f}" for row in front)
     parts = [
-        grid(y_ticks, y, numbers.rate, (LEFT, WIDTH - RIGHT)),
+        grid(y_ticks, y, "{:g}".format, (LEFT, WIDTH - RIGHT)),
         text(LEFT, 12, "clients/s", "label"),
         *(text(x(value), bottom + 16, _size(value), "tick", "middle") for value in x_ticks),
         text(WIDTH - RIGHT, bottom + 32, f"peak memory, {where}{emulated}", "label", "end"),
@@ -93,8 +106,8 @@ def _phases(section: Section, class_of: Mapping[str, str]) -> Figure | None:
     if not shown:
         return None
     shown.sort(key=lambda one: sum((one.record.phases or {}).values()))
-    most = max(sum((one.record.phases or {}).values()) for one in shown)
-    x = Scale(0, most, NAMES, WIDTH - 96)
+    most = comparable([sum((one.record.phases or {}).values()) for one in shown])
+    x = Scale(0, most, NAMES, WIDTH - 68)
     parts = [_legend()]
     for index, one in enumerate(shown):
         phases = one.record.phases or {}
@@ -102,17 +115,18 @@ def _phases(section: Section, class_of: Mapping[str, str]) -> Figure | None:
         parts.append(_name(one.record.strategy, one.record.peer, y + 14, class_of))
         for phase in PHASES:
             seconds = phases.get(phase, 0.0)
-            if seconds > 0:
+            if seconds > 0 and at < most:
                 words = f"{one.record.strategy}, {phase}: {numbers.seconds(seconds)}"
-                left, width = x(at), x(at + seconds) - x(at)
-                parts.append(_segment(words, phase, left, y, width))
+                left = x(min(at, most))
+                parts.append(_segment(words, phase, left, y, x(min(at + seconds, most)) - left))
             at += seconds
         beside = at - phases.get("compute", 0.0)
-        parts.append(text(x(at) + 6, y + 14, f"{numbers.seconds(beside)} beside", "tick"))
+        cut = " →" if at > most else ""
+        parts.append(text(x(min(at, most)) + 6, y + 14, f"{numbers.seconds(beside)}{cut}", "tick"))
     words = "; ".join(
         f"{one.record.strategy} {numbers.seconds(sum((one.record.phases or {}).values()))}" for one in shown
     )
-    caption = "One client alone, medians. The number is what is spent beside computing."
+    caption = "One client alone, medians. The number: seconds beside computing. An arrow: the bar is cut."
     height = 36 + ROW * len(shown)
     return figure("Where a client's time goes", f"Seconds of one client: {words}.", caption, height, *parts)
 
@@ -123,11 +137,11 @@ def _segment(words: str, phase: str, left: float, y: float, width: float) -> str
 
 
 def _legend() -> str:
-    drawn, at = [], float(NAMES)
+    drawn, at = [], 0.0
     for phase in PHASES:
         drawn.append(tag("rect", x=at, y=4, width=11, height=11, class_=f"phase {phase}"))
         drawn.append(text(at + 15, 14, phase, "tick"))
-        at += 24 + 6.4 * len(phase)
+        at += 22 + 7.2 * len(phase)
     return "".join(drawn)
 
 
@@ -149,10 +163,10 @@ def _rounds(section: Section, class_of: Mapping[str, str]) -> Figure | None:
         values = [value for value in values if low * 0.6 <= value <= high * 1.7][
             :: 2 if high > 100 * low else 1
         ]
-        x = Scale(min(low, values[0]), max(high, values[-1]), NAMES + 6, WIDTH - 24, log=True)
+        x = Scale(min(low, values[0]), max(high, values[-1]), NAMES + 6, WIDTH - 14, log=True)
     else:
         values = ticks(high * 1.02, 4)
-        x = Scale(0, values[-1], NAMES + 6, WIDTH - 24)
+        x = Scale(0, values[-1], NAMES + 6, WIDTH - 14)
     parts = []
     for value in values:
         parts.append(tag("line", x1=x(value), x2=x(value), y1=6, y2=bottom, class_="grid"))
@@ -197,7 +211,7 @@ def _scaling(section: Section, class_of: Mapping[str, str], by: str) -> Figure |
     y = Scale(0, y_ticks[-1], bottom, 22)
     stops = sorted({getattr(one.record, by) for line in series.values() for one in line})
     x = Scale(0, max(1, len(stops) - 1), LEFT + 10, right)
-    parts = [grid(y_ticks, y, numbers.rate, (LEFT, right + 6)), text(LEFT, 12, "clients/s", "label")]
+    parts = [grid(y_ticks, y, "{:g}".format, (LEFT, right + 6)), text(LEFT, 12, "clients/s", "label")]
     parts += [text(x(i), bottom + 16, f"{stop:,}", "tick", "middle") for i, stop in enumerate(stops)]
     parts.append(
         text(right + 6, bottom + 32, f"{by} {'at once' if by == 'workers' else 'a round'}", "label", "end")
@@ -213,7 +227,7 @@ def _scaling(section: Section, class_of: Mapping[str, str], by: str) -> Figure |
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
         peer = line[0].record.peer
         drawn = tag("polyline", points=path, class_="line peer" if peer else "line")
-        drawn += text(right + 14, end + 4, strategy, "name")
+        drawn += text(right + 12, end + 4, strategy, "name")
         parts.append(tag("g", drawn, class_=class_of[strategy]))
         for px, py, words in points:
             dot = tag("circle", cx=px, cy=py, r=4, class_="ring" if peer else "dot")

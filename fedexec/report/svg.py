@@ -2,15 +2,16 @@
 
 import html
 import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 __all__ = [
     "WIDTH",
     "Figure",
     "Scale",
     "colours",
+    "comparable",
     "figure",
     "grid",
     "mark",
@@ -20,13 +21,13 @@ __all__ = [
     "ticks",
 ]
 
-WIDTH = 420  # of every plot, in its own units: as wide as a phone, so that text stays text there
+WIDTH = 340  # of every plot, in its own units: as wide as a phone, so that text stays text there
 COLOURS = 14  # in page.css
+SAME_SCALE = 6  # one that takes ten times as long would leave the others no room
 _FIXED = (
     "standby", "process", "pool", "loky", "inline", "tutorial", "ppe-spawn", "ppe-forkserver", "plain-loky",
     "ray-fresh", "ray-warm", "deadpool",
 )  # fmt: skip
-_ids = count(1)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -87,19 +88,21 @@ class Scale:
 
 
 def ticks(high: float, most: int = 5, base: float = 10) -> list[float]:
-    """Return round values from 0 to at least `high`; with base 1024, round in KiB, MiB, GiB."""
+    """Return round values from 0 to at least `high`; with base 1024, powers of two."""
     if high <= 0:
         return [0.0, 1.0]
-    unit = 1.0
     if base == 1024:
-        unit = 1024.0 ** max(0, math.floor(math.log(high, 1024)))
-        steps = [unit / 1024 * step for step in (64, 128, 256, 512)]
-        steps += [unit * step for step in (1, 2, 4, 5, 10, 20, 50, 100, 200, 500)]
+        steps = [2.0**power for power in range(48)]
     else:
         power = 10.0 ** math.floor(math.log10(high / most))
         steps = [power * step for step in (1, 2, 2.5, 5, 10, 20)]
     step = next((step for step in steps if high / step <= most), steps[-1])
     return [step * index for index in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def comparable(values: Sequence[float]) -> float:
+    """Return the largest that fits on one scale with the smallest; what is larger is to be cut off."""
+    return max(value for value in values if value <= SAME_SCALE * min(values))
 
 
 def grid(
@@ -137,13 +140,12 @@ class Figure:
 
     title: str
     caption: str
-    height: float
     svg: str
 
 
 def figure(title: str, describes: str, caption: str, height: float, *content: str) -> Figure:
     """Put a plot together; `describes` is for who cannot see it."""
-    number = next(_ids)
+    number = zlib.crc32("".join((title, describes, *content)).encode())  # the same page each time
     head = tag("title", html.escape(title), id=f"t{number}") + tag(
         "desc", html.escape(describes), id=f"d{number}"
     )
@@ -151,4 +153,4 @@ def figure(title: str, describes: str, caption: str, height: float, *content: st
         "svg", head + "".join(content), viewBox=f"0 0 {WIDTH} {height:.0f}", role="group",
         aria_labelledby=f"t{number}", aria_describedby=f"d{number}",
     )  # fmt: skip
-    return Figure(title, caption, height, svg)
+    return Figure(title, caption, svg)

@@ -1,6 +1,6 @@
 """One row for each strategy and workload, gathered from the groups of a run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,9 +108,8 @@ def _device(key: str) -> Callable[[Row], str]:
 
 
 def _contained(row: Row) -> str:
-    if row.contained is None:
-        return NOT_MEASURED
-    return f"{'yes' if row.contained else 'no'} ({row.survived})" if row.survived else _yes(row.contained)
+    told = NOT_MEASURED if row.contained is None else "yes" if row.contained else "no"
+    return f"{told} ({row.survived})" if row.survived else told
 
 
 def _equal(row: Row) -> str:
@@ -180,7 +179,7 @@ def _row(run: Run, one: Measurement, baseline: Measurement | None) -> Row:
         device_end=memory.get("device_end_bytes"),
         host_peak=memory.get("host_peak_bytes"),
         emulated=memory_of.record.emulated if memory_of else None,
-        contained=bool(found["survived"] == found["others"] and found["usable"]) if found else None,
+        contained=_contains(record.isolation, found),
         survived=f"{found['survived']} of {found['others']}" if found else None,
         equal=_same(record.digest, baseline.record.digest if baseline else None),
         varies=record.digest == "varies",
@@ -191,6 +190,13 @@ def _row(run: Run, one: Measurement, baseline: Measurement | None) -> Row:
         tasks=(memory_of.record.tasks if memory_of else record.tasks) or 0,
         failed=_error(run, record.strategy),
     )
+
+
+def _contains(isolation: str, found: Mapping[str, Any]) -> bool | None:
+    """Without isolation nobody is asked: who kills its own process kills all."""
+    if isolation == THREAD:
+        return False
+    return bool(found["survived"] == found["others"] and found["usable"]) if found else None
 
 
 def _start(run: Run, strategy: str, variant: str) -> float | None:

@@ -6,12 +6,12 @@ from typing import Any
 from fedexec.report import numbers
 from fedexec.report.reading import Measurement
 from fedexec.report.summary import Section
-from fedexec.report.svg import WIDTH, Figure, Scale, figure, mark, tag, text, ticks
+from fedexec.report.svg import WIDTH, Figure, Scale, comparable, figure, mark, tag, text, ticks
 
 __all__ = ["timeline"]
 
-LEFT, RIGHT = 58, 12
-PANEL, GAP = 62, 26
+LEFT, RIGHT = 52, 10
+PANEL, GAP = 58, 36
 MOST_POINTS = 240  # more than that is finer than the line is wide
 
 
@@ -29,7 +29,7 @@ def timeline(section: Section, class_of: Mapping[str, str]) -> Figure | None:
     where = f"{'device' if device else 'host (PSS)'}{emulated}"
     most = max(max(_series(one, device)["bytes"]) for one in shown)
     values = ticks(most, 2, 1024)
-    last = max(_series(one, device)["seconds"][-1] for one in shown)
+    last = comparable([_series(one, device)["seconds"][-1] for one in shown])
     x = Scale(0, last, LEFT, WIDTH - RIGHT)
     parts = []
     for index, one in enumerate(shown):
@@ -44,9 +44,7 @@ def timeline(section: Section, class_of: Mapping[str, str]) -> Figure | None:
     words = "; ".join(
         f"{one.record.strategy} peak {numbers.size(max(_series(one, device)['bytes']))}" for one in shown
     )
-    caption = (
-        f"{where[0].upper()}{where[1:]} memory. A dot is the end of a round, the last one the end of all."
-    )
+    caption = f"{where[0].upper()}{where[1:]} memory. Hollow dots: after each round, and at the end."
     return figure("Memory over time", f"Memory held, {where}: {words}.", caption, bottom + 40, *parts)
 
 
@@ -55,6 +53,10 @@ def _panel(
 ) -> str:
     series = _series(one, device)
     seconds, held = _thin(series["seconds"], series["bytes"])
+    peak = max(held)
+    at = seconds[held.index(peak)]
+    until, kept = seconds[-1], sum(second <= x.high for second in seconds)
+    seconds, held = seconds[:kept], held[:kept]
     points = [(x(at), y(nbytes)) for at, nbytes in zip(seconds, held, strict=True)]
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     area = f"{points[0][0]:.1f},{y(0):.1f} {path} {points[-1][0]:.1f},{y(0):.1f}"
@@ -67,15 +69,18 @@ def _panel(
     drawn.append(text(LEFT - 6, y(0) + 4, "0", "tick", "end"))
     drawn.append(tag("polygon", points=area, class_="area"))
     drawn.append(tag("polyline", points=path, class_="line"))
-    peak = max(held)
-    at = held.index(peak)
+    if until > x.high:
+        drawn.append(text(WIDTH - RIGHT - 4, y(0) - 6, f"… until {until:.0f} s", "tick", "end"))
     name = f"{one.record.strategy}: peak {numbers.size(peak)}{emulated}"
-    drawn.append(text(LEFT, y.end - 6, name, "name"))
-    drawn.append(_dot(f"{name}, at {seconds[at]:.1f} s", *points[at], "dot"))
+    drawn.append(text(LEFT, y.end - 8, name, "name"))
+    if at <= x.high:
+        drawn.append(_dot(f"{name}, at {at:.1f} s", x(at), y(peak), "dot"))
     for found in _marks(one, device):
+        if found["seconds"] > x.high:
+            continue
         what = "at the end" if found["label"] == "shutdown" else f"after round {found['round']}"
         words = f"{one.record.strategy}, {what}: {numbers.size(found['bytes'])}{emulated}"
-        drawn.append(_dot(words, x(min(found["seconds"], x.high)), y(found["bytes"]), "ring"))
+        drawn.append(_dot(words, x(found["seconds"]), y(found["bytes"]), "ring"))
     return tag("g", "".join(drawn), class_=class_)
 
 

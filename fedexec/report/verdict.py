@@ -150,21 +150,21 @@ def _out(row: Row) -> str | None:
     if row.out_of_memory:
         return f"ran out of memory with {row.out_of_memory} of {numbers.count(row.tasks, 'client')}"
     if not row.isolated:
-        return "isolates nothing, it is the baseline"
+        return "is the baseline: no isolation"
     if row.equal is False:
         return "computed something else"
     if row.contained is False:
         return f"does not contain faults: when one worker died, {row.survived} other clients finished"
     if row.n < LEAST_ROUNDS:
-        return f"was measured in {numbers.count(row.n, 'round')} only"
+        return f"only {numbers.count(row.n, 'round')} measured"
     return None
 
 
 def _notes(
     table: Sequence[Row], reasons: Mapping[str, str | None], missing: Mapping[str, str]
 ) -> tuple[str, ...]:
-    notes = [f"Not considered: {name} {reason}." for name, reason in reasons.items() if reason]
-    notes += [f"Not measured: {name} ({reason})." for name, reason in missing.items()]
+    notes = [f"Not considered: {names} {reason}." for reason, names in _by_reason(reasons)]
+    notes += [f"Not measured: {names} ({reason})." for reason, names in _by_reason(missing)]
     able = [row for row in table if reasons[row.strategy] is None]
     if able and all(row.device_peak is None for row in able):
         notes.append("Device memory: not measured.")
@@ -175,6 +175,15 @@ def _notes(
     if able and any(row.contained is None for row in able):
         notes.append("Whether faults are contained: not measured everywhere.")
     return tuple(notes)
+
+
+def _by_reason(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Return each reason once, and to whom it applies."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason:
+            found.setdefault(reason, []).append(name)
+    return [(reason, ", ".join(names)) for reason, names in found.items()]
 
 
 def _what(row: Row) -> str:

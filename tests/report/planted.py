@@ -87,3 +87,62 @@ def of_schema(path, schema=SCHEMA + 1):
     content[KEY]["schema"] = schema
     path.write_text(json.dumps(content))
     return path
+
+
+def whole(path):
+    """Write a file in which everything was measured, of five strategies and a peer."""
+    made = []
+    for name, median, peak, residual, host, beside in (
+        ("inline", 1.00, 520, 520, 640, 0.0),
+        ("standby", 1.04, 1000, 0, 1000, 0.006),
+        ("pool", 1.10, 1000, 0, 1050, 0.02),
+        ("process", 1.60, 1000, 0, 1020, 0.12),
+        ("loky", 1.02, 1000, 1000, 1010, 0.002),
+        ("tutorial", 15.0, 1000, 0, 1900, 3.0),
+    ):
+        parts = strategy(
+            name, median, compute=0.4, host=host, residual=residual, peak=peak, warm=beside + 0.001,
+            survived=0 if name == "inline" else 3, peer=name == "tutorial", noise=0.02,
+        )  # fmt: skip
+        extra = {part["group"]: part["extra_info"][KEY] for part in parts}
+        extra["round"]["phases"] = {
+            "start": beside * 0.2, "import": beside * 0.6, "transfer": 0.002 + beside * 0.1, "compute": 0.2,
+            "exit": beside * 0.1,
+        }  # fmt: skip
+        extra["footprint"]["memory"]["timeline"] = _timeline(median, peak * MIB, residual * MIB, host * MIB)
+        for workers in (1, 2, 4):
+            at_once = {"workload": "cnn", "clients": 10, "workers": workers, "variant": "workers"}
+            parts.append(
+                benchmark(
+                    "scaling", name, spread(2 * median / min(workers, 2)), f"cnn/w-{workers}", **at_once
+                )
+            )
+        parts.append(benchmark("start-up", name, spread(1.5 + beside), "cold", variant="cold"))
+        made.append(parts)
+    return write(path, *made, missing={"ray-warm": "ray is not installed"})
+
+
+def _timeline(median, peak, residual, host):
+    """Return three rounds, one after the other, of what a timeline would have seen."""
+    seconds = [index * median / 20 for index in range(66)]
+    busy = [1 <= index % 20 <= 17 and index < 60 for index in range(66)]
+    held = [peak if now else residual if index > 1 else 0 for index, now in enumerate(busy)]
+    marks = [
+        {
+            "seconds": number * median, "label": "round", "server_round": number, "host_bytes": host // 2,
+            "device_bytes": {"GPU": residual},
+        }
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    marks.append(marks[-1] | {"seconds": seconds[-1], "label": "shutdown", "device_bytes": {"GPU": 0}})
+    held[-1] = 0
+    return {
+        "began": 0.0,
+        "host": {
+            "peak_bytes": host,
+            "seconds": seconds,
+            "bytes": [host if now else host // 2 for now in busy],
+        },
+        "devices": {"GPU": {"name": "EMULATED", "peak_bytes": peak, "seconds": seconds, "bytes": held}},
+        "marks": marks,
+    }
