@@ -25,7 +25,7 @@ GAP = 0.1  # seconds between two tasks, as between two messages of a server
 SETTLE = 0.3  # seconds after a round, before what is left is measured
 LOOK = 0.2  # seconds between two looks at the host's memory, in the pass that is for memory
 EMULATED = "emulated:24GiB"
-ALONE = 5  # clients that are run alone to tell their phases
+ALONE = 3  # clients that are run alone to tell their phases
 
 
 def open_session(part: Part) -> Session:

@@ -118,6 +118,7 @@ class _Sizes:
     own_clients: int
     rounds: int
     footprint: tuple[str, ...]
+    memory: int
     cold: int
     warm: int
     burst: int
@@ -130,17 +131,17 @@ class _Sizes:
 _SIZES = {
     "smoke": _Sizes(
         clients={"cnn": 0, "cnn-short": 2, "resnet18": 2, "numpy": 2}, own_clients=2, rounds=1,
-        footprint=("cnn-short", "numpy"), cold=1, warm=1, burst=1, transport=1, scaling_by="numpy",
+        footprint=("cnn-short", "numpy"), memory=1, cold=1, warm=1, burst=1, transport=1, scaling_by="numpy",
         workers=(1, 2), more_clients=(10,),
     ),
     "quick": _Sizes(
         clients={"cnn": 4, "cnn-short": 0, "resnet18": 0, "numpy": 10}, own_clients=4, rounds=5,
-        footprint=("cnn",), cold=1, warm=10, burst=3, transport=3, scaling_by="numpy",
+        footprint=("cnn",), memory=2, cold=1, warm=10, burst=3, transport=3, scaling_by="numpy",
         workers=(1, 2), more_clients=(),
     ),
     "full": _Sizes(
         clients={"cnn": 10, "cnn-short": 10, "resnet18": 10, "numpy": 10}, own_clients=10, rounds=9,
-        footprint=("cnn", "resnet18"), cold=5, warm=40, burst=9, transport=9, scaling_by="cnn-short",
+        footprint=("cnn", "resnet18", "numpy"), memory=3, cold=5, warm=40, burst=9, transport=9, scaling_by="cnn-short",
         workers=(1, 2, 4), more_clients=(10, 100, 1000),
     ),
 }  # fmt: skip
@@ -156,11 +157,11 @@ def _rounds(
             continue
         common: dict[str, Any] = {"workload": name, "clients": clients, "workers": WORKERS, "own": own}
         for one in able:
-            rounds, warmup = (min(3, sizes.rounds), 0) if one.slow else (sizes.rounds, 1)
-            yield Part(group="round", strategy=one.name, rounds=rounds, warmup_rounds=warmup, **common)
+            rounds = min(3, sizes.rounds) if one.slow else sizes.rounds  # warmed up by the clients alone
+            yield Part(group="round", strategy=one.name, rounds=rounds, **common)
         for one in able:
             if own or name in sizes.footprint:
-                yield Part(group="footprint", strategy=one.name, rounds=3, **common)
+                yield Part(group="footprint", strategy=one.name, rounds=sizes.memory, **common)
 
 
 def _starts(sizes: _Sizes, able: Sequence[Contestant], name: str, own: OwnTask | None) -> Iterator[Part]:

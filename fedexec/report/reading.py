@@ -12,6 +12,9 @@ from fedexec.report.schema import KEY, Course, Record
 __all__ = ["Measurement", "Run", "UnreadableError", "read"]
 
 
+BUSY = 2.5  # load by core; the benchmarks themselves make 1 or 2
+
+
 class UnreadableError(FedexecError, ValueError):
     """A file that is not one of fedexec's benchmarks; the message names it and says why."""
 
@@ -71,6 +74,16 @@ class Run:
     def machines(self) -> list[str]:
         """The machines that the measurements come from, which should be one."""
         return sorted({f"{one.record.cpu} ({one.record.machine})" for one in self.measurements})
+
+    @property
+    def busy(self) -> str | None:
+        """Say that the machine had other work than this, which makes its seconds worthless."""
+        cores = (self.machine.get("cpu") or {}).get("count")
+        most = max((one.record.load[0] for one in self.measurements if one.record.load), default=0.0)
+        if not cores or most <= BUSY * cores:
+            return None
+        told = f"The machine was not quiet: load {most:.0f} on {cores} cores."
+        return f"{told} Measure again before you believe this."
 
     def problems(self) -> list[str]:
         """Say what keeps this from being the whole truth."""

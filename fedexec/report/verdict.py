@@ -62,7 +62,9 @@ class Verdict:
         return asdict(self)
 
 
-def decide(table: Sequence[Row], missing: Mapping[str, str] | None = None) -> Verdict:
+def decide(
+    table: Sequence[Row], missing: Mapping[str, str] | None = None, remark: str | None = None
+) -> Verdict:
     """Judge one workload.
 
     Parameters
@@ -70,10 +72,12 @@ def decide(table: Sequence[Row], missing: Mapping[str, str] | None = None) -> Ve
     table : sequence of Row
     missing : mapping of str to str, optional
         Strategies that could not be measured here, and why.
+    remark : str, optional
+        What is to be known before anything else.
     """
     reasons = {row.strategy: _out(row) for row in table}
     able = sorted((row for row in table if reasons[row.strategy] is None), key=_seconds)
-    notes = _notes(table, reasons, missing or {})
+    notes = ((remark,) if remark else ()) + _notes(table, reasons, missing or {})
     if not able:
         return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
     safe = [row for row in able if row.gives_back]

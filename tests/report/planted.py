@@ -70,7 +70,7 @@ def write(path, *strategies, failed=None, missing=None, planned=None, **content)
         mode="quick", planned=[*names, *(failed or {})], failed=failed or {}, missing=missing or {}
     )
     whole = {
-        "machine_info": {"node": "here", "cpu": {"brand_raw": "A CPU"}},
+        "machine_info": {"cpu": {"brand_raw": "A CPU", "count": 2}},
         "commit_info": {"id": "0123456789abcdef"},
         "datetime": "2026-01-02T03:04:05",
         "version": "5.1.0",

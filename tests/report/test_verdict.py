@@ -119,6 +119,11 @@ def test_what_was_not_measured_is_said(file):
     assert "Device memory: not measured." in notes
 
 
+def test_a_machine_that_was_busy_is_the_first_thing_said(file):
+    notes = judged(file, strategy("standby", 2.1, load=[9.0, 1.0, 1.0])).notes
+    assert notes[0] == "The machine was not quiet: load 9 on 2 cores. Measure again before you believe this."
+
+
 def test_nothing_to_recommend(file):
     verdict = judged(file)
     assert (verdict.use, verdict.text) == (None, "No verdict: nothing was measured that could be used.")
