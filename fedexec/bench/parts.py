@@ -141,8 +141,8 @@ _SIZES = {
     ),
     "full": _Sizes(
         clients={"cnn": 10, "cnn-short": 10, "resnet18": 10, "numpy": 10}, own_clients=10, rounds=9,
-        footprint=("cnn", "resnet18", "numpy"), memory=3, cold=5, warm=40, burst=9, transport=9, scaling_by="cnn-short",
-        workers=(1, 2, 4), more_clients=(10, 100, 1000),
+        footprint=("cnn", "resnet18", "numpy"), memory=3, cold=5, warm=40, burst=9, transport=9,
+        scaling_by="cnn-short", workers=(1, 2, 4), more_clients=(10, 100, 1000),
     ),
 }  # fmt: skip
 

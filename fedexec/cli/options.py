@@ -176,7 +176,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--quick", dest="mode", action="store_const", const="quick", default="quick",
-        help="every backend, in three minutes on two cores (default)",
+        help="every backend, in a few minutes (default)",
     )  # fmt: skip
     mode.add_argument(
         "--full", dest="mode", action="store_const", const="full",

@@ -23,7 +23,7 @@ from fedexec.report.table import Row
 
 __all__ = ["Verdict", "decide"]
 
-MARGIN = 0.05  # what does not matter to a user, and what another run of the same machine may differ by
+MARGIN = 0.05  # what no user notices
 MEMORY_MARGIN = 0.10
 LEAST_ROUNDS = 3
 
