@@ -141,7 +141,7 @@ def _legend() -> str:
     for phase in PHASES:
         drawn.append(tag("rect", x=at, y=4, width=11, height=11, class_=f"phase {phase}"))
         drawn.append(text(at + 15, 14, phase, "tick"))
-        at += 22 + 7.2 * len(phase)
+        at += 20 + 7.6 * len(phase)
     return "".join(drawn)
 
 

@@ -183,9 +183,10 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_it_prints(browser, file):
+def test_it_prints_light(browser, file):
     browser.look_like(*SIZES["desktop"], dark=True, media="print")
     browser.open(file.as_uri())
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 249)", "light"
     assert browser.pdf().startswith(b"%PDF")
 
 
