@@ -56,8 +56,10 @@ class Page:
     def centre(self, selector):
         """Scroll something into view and return where its middle is."""
         return self.run(
-            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
-            "one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect();"
+            f"(async () => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'center'});"
+            "for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);"  # it has heard of it
+            "const box = one.getBoundingClientRect();"
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
 
