@@ -30,18 +30,21 @@ class Promise:
 PROMISES = (
     Promise(
         "no-op: the tutorial / standby",
-        "test_start_up[tutorial/warm]",
-        "test_start_up[standby/warm]",
+        "test_start_up[tutorial/cnn/warm]",
+        "test_start_up[standby/cnn/warm]",
         least=500,
     ),
     Promise(
         "no-op: PPE forkserver / standby",
-        "test_start_up[ppe-forkserver/warm]",
-        "test_start_up[standby/warm]",
+        "test_start_up[ppe-forkserver/cnn/warm]",
+        "test_start_up[standby/cnn/warm]",
         least=6,
     ),
     Promise(
-        "no-op: standby / warm loky", "test_start_up[standby/warm]", "test_start_up[plain-loky/warm]", most=5
+        "no-op: standby / warm loky",
+        "test_start_up[standby/cnn/warm]",
+        "test_start_up[plain-loky/cnn/warm]",
+        most=5,
     ),
     Promise("back to back: bare fork / standby", "test_overhead[fork]", "test_overhead[standby]", least=1.5),
     Promise(

@@ -50,7 +50,7 @@ class Part:
     @property
     def name(self) -> str:
         """The benchmark's name in the file."""
-        rest = [self.workload] if self.computes else []
+        rest = [self.workload] if self.computes or self.group == "start-up" else []
         if self.group == "scaling":
             rest.append(f"{self.variant}-{getattr(self, self.variant or '')}")
         elif self.variant:
@@ -97,7 +97,7 @@ def plan(mode: str, own: OwnTask | None = None, only: Sequence[str] = ()) -> lis
     light = names[0] if own or mode == "full" else "numpy"  # what workers are prepared for to do nothing
     parts = [
         *_rounds(sizes, able, names, own),
-        *_starts(sizes, able, light if mode == "smoke" else names[0], own),
+        *(part for name in _prepared(mode, names) for part in _starts(sizes, able, name, own)),
         *_faults(able, light, own),
     ]
     if own is None:
@@ -108,6 +108,11 @@ def plan(mode: str, own: OwnTask | None = None, only: Sequence[str] = ()) -> lis
     heavy = [part for part in parts if part.computes and part.workload in SMOKE_ONLY]
     parts = [part for part in parts if part not in heavy or part.strategy in SMOKE_ONLY[part.workload]]
     return [replace(part, rounds=1, warmup_rounds=0) for part in parts]
+
+
+def _prepared(mode: str, names: Sequence[str]) -> list[str]:
+    """Return the jobs whose preparation is timed: one that imports torch, and one that does not."""
+    return ["numpy"] if mode == "smoke" and "numpy" in names else list(dict.fromkeys((names[0], names[-1])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +141,7 @@ _SIZES = {
     ),
     "quick": _Sizes(
         clients={"cnn": 4, "cnn-short": 0, "resnet18": 0, "numpy": 10}, own_clients=4, rounds=5,
-        footprint=("cnn",), memory=2, cold=1, warm=10, burst=3, transport=3, scaling_by="numpy",
+        footprint=("cnn",), memory=2, cold=1, warm=7, burst=3, transport=3, scaling_by="numpy",
         workers=(1, 2), more_clients=(),
     ),
     "full": _Sizes(

@@ -86,6 +86,7 @@ class Session:
             peer=self.contestant.peer,
             variant=part.variant,
             workload=part.workload if part.computes else None,
+            prepared=",".join(self.job.preload),
             clients=part.clients,
             workers=part.workers,
             versions=machine.versions(),

@@ -52,6 +52,8 @@ class Record:
         What tells benchmarks of one group and strategy apart, such as "cold".
     workload : str or None
         What a client computes; None where it computes nothing.
+    prepared : str
+        What workers have imported before: start-up holds for jobs of the same preparation.
     clients, workers : int
         How many clients a round has, and how many of them run at once.
     compute_seconds : float or None
@@ -83,6 +85,7 @@ class Record:
     peer: bool = False
     variant: str | None = None
     workload: str | None = None
+    prepared: str = ""
     clients: int = 1
     workers: int = 1
     compute_seconds: float | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from fedexec.report import numbers
 from fedexec.report.numbers import NOT_MEASURED
 from fedexec.report.reading import Measurement, Run
-from fedexec.report.schema import FRESH, THREAD, parts_of
+from fedexec.report.schema import FRESH, THREAD, Record, parts_of
 
 __all__ = ["COLUMNS", "Column", "Row", "rows", "workloads"]
 
@@ -161,7 +161,7 @@ def _row(run: Run, one: Measurement, baseline: Measurement | None) -> Row:
     memory = (memory_of.record.memory if memory_of else None) or {}
     faults = _last(run.of("faults"), record.strategy)
     found = dict(faults.record.faults or {}) if faults else {}
-    cold, warm = (_start(run, record.strategy, variant) for variant in ("cold", "warm"))
+    cold, warm = (_start(run, record, variant) for variant in ("cold", "warm"))
     return Row(
         strategy=record.strategy,
         isolation=record.isolation,
@@ -199,9 +199,13 @@ def _contains(isolation: str, found: Mapping[str, Any]) -> bool | None:
     return bool(found["survived"] == found["others"] and found["usable"]) if found else None
 
 
-def _start(run: Run, strategy: str, variant: str) -> float | None:
-    found = [one for one in run.of("start-up") if one.record.variant == variant]
-    one = _last(found, strategy)
+def _start(run: Run, record: Record, variant: str) -> float | None:
+    found = [
+        one
+        for one in run.of("start-up")
+        if (one.record.variant, one.record.prepared) == (variant, record.prepared)
+    ]
+    one = _last(found, record.strategy)
     return one.median if one else None
 
 
