@@ -100,7 +100,7 @@ def plan(mode: str, own: OwnTask | None = None, only: Sequence[str] = ()) -> lis
         *(part for name in _prepared(mode, names) for part in _starts(sizes, able, name, own)),
         *_faults(able, light, own),
     ]
-    if own is None:
+    if own is None and mode != "quick":
         parts += _extras(mode, sizes, able, light)
     parts += _scaling(sizes, [one for one in able if not one.slow], names, own)
     if mode != "smoke":
@@ -141,7 +141,7 @@ _SIZES = {
     ),
     "quick": _Sizes(
         clients={"cnn": 4, "cnn-short": 0, "resnet18": 0, "numpy": 10}, own_clients=4, rounds=5,
-        footprint=("cnn",), memory=2, cold=1, warm=7, burst=3, transport=3, scaling_by="numpy",
+        footprint=("cnn",), memory=2, cold=1, warm=7, burst=0, transport=0, scaling_by="numpy",
         workers=(1, 2), more_clients=(),
     ),
     "full": _Sizes(

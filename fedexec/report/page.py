@@ -27,8 +27,8 @@ def page(summary: Summary) -> str:
         tag("h1", "Which isolation strategy?"),
         *(tag("p", html.escape(machine_line(run)), class_="soft") for run in summary.runs),
         _problems(summary.problems),
-        *(_section(section, class_of, len(summary.runs) > 1) for section in summary.sections),
         *(_comparison(one, class_of) for one in summary.comparisons),
+        *(_section(section, class_of, len(summary.runs) > 1) for section in summary.sections),
     ]
     main = tag("main", "".join(blocks)) + _footer(summary.runs)
     data = json.dumps(summary.as_dict()).replace("<", "\\u003c")

@@ -115,7 +115,18 @@ class Record:
         ValueError
             It is of another schema, or not what it should be; says what is wrong.
         """
-        return _read(cls, content, {"group": GROUPS, "isolation": ISOLATIONS})
+        made = _read(cls, content, {"group": GROUPS, "isolation": ISOLATIONS})
+        _has("phases", made.phases, *PHASES)
+        _has("faults", made.faults, "survived", "others", "usable")
+        _has("memory", made.memory, "host_peak_bytes", "device_peak_bytes", "device_residual_bytes")
+        _has("timeline", (made.memory or {}).get("timeline"), "host", "devices", "marks")
+        if not (
+            isinstance(made.clients, int)
+            and isinstance(made.workers, int)
+            and min(made.clients, made.workers) > 0
+        ):
+            raise ValueError(f"{made.clients!r} clients, {made.workers!r} workers")
+        return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +170,11 @@ def parts_of(name: str) -> tuple[str, str, list[str]]:
     group, _, parts = name.removesuffix("]").removeprefix("test_").partition("[")
     strategy, *rest = parts.split("/")
     return group.replace("_", "-"), strategy, rest
+
+
+def _has(what: str, found: Any, *keys: str) -> None:
+    if found is not None and not (isinstance(found, dict) and all(key in found for key in keys)):
+        raise ValueError(f"not whole: {what}")
 
 
 _T = TypeVar("_T", Record, Course)

@@ -15,12 +15,12 @@ def markdown(summary: Summary) -> str:
     blocks = ["# Which isolation strategy?"]
     if summary.problems:
         blocks.append("\n".join(f"- **{problem}**" for problem in summary.problems))
+    blocks += [_comparison(one) for one in summary.comparisons]
     for section in summary.sections:
         name = section.workload if len(summary.runs) == 1 else f"{section.workload} ({section.run.label})"
         blocks += [f"## {name}", f"**{section.verdict.text}**", f"{section.conditions}:", _rows(section)]
         if section.verdict.notes:
             blocks.append("\n".join(f"- {note}" for note in section.verdict.notes))
-    blocks += [_comparison(one) for one in summary.comparisons]
     blocks.append("\n".join(machine_line(run) for run in summary.runs))
     return "\n\n".join(blocks) + "\n"
 

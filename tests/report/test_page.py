@@ -212,6 +212,6 @@ def test_two_runs_are_compared_on_the_page(browser, tmp_path):
     made = tmp_path / "page.html"
     made.write_text(page(summarize([before, after])))
     browser.open(made.as_uri())
-    last = "section:last-of-type tbody tr"
-    rows = browser.run(f"[...document.querySelectorAll('{last}')].map(row => row.lastChild.textContent)")
+    first = "section:first-of-type tbody tr"
+    rows = browser.run(f"[...document.querySelectorAll('{first}')].map(row => row.lastChild.textContent)")
     assert rows == ["faster by 100 %", "no change inside the noise of 5 %"]

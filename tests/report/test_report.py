@@ -139,6 +139,24 @@ def test_another_schema_is_refused_and_beside_a_good_file_shown(good, tmp_path):
     assert "**not read: " in both.stdout and "schema 99" in both.stdout
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"memory": "much"}, "not whole: memory"),
+        ({"memory": {"host_peak_bytes": 1}}, "not whole: memory"),
+        ({"phases": {"compute": 1.0}}, "not whole: phases"),
+        ({"faults": {"survived": 3}}, "not whole: faults"),
+        ({"clients": None}, "None clients"),
+        ({"isolation": "a wish"}, "unknown isolation 'a wish'"),
+    ],
+)
+def test_a_record_that_is_not_whole_is_named(tmp_path, damage, says):
+    path = write(tmp_path / "damaged.json", [benchmark("round", "standby", [1.0] * 9, "cnn", **damage)])
+    done = report(path)
+    assert done.returncode == 1
+    assert "benchmark test_round[standby/cnn]: " in done.stderr and says in done.stderr
+
+
 def test_an_output_that_cannot_be_written_is_wrong_usage(good, tmp_path):
     done = report(good, "--html", tmp_path / "missing" / "page.html")
     assert done.returncode == 2
