@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test gpu lint types bench clean
+.PHONY: run test gpu lint types bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
@@ -17,12 +17,16 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python bench/figures.py --check
 
 types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python -m pytest bench $(ARGS)
+
+bench-smoke: .venv/installed
+	$(BIN)/python -m pytest bench --mode smoke -q $(ARGS)
 
 clean:
 	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

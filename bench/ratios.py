@@ -1,7 +1,8 @@
 """Run the benchmarks and read them as promises: ``python bench/ratios.py [FILE]``.
 
-Without a file (pytest-benchmark's JSON) the benchmarks are run first. Ratios are of medians from one run; the
-noise is half the distance between the quartiles, as a share of the median, of both sides added.
+Without a file (of `fedexec bench --full`, or pytest-benchmark's) what is needed is run first. Ratios are of
+medians from one run; the noise is half the distance between the quartiles, as a share of the median, of both
+sides added.
 """
 
 import json
@@ -11,6 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fedexec.bench.parts import missing
 
 
 @dataclass(frozen=True)
@@ -25,37 +28,59 @@ class Promise:
 
 
 PROMISES = (
-    Promise("no-op: the tutorial / standby", "test_latency[tutorial]", "test_latency[standby]", least=500),
     Promise(
-        "no-op: PPE forkserver / standby", "test_latency[ppe-forkserver]", "test_latency[standby]", least=6
-    ),
-    Promise("no-op: standby / warm loky", "test_latency[standby]", "test_latency[plain-loky]", most=5),
-    Promise(
-        "back to back: bare fork / standby", "test_throughput[fork]", "test_throughput[standby]", least=1.5
+        "no-op: the tutorial / standby",
+        "test_start_up[tutorial/cnn/warm]",
+        "test_start_up[standby/cnn/warm]",
+        least=500,
     ),
     Promise(
-        "100 MB: Ray warm / standby", "test_there_and_back[ray-warm]", "test_there_and_back[standby]", least=3
+        "no-op: PPE forkserver / standby",
+        "test_start_up[ppe-forkserver/cnn/warm]",
+        "test_start_up[standby/cnn/warm]",
+        least=6,
+    ),
+    Promise(
+        "no-op: standby / warm loky",
+        "test_start_up[standby/cnn/warm]",
+        "test_start_up[plain-loky/cnn/warm]",
+        most=5,
+    ),
+    Promise("back to back: bare fork / standby", "test_overhead[fork]", "test_overhead[standby]", least=1.5),
+    Promise(
+        "100 MB: Ray warm / standby",
+        "test_transport[ray-warm/there-and-back]",
+        "test_transport[standby/there-and-back]",
+        least=3,
     ),
     Promise(
         "100 MB: PPE forkserver / standby",
-        "test_there_and_back[ppe-forkserver]",
-        "test_there_and_back[standby]",
+        "test_transport[ppe-forkserver/there-and-back]",
+        "test_transport[standby/there-and-back]",
         least=10,
     ),
-    Promise("100 MB: standby / bare copy", "test_there_and_back[standby]", "test_bare_copy", most=2.5),
+    Promise(
+        "100 MB: standby / bare copy",
+        "test_transport[standby/there-and-back]",
+        "test_transport[copy/there-and-back]",
+        most=2.5,
+    ),
     Promise(
         "100 MB to 8 clients / to 1",
-        "test_clients_that_read[standby-8]",
-        "test_clients_that_read[standby-1]",
+        "test_transport[standby/8-readers]",
+        "test_transport[standby/1-readers]",
         most=4,
     ),
     Promise(
-        "ten fits: the tutorial / standby", "test_short_fits[tutorial]", "test_short_fits[standby]", least=15
+        "ten fits: the tutorial / standby",
+        "test_round[tutorial/cnn-short]",
+        "test_round[standby/cnn-short]",
+        least=15,
     ),
     Promise(
         "half-second fits: standby / warm loky",
-        "test_half_second_fits[standby]",
-        "test_half_second_fits[plain-loky]",
+        "test_round[standby/cnn]",
+        "test_round[plain-loky/cnn]",
         most=1.1,
     ),
 )
@@ -68,22 +93,21 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "run.json"
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    str(Path(__file__).parent),
-                    "-q",
-                    f"--benchmark-json={file}",
-                ],
-                check=True,
-            )
+            _measure(file)
             content = json.loads(file.read_text())
     stats = {benchmark["name"]: benchmark["stats"] for benchmark in content["benchmarks"]}
     print(f"{'promise':<40} {'ratio':>8} {'noise':>7}  {'asked':>8}  kept")
     for promise in PROMISES:
         print(_line(promise, stats))
+
+
+def _measure(file: Path) -> None:
+    here = Path(__file__).parent
+    names = dict.fromkeys(name for one in PROMISES for name in (one.numerator, one.denominator))
+    absent = [f"[{name}/" for name in missing("full")] + [f"[{name}]" for name in missing("full")]
+    able = [name for name in names if not any(part in name for part in absent)]
+    tests = [f"{here / 'test_bench.py'}::{name}" for name in able]
+    subprocess.run([sys.executable, "-m", "pytest", *tests, "-q", f"--benchmark-json={file}"], check=True)
 
 
 def _line(promise: Promise, stats: dict[str, Any]) -> str:

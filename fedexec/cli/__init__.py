@@ -1,4 +1,4 @@
-"""The command ``fedexec``. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl+C, 143 SIGTERM."""
+"""The command ``fedexec``. 0 done, 1 failed, 2 wrong usage, 3 not whole, 130 Ctrl+C, 143 SIGTERM."""
 
 import argparse
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedexec import __version__
-from fedexec.cli import backends, doctor, options, probe
+from fedexec.cli import backends, doctor, options, probe, report
 from fedexec.errors import FedexecError, SettingsError
 
 __all__ = ["main"]
@@ -94,12 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     options.add_output(simulation)
     simulation.set_defaults(command=_simulate)
 
+    benching = commands.add_parser("bench", help="measure every backend here, with our jobs or yours")
+    options.add_bench(benching)
+    benching.set_defaults(command=_bench)
+
+    reporting = commands.add_parser("report", help="read benchmarks, and say which backend to use")
+    options.add_report(reporting)
+    reporting.set_defaults(command=report.command)
+
     listing = commands.add_parser(
         "backends", help="list the backends, their promises, and how to install them"
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=backends.command)
     return parser
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from fedexec.cli import bench
+
+    return bench.command(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:

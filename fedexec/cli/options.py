@@ -15,6 +15,7 @@ __all__ = [
     "ADDRESS",
     "STDOUT",
     "UsageError",
+    "add_bench",
     "add_client",
     "add_data",
     "add_executor",
@@ -22,6 +23,7 @@ __all__ = [
     "add_hosting",
     "add_output",
     "add_probe",
+    "add_report",
     "add_simulation",
     "data_spec",
     "executor_flags",
@@ -187,6 +189,43 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         help="measure the GPU instead, and print the FEDEXEC_DEVICE that emulates it elsewhere",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and where it is kept."""
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--quick", dest="mode", action="store_const", const="quick", default="quick",
+        help="every backend, in a few minutes (default)",
+    )  # fmt: skip
+    mode.add_argument(
+        "--full", dest="mode", action="store_const", const="full",
+        help="more jobs and rounds, and what else is installed: Ray, loky, ProcessPoolExecutor, the tutorial",
+    )  # fmt: skip
+    mode.add_argument(
+        "--smoke", dest="mode", action="store_const", const="smoke", help="one small round each: does it run?"
+    )
+    parser.add_argument("--task", metavar="MODULE:FUNCTION", help="measure this client instead of our jobs")
+    parser.add_argument(
+        "--arguments", metavar="MODULE:FACTORY",
+        help="called with a client's number, returns the tuple of its arguments (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--only", metavar="NAMES", help="only these backends and peers, with commas")
+    parser.add_argument(
+        "--json", metavar="FILE", default="fedexec-bench.json",
+        help="pytest-benchmark's JSON; if it is there, the run goes on (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """What is read, and what is written."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="JSON of `fedexec bench` or `pytest bench`; each after the first is compared with it",
+    )  # fmt: skip
+    parser.add_argument("--html", metavar="OUT", help="write one page that needs nothing else; - is stdout")
+    parser.add_argument("--markdown", metavar="OUT", help="write Markdown (default: to the terminal)")
+    parser.add_argument("--json", metavar="OUT", help="write the table and the verdict as JSON")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import importlib
 import importlib.util
 import json
 import math
@@ -11,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from fedexec.bench.workloads import TaskError, find
 from fedexec.cli import options
 from fedexec.cli.ending import Ending
 from fedexec.errors import DeviceError, FedexecError
@@ -73,21 +72,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _own_task(name: str) -> _Task:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise options.UsageError(f"--task {name}: write it like package.module:function")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
-        fn: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
-    except (ImportError, AttributeError) as exc:
-        raise options.UsageError(f"--task {name}: {_one_line(exc)}") from exc
-    except (Exception, SystemExit) as exc:  # a script that runs when it is imported
-        raise options.UsageError(
-            f"--task {name}: importing it failed: {type(exc).__name__}: {_one_line(exc)}"
-        ) from exc
-    if not callable(fn):
-        raise options.UsageError(f"--task {name}: that is a {type(fn).__name__}, not a function")
-    return _Task(name, fn, (module_name,))
+        fn = find("--task", name)
+    except TaskError as exc:
+        raise options.UsageError(str(exc)) from exc
+    return _Task(name, fn, (name.partition(":")[0],))
 
 
 def _built_in(arguments: argparse.Namespace) -> _Task:

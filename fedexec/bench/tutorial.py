@@ -2,6 +2,8 @@
 
 import multiprocessing as mp
 from collections import OrderedDict  # noqa: F401
+from collections.abc import Callable
+from typing import Any
 
 import torch  # noqa: F401
 import torch.nn as nn  # noqa: F401
@@ -12,11 +14,11 @@ from torch.utils.data import DataLoader  # noqa: F401
 from torchvision.datasets import CIFAR10  # noqa: F401
 
 
-def _in_child(fn, args, return_dict):
+def _in_child(fn: Callable[..., Any], args: tuple[Any, ...], return_dict: Any) -> None:
     return_dict["result"] = fn(*args)
 
 
-def call(fn, *args):
+def call(fn: Callable[..., Any], *args: Any) -> Any:
     """Run one function as the tutorial's ``fit`` does: a Manager and a spawned process for each call."""
     context = mp.get_context("spawn")
     manager = context.Manager()

@@ -1,0 +1,47 @@
+"""How `python -m pytest bench` becomes a file that `fedexec report` reads."""
+
+import pytest
+
+from fedexec.bench.parts import MODES, Part, missing, plan
+from fedexec.report.schema import KEY, Course, parts_of
+
+MODE = pytest.StashKey[str]()
+FAILED = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--mode", choices=MODES, default="full", help="how much of it (default: %(default)s)")
+
+
+def pytest_configure(config):
+    config.stash[FAILED] = {}
+
+
+def pytest_generate_tests(metafunc):
+    if "part" not in metafunc.fixturenames:
+        return
+    group, _, _ = parts_of(f"{metafunc.function.__name__}[]")
+    parts = [part for part in plan(metafunc.config.getoption("mode")) if part.group == group]
+    metafunc.parametrize("part", parts, ids=_name)
+
+
+def _name(part: Part) -> str:
+    return part.name.partition("[")[2].removesuffix("]")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and call.excinfo is not None:
+        item.config.stash[FAILED][item.name] = f"{call.excinfo.typename}: {call.excinfo.value}".splitlines()[
+            0
+        ]
+    return report
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    mode = config.getoption("mode")
+    names = [part.name for part in plan(mode)]
+    course = Course(mode=mode, planned=names, failed=config.stash[FAILED], missing=missing(mode))
+    output_json[KEY] = course.as_dict()
+    output_json["machine_info"].pop("node", None)  # a file that is shared need not tell the host's name

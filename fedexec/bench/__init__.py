@@ -1,0 +1,1 @@
+"""What the benchmarks measure, for `fedexec bench` and for pytest."""

@@ -1,0 +1,78 @@
+"""The process that one part is measured in: ``python -m fedexec.bench.child``. See running.py.
+
+What a part leaves behind in its process, or breaks, no other part sees.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from fedexec.bench.groups import open_session
+from fedexec.bench.parts import Part
+from fedexec.bench.stats import statistics_of
+from fedexec.report.schema import KEY
+
+__all__ = ["benchmark_of", "main"]
+
+
+def main() -> None:
+    """Read a part, a line of JSON, from stdin; write the benchmark to where stdout was."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not the answer
+    part = Part.from_dict(json.loads(_line()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        content: dict[str, Any] = benchmark_of(part)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as exc:
+        content = {"error": f"{type(exc).__name__}: {exc}".strip().splitlines()[0]}
+    json.dump(content, answer)
+    answer.close()
+
+
+def benchmark_of(part: Part) -> dict[str, Any]:
+    """Measure a part and return it as pytest-benchmark writes a benchmark."""
+    seconds = []
+    with open_session(part) as session:
+        for number in range(part.warmup_rounds + part.rounds):
+            session.setup()
+            began = time.perf_counter()
+            session.call()
+            if number >= part.warmup_rounds:
+                seconds.append(time.perf_counter() - began)
+    return {
+        "group": part.group,
+        "name": part.name,
+        "fullname": f"bench/test_bench.py::{part.name}",
+        "params": None,
+        "param": part.name.partition("[")[2].rstrip("]"),
+        "extra_info": {KEY: session.record().as_dict()},
+        "options": {"warmup": part.warmup_rounds > 0},
+        "stats": statistics_of(seconds),
+    }
+
+
+def _line() -> bytes:
+    """Read a line without reading ahead."""
+    read = b""
+    while not read.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit("no part was given")
+        read += byte
+    return read
+
+
+def _end_with_parent() -> None:
+    """End in order when who asked is gone, or wants it."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""``fedexec bench``: measure every backend on this machine, with our jobs or a function of the user's.
+
+Exit codes: 0 all was measured; 3 something failed, and is named in the file; 2 wrong usage, also a file of
+another run; 130 Ctrl+C and 143 SIGTERM: what was finished is kept, and the same command goes on.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from fedexec.bench.document import Document, OtherRunError
+from fedexec.bench.parts import missing, plan
+from fedexec.bench.peers import contestants
+from fedexec.bench.running import run_all
+from fedexec.bench.workloads import OwnTask, TaskError, workload
+from fedexec.cli import options
+from fedexec.cli.report import INCOMPLETE
+from fedexec.report import summarize
+
+__all__ = ["command"]
+
+
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Measure, and say what the file says."""
+    if arguments.arguments and not arguments.task:
+        raise options.UsageError("--arguments makes the arguments of --task: name that too")
+    path = options.writable("--json", arguments.json)
+    if path in (None, options.STDOUT):
+        raise options.UsageError("--json names a file, in which a run that was interrupted goes on")
+    assert path is not None
+    own = OwnTask(arguments.task, arguments.arguments) if arguments.task else None
+    if own is not None:
+        _check(own)
+    only = _only(arguments.only)
+    parts = plan(arguments.mode, own, only)
+    document = Document(path, arguments.mode, parts, missing(arguments.mode, only))
+    try:
+        found = document.go_on()
+    except OtherRunError as exc:
+        raise options.UsageError(str(exc)) from exc
+    if found:
+        print(f"{path} holds {found} of {len(parts)} benchmarks: going on", file=sys.stderr)
+    ended = _measure(lambda: run_all(document, parts, sys.stderr))
+    if ended:
+        print(f"\nfedexec: ended; what is done is in {path}: the same command goes on", file=sys.stderr)
+        return ended
+    for section in summarize([path]).sections:
+        print(f"{section.workload}: {section.verdict.text}")
+    print(f"Wrote {path}. The table, the plots: fedexec report {path} --html report.html")
+    return INCOMPLETE if document.failed else 0
+
+
+def _only(names: str | None) -> list[str]:
+    """Read the names of who is to take part."""
+    only = [name.strip() for name in names.split(",")] if names else []
+    known = contestants()
+    for name in only:
+        if name not in known or known[name].missing:
+            why = known[name].missing if name in known else f"there are {', '.join(known)}"
+            raise options.UsageError(f"--only {name}: {why}")
+    return only
+
+
+def _check(own: OwnTask) -> None:
+    """Call the factory once, before anything is measured."""
+    try:
+        workload(own.task, own).arguments(lambda fn: None, 1)
+    except TaskError as exc:
+        raise options.UsageError(str(exc)) from exc
+    except Exception as exc:
+        raise options.UsageError(f"--arguments {own.arguments}: {type(exc).__name__}: {exc}") from exc
+
+
+def _measure(work: Callable[[], object]) -> int:
+    """Return 0, or the exit code of the signal that ended it."""
+
+    def terminate(number: int, frame: FrameType | None) -> Any:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0

@@ -1,0 +1,145 @@
+"""Files of benchmarks: read and checked, so that whatever is wrong with one has a name."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedexec.errors import FedexecError
+from fedexec.report.schema import KEY, Course, Record
+
+__all__ = ["Measurement", "Run", "UnreadableError", "read"]
+
+
+BUSY = 2.5  # load by core; the benchmarks themselves make 1 or 2
+
+
+class UnreadableError(FedexecError, ValueError):
+    """A file that is not one of fedexec's benchmarks; the message names it and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One benchmark: its record and its seconds.
+
+    Attributes
+    ----------
+    seconds : tuple of float
+        Of each round, in the order they were measured.
+    """
+
+    name: str
+    record: Record
+    seconds: tuple[float, ...]
+    median: float
+    iqr: float
+
+    @property
+    def noise(self) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        return self.iqr / 2 / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One file.
+
+    Attributes
+    ----------
+    label : str
+        The file's name.
+    machine : dict
+        pytest-benchmark's ``machine_info``.
+    course : Course or None
+        None where the file does not tell.
+    """
+
+    label: str
+    when: str
+    commit: str | None
+    machine: dict[str, Any]
+    course: Course | None
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What was planned and was neither measured nor failed: the run was interrupted."""
+        if self.course is None:
+            return []
+        done = {one.name for one in self.measurements} | set(self.course.failed)
+        return [name for name in self.course.planned if name not in done]
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines that the measurements come from, which should be one."""
+        return sorted({f"{one.record.cpu} ({one.record.machine})" for one in self.measurements})
+
+    @property
+    def busy(self) -> str | None:
+        """Say that the machine had other work than this, which makes its seconds worthless."""
+        cores = (self.machine.get("cpu") or {}).get("count")
+        most = max((one.record.load[0] for one in self.measurements if one.record.load), default=0.0)
+        if not cores or most <= BUSY * cores:
+            return None
+        told = f"The machine was not quiet: load {most:.0f} on {cores} cores."
+        return f"{told} Measure again before you believe this."
+
+    def problems(self) -> list[str]:
+        """Say what keeps this from being the whole truth."""
+        found = []
+        if left := self.unfinished:
+            found.append(
+                f"{self.label}: the run was interrupted: {len(left)} of "
+                f"{len(self.course.planned if self.course else [])} benchmarks are missing"
+            )
+        for name, error in (self.course.failed if self.course else {}).items():
+            found.append(f"{self.label}: {name} failed: {error}")
+        if len(self.machines) > 1:
+            found.append(f"{self.label}: measured on different machines: {'; '.join(self.machines)}")
+        return found
+
+    def of(self, group: str, workload: str | None = None) -> Iterable[Measurement]:
+        """Return the measurements of a group, of one workload or of them all."""
+        return [
+            one
+            for one in self.measurements
+            if one.record.group == group and (workload is None or one.record.workload == workload)
+        ]
+
+
+def read(path: Path) -> Run:
+    """Read one file.
+
+    Raises
+    ------
+    UnreadableError
+        It is of another tool, of another schema version, or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise UnreadableError(f"{path}: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        raise UnreadableError(f"{path}: that is no JSON: {exc}") from exc
+    if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
+        raise UnreadableError(f"{path}: that was not written by `fedexec bench` or by pytest-benchmark")
+    try:
+        course = Course.from_dict(content[KEY]) if KEY in content else None
+        measured = tuple(_measurement(one) for one in content["benchmarks"])
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UnreadableError(f"{path}: {exc}; was it written by `fedexec bench`?") from exc
+    commit = (content.get("commit_info") or {}).get("id")
+    return Run(
+        path.name, content.get("datetime", ""), commit, content.get("machine_info") or {}, course, measured
+    )
+
+
+def _measurement(benchmark: dict[str, Any]) -> Measurement:
+    name, stats = str(benchmark["name"]), benchmark["stats"]
+    try:
+        record = Record.from_dict(benchmark["extra_info"].get(KEY))
+    except ValueError as exc:
+        raise ValueError(f"benchmark {name}: {exc}") from exc
+    seconds = tuple(float(second) for second in stats.get("data") or ())
+    return Measurement(name, record, seconds, float(stats["median"]), float(stats["iqr"]))

@@ -1,0 +1,122 @@
+"""Everything a report says, gathered once: text, page and JSON show the same figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedexec.report.comparison import Change, compare
+from fedexec.report.reading import Run, UnreadableError, read
+from fedexec.report.schema import SCHEMA
+from fedexec.report.table import Row, rows, workloads
+from fedexec.report.verdict import Verdict, decide
+
+__all__ = ["Comparison", "Section", "Summary", "summarize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One run and one workload."""
+
+    run: Run
+    workload: str
+    table: list[Row]
+    verdict: Verdict
+
+    @property
+    def conditions(self) -> str:
+        """What the figures hold for."""
+        row = next((row for row in self.table if row.failed is None), self.table[0])
+        return f"{row.clients} clients a round, {row.workers} at once"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One run after another."""
+
+    first: Run
+    second: Run
+    changes: list[Change]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A report.
+
+    Attributes
+    ----------
+    problems : list of str
+        What keeps it from being whole: files not read, runs interrupted, backends that failed.
+    """
+
+    runs: list[Run]
+    sections: list[Section]
+    comparisons: list[Comparison]
+    problems: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON knows it."""
+        return {
+            "schema": SCHEMA,
+            "problems": self.problems,
+            "runs": [
+                {
+                    "file": run.label,
+                    "datetime": run.when,
+                    "commit": run.commit,
+                    "machines": run.machines,
+                    "mode": run.course.mode if run.course else None,
+                }
+                for run in self.runs
+            ],
+            "workloads": [
+                {
+                    "file": section.run.label,
+                    "workload": section.workload,
+                    "rows": [row.as_dict() for row in section.table],
+                    "verdict": section.verdict.as_dict(),
+                }
+                for section in self.sections
+            ],
+            "comparisons": [
+                {
+                    "first": one.first.label,
+                    "second": one.second.label,
+                    "changes": [change.as_dict() for change in one.changes],
+                    "notes": one.notes,
+                }
+                for one in self.comparisons
+            ],
+        }
+
+
+def summarize(paths: Sequence[Path]) -> Summary:
+    """Read the files, judge each, and compare each with the first.
+
+    Raises
+    ------
+    UnreadableError
+        Not one of them could be read.
+    """
+    runs, problems = [], []
+    for path in paths:
+        try:
+            runs.append(read(path))
+        except UnreadableError as exc:
+            problems.append(f"not read: {exc}")
+            if len(paths) == 1:
+                raise
+    if not runs:
+        raise UnreadableError("; ".join(problems))
+    problems += [problem for run in runs for problem in run.problems()]
+    sections = [_section(run, workload) for run in runs for workload in workloads(run)]
+    if not sections:
+        problems.append("no round was measured: there is nothing to judge")
+    comparisons = [Comparison(runs[0], run, *compare(runs[0], run)) for run in runs[1:]]
+    return Summary(runs, sections, comparisons, problems)
+
+
+def _section(run: Run, workload: str) -> Section:
+    table = rows(run, workload)
+    return Section(run, workload, table, decide(table, run.course.missing if run.course else None, run.busy))

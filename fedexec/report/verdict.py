@@ -1,0 +1,284 @@
+"""Which strategy to use, in words, and from where on another one.
+
+How it decides:
+
+1. Out are strategies that isolate nothing, failed, computed something else, lose other clients' work when one
+   dies, ran out of memory, or were measured in fewer than three rounds. Each is named with its reason.
+2. Of those that give all memory back with each client, the fastest is the *safe* one. What differs by less
+   than the noise, and never less than 5 %, is as fast; then the smaller peak of memory decides, if it is
+   smaller by more than 10 %; else there is no clear winner.
+3. The fastest of all others is the *keeping* one: its workers keep what their clients took. Only if it is
+   faster by more than that margin, it is the one to use.
+4. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
+   the keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where
+   that is inside their noise, of tasks that do nothing), divided by the margin.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedexec.report import numbers
+from fedexec.report.table import Row
+
+__all__ = ["Verdict", "decide"]
+
+MARGIN = 0.05  # what no user notices
+MEMORY_MARGIN = 0.10
+LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer.
+
+    Attributes
+    ----------
+    use : str or None
+        The strategy; None where there is no clear winner.
+    sentence : str
+        The answer in words.
+    switch : str or None
+        When to use another one, in words.
+    break_even_seconds : float or None
+        A client's compute below which `switch` names another strategy.
+    notes : tuple of str
+        Who is out and why, what is missing, what is emulated.
+    """
+
+    use: str | None
+    sentence: str
+    switch: str | None = None
+    break_even_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The sentence, and when to switch."""
+        return f"{self.sentence} {self.switch}" if self.switch else self.sentence
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the verdict as JSON knows it."""
+        return asdict(self)
+
+
+def decide(
+    table: Sequence[Row], missing: Mapping[str, str] | None = None, remark: str | None = None
+) -> Verdict:
+    """Judge one workload.
+
+    Parameters
+    ----------
+    table : sequence of Row
+    missing : mapping of str to str, optional
+        Strategies that could not be measured here, and why.
+    remark : str, optional
+        What is to be known before anything else.
+    """
+    reasons = {row.strategy: _out(row) for row in table}
+    able = sorted((row for row in table if reasons[row.strategy] is None), key=_seconds)
+    notes = ((remark,) if remark else ()) + _notes(table, reasons, missing or {})
+    if not able:
+        return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
+    safe = [row for row in able if row.gives_back]
+    keeping = next((row for row in able if not row.gives_back), None)
+    if not safe:
+        assert keeping is not None
+        sentence = f"Use {_what(keeping)}; nothing was measured that gives the memory back."
+        return Verdict(use=keeping.strategy, sentence=sentence, notes=notes)
+    best = _lightest(safe)
+    faster = keeping is not None and _seconds(best) > (1 + _margin(best, keeping)) * _seconds(keeping)
+    if faster and keeping is not None:
+        return _keep(keeping, best, notes)
+    rivals = [row for row in safe if row is not best and not _differ(best, row)]
+    even = [row for row in rivals if not _lighter(best, row)]
+    others = [row for row in able if row is not best]
+    switch, seconds = _switch(best, keeping, others)
+    if even:
+        return Verdict(
+            use=None,
+            sentence=_tie(best, even, others=[row for row in safe if row not in (best, *even)]),
+            switch=switch if keeping else None,
+            break_even_seconds=seconds,
+            notes=notes,
+        )
+    return Verdict(
+        use=best.strategy,
+        sentence=_use(best, table, safe, rivals),
+        switch=switch,
+        break_even_seconds=seconds,
+        notes=notes,
+    )
+
+
+def _seconds(row: Row) -> float:
+    return row.round_median or 0.0
+
+
+def _margin(one: Row, other: Row) -> float:
+    return max(MARGIN, one.noise + other.noise)
+
+
+def _differ(one: Row, other: Row) -> bool:
+    fast, slow = sorted((one, other), key=_seconds)
+    return _seconds(slow) > (1 + _margin(one, other)) * _seconds(fast)
+
+
+def _memory(one: Row, other: Row) -> tuple[int, int] | None:
+    """Return the two peaks: of the device where both were measured, else of the host."""
+    for key in ("device_peak", "host_peak"):
+        mine, yours = getattr(one, key), getattr(other, key)
+        if mine is not None and yours is not None and (mine or yours):
+            return mine, yours
+    return None
+
+
+def _lighter(one: Row, other: Row) -> bool:
+    peaks = _memory(one, other)
+    return peaks is not None and peaks[0] < (1 - MEMORY_MARGIN) * peaks[1]
+
+
+def _lightest(safe: Sequence[Row]) -> Row:
+    """Return the fastest; of those as fast, one that takes less memory."""
+    best = safe[0]
+    for row in safe[1:]:
+        if not _differ(safe[0], row) and _lighter(row, best):
+            best = row
+    return best
+
+
+def _out(row: Row) -> str | None:
+    """Return why a strategy cannot be recommended."""
+    if row.failed is not None:
+        return f"failed: {row.failed}"
+    if row.out_of_memory:
+        return f"ran out of memory with {row.out_of_memory} of {numbers.count(row.tasks, 'client')}"
+    if not row.isolated:
+        return "is the baseline: no isolation"
+    if row.equal is False:
+        return "computed something else"
+    if row.contained is False:
+        return f"does not contain faults: when one worker died, {row.survived} other clients finished"
+    if row.n < LEAST_ROUNDS:
+        return f"only {numbers.count(row.n, 'round')} measured"
+    return None
+
+
+def _notes(
+    table: Sequence[Row], reasons: Mapping[str, str | None], missing: Mapping[str, str]
+) -> tuple[str, ...]:
+    notes = [f"Not considered: {names} {reason}." for reason, names in _by_reason(reasons)]
+    notes += [f"Not measured: {names} ({reason})." for reason, names in _by_reason(missing)]
+    able = [row for row in table if reasons[row.strategy] is None]
+    if able and all(row.device_peak is None for row in able):
+        notes.append("Device memory: not measured.")
+    emulated = sorted({row.emulated for row in table if row.emulated})
+    notes += [f"Device memory is EMULATED ({how}): no GPU was measured." for how in emulated]
+    if able and any(row.equal is None for row in able):
+        notes.append("Whether the results are equal: not measured everywhere.")
+    if able and any(row.contained is None for row in able):
+        notes.append("Whether faults are contained: not measured everywhere.")
+    return tuple(notes)
+
+
+def _by_reason(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Return each reason once, and to whom it applies."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason:
+            found.setdefault(reason, []).append(name)
+    return [(reason, ", ".join(names)) for reason, names in found.items()]
+
+
+def _what(row: Row) -> str:
+    rate = numbers.rate(row.clients_per_second)
+    return f"{row.strategy}: {rate} clients/s with {numbers.count(row.workers, 'worker')}"
+
+
+def _more(fast: Row, slow: Row) -> str:
+    return f"{numbers.percent(_seconds(slow) / _seconds(fast) - 1)} more than {slow.strategy}"
+
+
+def _use(best: Row, table: Sequence[Row], safe: Sequence[Row], rivals: Sequence[Row]) -> str:
+    full = [row for row in table if row.out_of_memory and row.failed is None and row.isolated]
+    faster = [row for row in full if _seconds(row) < _seconds(best)]
+    if faster:
+        return f"Use {_what(best)}; {faster[0].strategy} is faster but {_out(faster[0])}."
+    if rivals:
+        peaks = _memory(best, rivals[0])
+        assert peaks is not None
+        mine, yours = map(numbers.size, peaks)
+        return (
+            f"Use {_what(best)}, as fast as {rivals[0].strategy} inside the noise, "
+            f"with {mine} of memory instead of {yours}."
+        )
+    following = next((row for row in safe if row is not best), None)
+    return f"Use {_what(best)}, {_more(best, following)}." if following else f"Use {_what(best)}."
+
+
+def _tie(best: Row, even: Sequence[Row], others: Sequence[Row]) -> str:
+    names = [best.strategy, *(row.strategy for row in even)]
+    spread = max(_seconds(row) for row in (best, *even)) / min(_seconds(row) for row in (best, *even)) - 1
+    margin = max(_margin(best, row) for row in even)
+    sentence = (
+        f"No clear winner: {', '.join(names[:-1])} and {names[-1]} differ by {numbers.percent(spread)}, "
+        f"inside the noise of {numbers.percent(margin)}"
+    )
+    slower = [row for row in others if _seconds(row) > _seconds(best)]
+    if slower and len(even) == 1:
+        sentence += f"; both are faster than {slower[0].strategy}"
+    return f"{sentence}."
+
+
+def _keep(keeping: Row, best: Row, notes: tuple[str, ...]) -> Verdict:
+    seconds = _break_even(best, keeping)
+    compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
+    margin = numbers.percent(_margin(best, keeping))
+    if seconds is not None and keeping.compute is not None and keeping.compute < seconds:
+        why = (
+            f"{compute} is below the {numbers.about(seconds)} from which on {best.strategy} "
+            f"costs less than {margin}"
+        )
+    else:
+        why = _more(keeping, best)
+    kept = keeping.device_residual
+    needed = f"the {numbers.size(kept)} that it keeps on the device" if kept else "the memory that it keeps"
+    above = f" or a client computes longer than {numbers.about(seconds)}" if seconds else ""
+    return Verdict(
+        use=keeping.strategy,
+        sentence=f"Use {_what(keeping)}; {why}.",
+        switch=f"Switch to {best.strategy} if {needed} must come back after each client{above}.",
+        break_even_seconds=seconds,
+        notes=notes,
+    )
+
+
+def _switch(best: Row, keeping: Row | None, others: Sequence[Row]) -> tuple[str | None, float | None]:
+    """Say when another strategy is better than the best, if ever."""
+    seconds = _break_even(best, keeping) if keeping is not None else None
+    lighter = [row for row in others if _lighter(row, best)]
+    light = min(lighter, key=lambda row: (_memory(row, best) or (0, 0))[0], default=None)
+    parts = []
+    if seconds and keeping is not None:
+        parts.append(f"to {keeping.strategy} if a client's compute is below {numbers.about(seconds)}")
+    if light is not None:
+        peaks = _memory(light, best)
+        assert peaks is not None
+        target = "" if parts and keeping is light else f"to {light.strategy} if "
+        parts.append(f"{target}memory is below {numbers.size(peaks[1])}")
+    return (f"Switch {' or '.join(parts)}." if parts else None), seconds
+
+
+def _break_even(safe: Row, keeping: Row) -> float | None:
+    """Return the compute of a client from which on `safe` costs less than the margin; None if always."""
+    slots = safe.workers / safe.clients
+    margin = _margin(safe, keeping)
+    extra = (_seconds(safe) - _seconds(keeping)) * slots
+    other = 0.0  # seconds a client that `keeping` needs beside its compute
+    if keeping.compute is not None:
+        other = max(0.0, _seconds(keeping) * slots - keeping.compute)
+    if extra <= (safe.noise + keeping.noise) * _seconds(keeping) * slots:
+        if safe.warm is None or keeping.warm is None:
+            return None
+        extra, other = safe.warm - keeping.warm, keeping.warm
+    return extra / margin - other if extra / margin > other else None

@@ -1,0 +1,48 @@
+"""What measures: the statistics, the fingerprints, the plan."""
+
+import random
+
+import numpy as np
+import pytest
+
+from fedexec.bench.digests import digest
+from fedexec.bench.parts import MODES, Part, plan
+from fedexec.bench.stats import statistics_of
+from fedexec.bench.workloads import OwnTask
+from fedexec.report.schema import parts_of
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 6, 7, 8, 9, 40])
+def test_the_statistics_are_those_of_pytest_benchmark(rounds):
+    stats = pytest.importorskip("pytest_benchmark.stats").Stats()
+    data = [random.Random(rounds).lognormvariate(0, 1) for _ in range(rounds)]
+    for value in data:
+        stats.update(value)
+    ours = statistics_of(data)
+    assert ours.pop("data") == data
+    assert ours.pop("iterations") == 1
+    assert ours == pytest.approx(stats.as_dict())
+
+
+def test_a_digest_tells_bits_apart():
+    array = np.arange(3.0)
+    assert digest([array, 1]) == digest([array.copy(), 1])
+    assert digest([array]) != digest((array,))
+    assert digest(array) != digest(array.astype(np.float32))
+    assert digest(array) != digest(np.nextafter(array, 9))
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_part_has_a_name_of_its_own_and_travels(mode):
+    for own in (None, OwnTask("mine:fit", "mine:arguments")):
+        parts = plan(mode, own)
+        assert len({part.name for part in parts}) == len(parts)
+        for part in parts:
+            assert Part.from_dict(part.as_dict()) == part
+            assert parts_of(part.name)[:2] == (part.group, part.strategy)
+
+
+def test_the_plan_has_every_group():
+    groups = {part.group for part in plan("smoke")}
+    assert groups == {"start-up", "overhead", "transport", "round", "footprint", "scaling", "faults"}

@@ -1,0 +1,172 @@
+"""`fedexec report`, as a person calls it: what it reads, what it refuses, what it leaves."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from planted import benchmark, of_schema, strategy, write
+
+from fedexec.report import summarize
+
+
+def report(*argv):
+    command = [sys.executable, "-m", "fedexec", "report", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def good(tmp_path):
+    return write(
+        tmp_path / "good.json",
+        strategy("inline", 2.0, survived=0),
+        strategy("standby", 2.1, residual=0, peak=900, warm=0.006),
+    )
+
+
+def test_the_text_has_every_column_and_the_verdict(good):
+    done = report(good)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "**Use standby: 4.76 clients/s with 2 workers.**" in done.stdout
+    line = next(line for line in done.stdout.splitlines() if line.startswith("| standby"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        "standby", "fresh process", "4.76", "2.10 s", "2.14 s", "not measured", "6.00 ms", "+5 %",
+        "900 MiB EMULATED", "0 B EMULATED", "0 B EMULATED", "500 MiB", "yes (3 of 3)", "yes", "9",
+    ]  # fmt: skip
+
+
+def test_every_output_is_written_and_says_the_same(good, tmp_path):
+    page, text, data = tmp_path / "r.html", tmp_path / "r.md", tmp_path / "r.json"
+    done = report(good, "--html", page, "--markdown", text, "--json", data)
+    assert (done.returncode, done.stdout) == (0, "")
+    found = json.loads(data.read_text())
+    (workload,) = found["workloads"]
+    row = next(row for row in workload["rows"] if row["strategy"] == "standby")
+    assert row["round_median"] == pytest.approx(2.1)
+    assert workload["verdict"]["use"] == "standby"
+    assert workload["verdict"]["sentence"] in text.read_text()
+    assert workload["verdict"]["sentence"] in page.read_text()
+    assert "http://" not in page.read_text() and "https://" not in page.read_text()
+
+
+def test_two_reports_are_compared(good, tmp_path):
+    after = write(
+        tmp_path / "after.json",
+        strategy("inline", 2.0, survived=0),
+        strategy("standby", 1.05),
+        strategy("pool", 3),
+    )
+    done = report(good, after)
+    assert done.returncode == 0
+    assert "faster by 100 %" in done.stdout
+    assert "no change inside the noise of 5 %" in done.stdout
+    assert "cnn: pool is only in after.json." in done.stdout
+    assert "cnn: the verdict is the same, standby." in done.stdout
+
+
+def test_another_machine_is_named(good, tmp_path):
+    other = write(
+        tmp_path / "other.json", [benchmark("round", "standby", [1.0] * 9, "cnn", workload="cnn", cpu="B")]
+    )
+    done = report(good, other)
+    assert done.returncode == 0
+    assert "Different machines: good.json is of A CPU (m1), other.json of B (m1)." in done.stdout
+
+
+def test_a_file_of_many_machines_is_not_whole(tmp_path):
+    mixed = write(
+        tmp_path / "mixed.json", strategy("inline", 2.0), strategy("standby", 2.1, cpu="A CPU", machine="m2")
+    )
+    done = report(mixed)
+    assert done.returncode == 3
+    assert "mixed.json: measured on different machines: A CPU (m1); A CPU (m2)" in done.stdout
+
+
+def test_an_interrupted_run_is_shown_as_one(tmp_path):
+    half = write(
+        tmp_path / "half.json",
+        strategy("standby", 2.1),
+        planned=["test_round[standby/cnn]", "test_round[pool/cnn]"],
+    )
+    page = tmp_path / "page.html"
+    done = report(half, "--html", page)
+    assert done.returncode == 3
+    says = "half.json: the run was interrupted: 1 of 2 benchmarks are missing"
+    assert says in done.stderr
+    assert says in page.read_text()
+
+
+def test_a_backend_that_failed_stands_in_the_table(tmp_path):
+    failed = {"test_round[pool/cnn]": "WorkerDiedError: killed"}
+    done = report(write(tmp_path / "failed.json", strategy("standby", 2.1), failed=failed))
+    assert done.returncode == 3
+    assert "| pool (FAILED)" in done.stdout
+    assert "failed.json: test_round[pool/cnn] failed: WorkerDiedError: killed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "that is no JSON"),
+        ("[1, 2]", "was not written by `fedexec bench` or by pytest-benchmark"),
+        (
+            '{"benchmarks": [{"name": "a", "stats": {}, "extra_info": {}}]}',
+            "what fedexec records is not there",
+        ),
+        ('{"benchmarks": [7]}', "was it written by `fedexec bench`?"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_of_another_tool_is_named(tmp_path, content, says):
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content)
+    done = report(path)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"fedexec: error: {path}")
+    assert says in line
+
+
+def test_another_schema_is_refused_and_beside_a_good_file_shown(good, tmp_path):
+    later = of_schema(write(tmp_path / "later.json", strategy("standby", 2.1)), 99)
+    alone = report(later)
+    assert alone.returncode == 1
+    assert "it is of schema 99; this fedexec reads schema 1" in alone.stderr
+    both = report(good, later)
+    assert both.returncode == 3
+    assert "**not read: " in both.stdout and "schema 99" in both.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"memory": "much"}, "not whole: memory"),
+        ({"memory": {"host_peak_bytes": 1}}, "not whole: memory"),
+        ({"phases": {"compute": 1.0}}, "not whole: phases"),
+        ({"faults": {"survived": 3}}, "not whole: faults"),
+        ({"clients": None}, "None clients"),
+        ({"isolation": "a wish"}, "unknown isolation 'a wish'"),
+    ],
+)
+def test_a_record_that_is_not_whole_is_named(tmp_path, damage, says):
+    path = write(tmp_path / "damaged.json", [benchmark("round", "standby", [1.0] * 9, "cnn", **damage)])
+    done = report(path)
+    assert done.returncode == 1
+    assert "benchmark test_round[standby/cnn]: " in done.stderr and says in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_wrong_usage(good, tmp_path):
+    done = report(good, "--html", tmp_path / "missing" / "page.html")
+    assert done.returncode == 2
+    assert "--html" in done.stderr
+
+
+def test_a_page_takes_no_markup_from_a_file(tmp_path):
+    evil = "<script>alert(1)</script>"
+    made = strategy(evil, 2.1, workload=evil)
+    from fedexec.report import page
+
+    text = page(summarize([write(tmp_path / "evil.json", made)]))
+    assert evil not in text

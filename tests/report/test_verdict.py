@@ -1,0 +1,134 @@
+"""Planted results whose verdict a person can work out, and the words it comes in."""
+
+import pytest
+from planted import strategy, write
+
+from fedexec.report import summarize
+
+INLINE = ("inline", 2.0)
+
+
+def judged(file, *strategies, **content):
+    path = write(file, strategy(*INLINE, survived=0), *strategies, **content)
+    (section,) = summarize([path]).sections
+    return section.verdict
+
+
+def test_a_clear_winner(file):
+    verdict = judged(
+        file,
+        strategy("standby", 2.1, warm=0.006),
+        strategy("process", 6.0, host=300),
+        strategy("loky", 2.08, host=800, warm=0.001),
+    )
+    # Rounds of standby and loky are alike; a task that does nothing takes 5 ms more, which is 5 % of 100 ms,
+    # of which loky itself spends 1 ms.
+    assert verdict.break_even_seconds == pytest.approx(0.099)
+    assert verdict.text == (
+        "Use standby: 4.76 clients/s with 2 workers, 186 % more than process. "
+        "Switch to loky if a client's compute is below 99 ms or to process if memory is below 500 MiB."
+    )
+
+
+def test_a_tie_within_the_noise(file):
+    verdict = judged(
+        file,
+        strategy("standby", 2.10, noise=0.03),
+        strategy("pool", 2.16, noise=0.03),
+        strategy("process", 6.0),
+    )
+    assert verdict.use is None
+    assert verdict.text == (
+        "No clear winner: standby and pool differ by 2.9 %, inside the noise of 6 %; "
+        "both are faster than process."
+    )
+
+
+def test_memory_decides_where_the_faster_one_does_not_fit(file):
+    verdict = judged(
+        file,
+        strategy("standby", 2.3, residual=0, peak=1000),
+        strategy("kept", 2.0, residual=24_000, peak=24_000, out_of_memory=14),
+    )
+    assert verdict.text == (
+        "Use standby: 4.35 clients/s with 2 workers; kept is faster but ran out of memory with 14 "
+        "of 100 clients."
+    )
+    assert "Device memory is EMULATED (emulated:24GiB): no GPU was measured." in verdict.notes
+
+
+def test_memory_decides_between_equals(file):
+    verdict = judged(file, strategy("standby", 2.10, host=900), strategy("pool", 2.12, host=500))
+    assert verdict.text == (
+        "Use pool: 4.72 clients/s with 2 workers, as fast as standby inside the noise, "
+        "with 500 MiB of memory instead of 900 MiB."
+    )
+
+
+def test_compute_below_the_break_even(file):
+    verdict = judged(
+        file,
+        strategy("standby", 0.10, compute=0.01, residual=0, peak=1000),
+        strategy("loky", 0.06, compute=0.01, residual=1000, peak=1000),
+    )
+    # 8 ms more a client are 5 % of 160 ms, of which loky spends 2 ms beside computing.
+    assert verdict.break_even_seconds == pytest.approx(0.158)
+    assert verdict.text == (
+        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
+        "which on standby costs less than 5 %. Switch to standby if the 1000 MiB that it keeps on the device "
+        "must come back after each client or a client computes longer than 0.16 s."
+    )
+
+
+def test_a_missing_peer_is_named_and_decides_nothing(file):
+    verdict = judged(
+        file, strategy("standby", 2.1), strategy("process", 6.0), missing={"ray-warm": "ray is not installed"}
+    )
+    assert verdict.text == "Use standby: 4.76 clients/s with 2 workers, 186 % more than process."
+    assert "Not measured: ray-warm (ray is not installed)." in verdict.notes
+
+
+def test_a_backend_that_failed_is_out(file):
+    verdict = judged(
+        file,
+        strategy("standby", 2.1),
+        strategy("process", 6.0),
+        strategy("pool", 1.0),
+        failed={"test_footprint[pool/cnn]": "WorkerDiedError: it was killed"},
+    )
+    assert verdict.text == "Use standby: 4.76 clients/s with 2 workers, 186 % more than process."
+    assert "Not considered: pool failed: WorkerDiedError: it was killed." in verdict.notes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "note"),
+    [
+        ({"digest": "other"}, "computed something else"),
+        ({"survived": 0}, "does not contain faults: when one worker died, 0 of 3 other clients finished"),
+        ({"n": 2}, "only 2 rounds measured"),
+    ],
+)
+def test_the_fastest_is_out_where_it_is_wrong(file, wrong, note):
+    verdict = judged(file, strategy("standby", 2.1), strategy("pool", 1.0, **wrong))
+    assert verdict.use == "standby"
+    assert f"Not considered: pool {note}." in verdict.notes
+
+
+def test_what_was_not_measured_is_said(file):
+    notes = judged(file, strategy("standby", 2.1)).notes
+    assert "Device memory: not measured." in notes
+
+
+def test_a_machine_that_was_busy_is_the_first_thing_said(file):
+    notes = judged(file, strategy("standby", 2.1, load=[9.0, 1.0, 1.0])).notes
+    assert notes[0] == "The machine was not quiet: load 9 on 2 cores. Measure again before you believe this."
+
+
+def test_nothing_to_recommend(file):
+    verdict = judged(file)
+    assert (verdict.use, verdict.text) == (None, "No verdict: nothing was measured that could be used.")
+
+
+def test_no_break_even_where_keeping_workers_buys_nothing(file):
+    verdict = judged(file, strategy("standby", 2.1, warm=0.001), strategy("loky", 2.1, warm=0.002))
+    assert (verdict.use, verdict.switch, verdict.break_even_seconds) == ("standby", None, None)
