@@ -123,8 +123,15 @@ def _cell(column: Column, row: Row, class_of: Mapping[str, str]) -> str:
 def _comparison(one: Comparison, class_of: Mapping[str, str]) -> str:
     notes = "".join(tag("li", html.escape(note)) for note in one.notes)
     heads = "".join(
-        tag("th", tag("button", title, type="button"), scope="col")
-        for title in ("strategy", "workload", "first", "second", "ratio", "in words")
+        tag("th", tag("button", title, type="button"), scope="col", class_=kind)
+        for title, kind in (
+            ("strategy", "words"),
+            ("workload", "words"),
+            ("first", "figure"),
+            ("second", "figure"),
+            ("ratio", "figure"),
+            ("in words", "words"),
+        )
     )
     body = ""
     for change in one.changes:
