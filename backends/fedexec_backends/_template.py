@@ -26,7 +26,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice, repeat
 from multiprocessing import context, process, resource_tracker, spawn, util
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
@@ -42,6 +44,9 @@ __all__ = ["Service", "Template", "inherited_fd", "preparation"]
 
 MADV_COLLAPSE = 25  # <linux/mman.h>; the mmap module does not have it
 HUGE_PAGE = 2 << 20  # bytes
+ARENA = 1 << 20  # bytes that Python's allocator takes from the system at a time
+ARENAS = 96  # of 108 that are in use with torch imported
+BLOCK = 512  # bytes: the largest that an arena is made of
 
 _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
@@ -216,6 +221,7 @@ def main() -> NoReturn:
     wanted = pickle.load(sys.stdin.buffer)
     spawn.prepare(wanted["preparation"])
     _util._close_stdin()
+    arenas = [] if wanted["warmup"] is None else _reserve_arenas()
 
     def tell(**report: object) -> None:
         control.sendall(json.dumps(report).encode() + b"\n")
@@ -241,6 +247,7 @@ def main() -> NoReturn:
         os._exit(1)
     atexit._clear()  # what a preload registered is not for workers to do
     atexit.register(_util._exit_function)
+    del arenas
     gc.collect()
     gc.freeze()  # a worker's collector shall not touch, and so copy, what all workers share
     _collapse_pages()
@@ -300,6 +307,22 @@ def _check_fit_to_fork() -> None:
             "it initialised CUDA, which a forked worker cannot use. "
             "Do that in the initializer instead, or use start_method='spawn'"
         )
+
+
+def _reserve_arenas() -> list[bytes]:
+    """Have Python's allocator take arenas side by side, before libraries come to lie between them.
+
+    So they can be collapsed, which makes a task 0.9 CPU ms cheaper; taking them costs 90, once. Asking for a
+    warm-up says that there will be tasks enough.
+
+    Returns
+    -------
+    list of bytes
+        Holds the arenas; when it is dropped, those that nothing came to lie in are given back.
+    """
+    size = BLOCK - b"".__sizeof__()
+    blocks = deque(map(bytes, repeat(size, ARENAS * ARENA // BLOCK)))  # a list would be moved as it grows
+    return list(islice(blocks, 0, None, 1000))  # one in each arena, or two
 
 
 def _collapse_pages() -> None:
