@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -19,6 +20,9 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 import cloudpickle
+
+if sys.platform == "linux":
+    import fcntl
 
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
@@ -149,11 +153,15 @@ def setup(wanted: WorkerSetup) -> None:
 
 def limit_threads(environ: Mapping[str, str]) -> None:
     """Hold libraries that are loaded later to our share of the cores, and torch if it is loaded already."""
-    os.environ.update(environ)
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     torch = sys.modules.get("torch")
     threads = environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP allows a list, one a nesting level
     if torch is not None and threads.isdecimal():
-        torch.set_num_threads(max(1, int(threads)))
+        number = max(1, int(threads))
+        if number != torch.get_num_threads():
+            torch.set_num_threads(number)
 
 
 def preload(modules: Iterable[str]) -> None:
@@ -266,6 +274,16 @@ def end_with_caller() -> None:
     if parent is None:
         return
     sentinel = parent.sentinel
+    if sys.platform == "linux":
+        # The kernel kills the whole group when the pipe's other end is gone: a watching thread costs more.
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(sentinel, fcntl.F_SETSIG, int(signal.SIGKILL))
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+        poll = select.poll()
+        poll.register(sentinel)
+        if poll.poll(0):
+            os.killpg(0, signal.SIGKILL)  # it was gone already
+        return
 
     def watch() -> None:
         multiprocessing.connection.wait([sentinel])

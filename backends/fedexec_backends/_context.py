@@ -28,7 +28,7 @@ from typing import Any
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.settings import Settings
-from fedexec_backends._template import Template, inherited_fd
+from fedexec_backends._template import Service, Template, inherited_fd, preparation
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 
@@ -49,13 +49,19 @@ class Launcher:
         The warm-up.
     backend : str
         The backend's module, whose functions the workers run.
+    service : Service, optional
+        What every process does, where all do the same; its only argument is then a connection.
     """
 
-    def __init__(self, settings: Settings, hooks: Hooks, backend: str) -> None:
+    def __init__(
+        self, settings: Settings, hooks: Hooks, backend: str, service: Service | None = None
+    ) -> None:
         start_tracker_apart(resource_tracker)
         self.template: Template | None = None
         if settings.start_method == "forkserver":
-            self.template = Template(settings.preload, hooks.warmup, settings.preload_timeout, backend)
+            self.template = Template(
+                settings.preload, hooks.warmup, settings.preload_timeout, backend, service
+            )
 
     def start(self) -> None:
         """Import the preload, where one process does it for all; PreloadError if that fails."""
@@ -71,7 +77,8 @@ class Launcher:
         """Start one process."""
         if self.template is not None:
             try:
-                return _ForkedPopen(process, self.template)
+                popen = _ForkedPopen if self.template.service is None else _ServedPopen
+                return popen(process, self.template)
             except (EOFError, OSError, PreloadError) as exc:
                 # Raised in a pool's management thread, this would end the thread and hang its futures. A
                 # spawned worker imports the preload by itself, and its task hears of it if that fails.
@@ -148,12 +155,10 @@ def _kill_group(pid: int) -> bool:
 
 def _packed(process: WorkerProcess, popen: Any) -> bytes:
     """Pickle what the worker needs, without the caller's ``__main__``."""
-    preparation = spawn.get_preparation_data(process.name)
-    preparation = {key: value for key, value in preparation.items() if not key.startswith("init_main")}
     buffer = io.BytesIO()
     set_spawning_popen(popen)
     try:
-        reduction.dump(preparation, buffer)
+        reduction.dump(preparation(process.name), buffer)
         reduction.dump(process, buffer)
     finally:
         set_spawning_popen(None)
@@ -268,6 +273,18 @@ class _ForkedPopen(popen_forkserver.Popen):
         except (AttributeError, OSError):
             pass  # no such call here, or the worker has ended already
         return data_w
+
+
+class _ServedPopen(_ForkedPopen):
+    """Forked from a template that knows what its workers do: the connection goes along, and nothing else."""
+
+    def _launch(self, process: WorkerProcess) -> None:
+        (connection,) = process._args  # type: ignore[attr-defined]
+        self._fds.append(connection.fileno())
+        try:
+            self._fork()
+        except EOFError:  # the template died under the request: a new one answers
+            self._fork()
 
 
 class _SpawnedPopen(popen_spawn_posix.Popen):

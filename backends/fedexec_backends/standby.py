@@ -10,10 +10,12 @@ have imported the preload: slower to come by, the same promise.
 """
 
 import functools
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from fedexec.courier import Courier
@@ -27,6 +29,9 @@ from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, en
 
 __all__ = ["StandbyBackend"]
 
+REHEARSALS = (
+    20  # until the interpreter has adapted its code and filled its caches: 8 would do in CPython 3.11
+)
 LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
 
 
@@ -46,11 +51,12 @@ class StandbyBackend(Backend):
         super().__init__(settings, hooks)
         if settings.max_tasks_per_child > 1:
             self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
-        self._launcher = Launcher(settings, hooks, type(self).__module__)
-        self._context = WorkerContext(self._launcher)
-        self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
-        self._rehearsal = self._courier.rehearsal()
+        self._service = _Service(
+            WorkerSetup.of(settings, hooks), settings.max_tasks_per_child, self._courier.rehearsal()
+        )
+        self._launcher = Launcher(settings, hooks, type(self).__module__, self._service)
+        self._context = WorkerContext(self._launcher)
         self._limits = Limits(settings)
         self._changed = threading.Condition()  # guards everything below
         self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
@@ -184,7 +190,7 @@ class StandbyBackend(Backend):
     def _add_worker(self) -> None:
         worker: _Worker | Exception
         try:
-            worker = _Worker(self._context, self._setup, self.settings.max_tasks_per_child, self._rehearsal)
+            worker = _Worker(self._context, self._service)
         except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
             worker = exc
         with self._changed:
@@ -201,9 +207,9 @@ class _NotBegunError(WorkerDiedError):
 class _Worker:
     """One process that waits for tasks, and our end of the connection to it."""
 
-    def __init__(self, context: WorkerContext, wanted: WorkerSetup, tasks: int, rehearsal: bytes) -> None:
+    def __init__(self, context: WorkerContext, service: "_Service") -> None:
         self.connection, theirs = context.Pipe()
-        self.process: WorkerProcess = context.Process(target=_serve, args=(theirs, wanted, tasks, rehearsal))
+        self.process: WorkerProcess = context.Process(target=service.serve, args=(theirs,))
         self.served = 0
         self.device: str | None = None  # that it computes on, since its first task
         self._left = 0.0
@@ -259,13 +265,36 @@ def _fits(worker: "_Worker | Exception", task: Task) -> bool:
     return isinstance(worker, Exception) or worker.device in (None, task.device)
 
 
-def _serve(connection: Connection, wanted: WorkerSetup, tasks: int, rehearsal: bytes) -> None:
-    """Run in the worker: be set up, then run what comes."""
-    setup(wanted)
-    run(rehearsal)  # so that what every task needs has been copied from the template when the first one comes
-    for _ in range(tasks):
-        try:
-            message = connection.recv_bytes()
-        except EOFError:
-            return
-        serve(connection, message)
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """What a worker does: it is set up, then runs what comes.
+
+    Attributes
+    ----------
+    wanted : WorkerSetup
+    tasks : int
+        How many it runs.
+    rehearsal : bytes
+        A task that does nothing. Run beforehand, so that what every task needs is there when the first comes.
+    """
+
+    wanted: WorkerSetup
+    tasks: int
+    rehearsal: bytes
+
+    def prepare(self) -> None:
+        """Rehearse in the template: what the interpreter learns from it, no worker has to."""
+        os.environ.update(self.wanted.environ)
+        for _ in range(REHEARSALS):
+            run(self.rehearsal)
+
+    def serve(self, connection: Connection) -> None:
+        """Run in the worker."""
+        setup(self.wanted)
+        run(self.rehearsal)  # copies from the template what it writes to
+        for _ in range(self.tasks):
+            try:
+                message = connection.recv_bytes()
+            except EOFError:
+                return
+            serve(connection, message)

@@ -1,13 +1,18 @@
 """What ``standby`` promises beyond every other backend."""
 
+import atexit
 import collections
 import functools
+import multiprocessing
+import multiprocessing.util
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -224,3 +229,61 @@ def test_the_initializer_runs_while_the_worker_waits(create, tmp_path):
     usage.result()
     assert usage.usage.setup_seconds >= 0.3
     assert usage.usage.wall_seconds < 0.3
+
+
+# ---------------------------------------------------------------- what multiprocessing says in a worker
+
+
+def test_a_worker_is_a_child_of_the_caller_to_multiprocessing(create):
+    executor = create(max_workers=1)
+    authkey = bytes(multiprocessing.current_process().authkey)
+    for _ in range(2):
+        found = executor.submit(look_around).result()
+        assert found == (os.getpid(), True, authkey, "spawn", False, os.getpid(), sys.argv)
+
+
+def look_around():
+    parent, me = multiprocessing.parent_process(), multiprocessing.current_process()
+    method = multiprocessing.get_start_method()
+    tracker = resource_tracker._resource_tracker
+    assert tracker._check_alive()
+    assert me.pid == os.getpid()
+    return parent.pid, parent.is_alive(), bytes(me.authkey), method, me.daemon, parent.ident, sys.argv
+
+
+def test_a_task_may_start_processes(create):
+    assert create(max_workers=1).submit(start_processes).result() == [1, 4, 9, "over"]
+
+
+def start_processes():
+    with multiprocessing.Manager() as manager, multiprocessing.Pool(1) as pool:
+        queue = manager.Queue()
+        process = multiprocessing.Process(target=queue.put, args=("over",))
+        process.start()
+        process.join()
+        return [*pool.map(square, [1, 2, 3]), queue.get()]
+
+
+def square(number):
+    return number * number
+
+
+def test_what_a_task_leaves_for_the_end_is_done_at_the_end(create, tmp_path):
+    executor = create(max_workers=1)
+    executor.submit(leave_for_the_end, tmp_path).result()
+    eventually(lambda: sorted(path.name for path in tmp_path.iterdir()) == ["atexit", "finalizer", "thread"])
+
+
+def leave_for_the_end(directory):
+    atexit.register((directory / "atexit").touch)
+    multiprocessing.util.Finalize(None, (directory / "finalizer").touch, exitpriority=1)
+    threading.Thread(target=lambda: (time.sleep(0.3), (directory / "thread").touch())).start()
+
+
+def test_workers_draw_different_random_numbers(create):
+    executor = create(max_workers=1)
+    assert len({executor.submit(draw).result() for _ in range(5)}) == 5
+
+
+def draw():
+    return random.random()
