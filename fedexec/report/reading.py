@@ -1,6 +1,7 @@
 """Files of benchmarks: read and checked, so that whatever is wrong with one has a name."""
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedexec.report.schema import KEY, Course, Record
 __all__ = ["Measurement", "Run", "UnreadableError", "read"]
 
 
-BUSY = 2.5  # load by core; the benchmarks themselves make 1 or 2
+BUSY, OWN = 1.5, 2.0  # load for each core, and what the benchmarks themselves make
 
 
 class UnreadableError(FedexecError, ValueError):
@@ -75,15 +76,15 @@ class Run:
         """The machines that the measurements come from, which should be one."""
         return sorted({f"{one.record.cpu} ({one.record.machine})" for one in self.measurements})
 
-    @property
-    def busy(self) -> str | None:
-        """Say that the machine had other work than this, which makes its seconds worthless."""
+    def busy(self, workload: str) -> str | None:
+        """Say that the machine had other work during these rounds, so that their seconds decide nothing."""
         cores = (self.machine.get("cpu") or {}).get("count")
-        most = max((one.record.load[0] for one in self.measurements if one.record.load), default=0.0)
-        if not cores or most <= BUSY * cores:
+        loads = [one.record.load[0] for one in self.of("round", workload) if one.record.load]
+        if not cores or not loads or statistics.median(loads) <= BUSY * cores + OWN:
             return None
-        told = f"The machine was not quiet: load {most:.0f} on {cores} cores."
-        return f"{told} Measure again before you believe this."
+        return (
+            f"the machine was not quiet (load {statistics.median(loads):.0f} on {cores} cores): measure again"
+        )
 
     def problems(self) -> list[str]:
         """Say what keeps this from being the whole truth."""

@@ -119,4 +119,6 @@ def summarize(paths: Sequence[Path]) -> Summary:
 
 def _section(run: Run, workload: str) -> Section:
     table = rows(run, workload)
-    return Section(run, workload, table, decide(table, run.course.missing if run.course else None, run.busy))
+    return Section(
+        run, workload, table, decide(table, run.course.missing if run.course else None, run.busy(workload))
+    )

@@ -9,7 +9,8 @@ How it decides:
    smaller by more than 10 %; else there is no clear winner.
 3. The fastest of all others is the *keeping* one: its workers keep what their clients took. Only if it is
    faster by more than that margin, it is the one to use.
-4. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
+4. On a machine that had much else to do there is no verdict: strategies are measured one after the other.
+5. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
    the keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where
    that is inside their noise, of tasks that do nothing), divided by the margin.
 """
@@ -63,7 +64,7 @@ class Verdict:
 
 
 def decide(
-    table: Sequence[Row], missing: Mapping[str, str] | None = None, remark: str | None = None
+    table: Sequence[Row], missing: Mapping[str, str] | None = None, busy: str | None = None
 ) -> Verdict:
     """Judge one workload.
 
@@ -72,12 +73,14 @@ def decide(
     table : sequence of Row
     missing : mapping of str to str, optional
         Strategies that could not be measured here, and why.
-    remark : str, optional
-        What is to be known before anything else.
+    busy : str, optional
+        Why the seconds decide nothing.
     """
     reasons = {row.strategy: _out(row) for row in table}
     able = sorted((row for row in table if reasons[row.strategy] is None), key=_seconds)
-    notes = ((remark,) if remark else ()) + _notes(table, reasons, missing or {})
+    notes = _notes(table, reasons, missing or {})
+    if busy:
+        return Verdict(use=None, sentence=f"No verdict: {busy}.", notes=notes)
     if not able:
         return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
     safe = [row for row in able if row.gives_back]

@@ -119,9 +119,19 @@ def test_what_was_not_measured_is_said(file):
     assert "Device memory: not measured." in notes
 
 
-def test_a_machine_that_was_busy_is_the_first_thing_said(file):
-    notes = judged(file, strategy("standby", 2.1, load=[9.0, 1.0, 1.0])).notes
-    assert notes[0] == "The machine was not quiet: load 9 on 2 cores. Measure again before you believe this."
+def test_a_busy_machine_gives_no_verdict(file):
+    verdict = judged(
+        file, strategy("standby", 2.1, load=[9.0, 1.0, 1.0]), strategy("pool", 3, load=[8, 1, 1])
+    )
+    assert verdict.use is None
+    assert verdict.text == "No verdict: the machine was not quiet (load 8 on 2 cores): measure again."
+
+
+def test_the_load_of_the_benchmark_itself_is_none_of_others(file):
+    verdict = judged(
+        file, strategy("standby", 2.1, load=[4.0, 1.0, 1.0]), strategy("pool", 3, load=[3, 1, 1])
+    )
+    assert verdict.use == "standby"
 
 
 def test_nothing_to_recommend(file):
