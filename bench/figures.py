@@ -33,8 +33,7 @@ def _wanted() -> dict[Path, str]:
         summary = summarize([file])
         made = file.with_suffix(".html")
         wanted[made] = page(summary)
-        for section in summary.sections:
-            blocks.append(f"`{section.workload}`, {section.conditions}:\n\n{figures(section)}")
+        blocks += [figures(section) for section in summary.sections]
         link = made.relative_to(ROOT).as_posix()
         blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({link}).")
     before, _, rest = README.read_text().partition(BEGIN)

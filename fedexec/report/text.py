@@ -79,8 +79,9 @@ def _comparison(one: Comparison) -> str:
 
 
 def figures(section: Section) -> str:
-    """Write the few columns that an overview needs, and the verdict."""
+    """Write the verdict, and the few columns that an overview needs."""
     keys = ("strategy", "isolation", "clients_per_second", "warm", "overhead", "device_residual", "contained")
     columns = [column for column in COLUMNS if column.key in keys]
     body = [[column.text(row) for column in columns] for row in section.table if row.failed is None]
-    return f"{table([column.title for column in columns], body)}\n\n{section.verdict.text}"
+    head = [column.title for column in columns]
+    return f"**{section.workload}** ({section.conditions}): {section.verdict.text}\n\n{table(head, body)}"
