@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from fedexec.bench import machine
 from fedexec.bench.document import Document, OtherRunError
 from fedexec.bench.parts import missing, plan
 from fedexec.bench.peers import contestants
@@ -19,6 +20,8 @@ from fedexec.bench.workloads import OwnTask, TaskError, workload
 from fedexec.cli import options
 from fedexec.cli.report import INCOMPLETE
 from fedexec.report import summarize
+from fedexec.report.reading import is_busy
+from fedexec.settings import available_cores
 
 __all__ = ["command"]
 
@@ -47,6 +50,11 @@ def command(arguments: argparse.Namespace) -> int:
         raise options.UsageError(str(exc)) from exc
     if found:
         print(f"{path} holds {found} of {len(parts)} benchmarks: going on", file=sys.stderr)
+    load = (machine.load() or [0.0])[0]
+    if is_busy(load, available_cores()):
+        print(
+            f"This machine is busy, load {load:.0f}: there will be figures, but no verdict", file=sys.stderr
+        )
     ended = _measure(lambda: run_all(document, parts, sys.stderr))
     if ended:
         print(f"\nfedexec: ended; what is done is in {path}: the same command goes on", file=sys.stderr)

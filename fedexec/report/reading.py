@@ -10,7 +10,7 @@ from typing import Any
 from fedexec.errors import FedexecError
 from fedexec.report.schema import KEY, Course, Record
 
-__all__ = ["Measurement", "Run", "UnreadableError", "read"]
+__all__ = ["Measurement", "Run", "UnreadableError", "is_busy", "read"]
 
 
 BUSY, OWN = 1.5, 2.0  # load for each core, and what the benchmarks themselves make
@@ -80,7 +80,7 @@ class Run:
         """Say that the machine had other work during these rounds, so that their seconds decide nothing."""
         cores = (self.machine.get("cpu") or {}).get("count")
         loads = [one.record.load[0] for one in self.of("round", workload) if one.record.load]
-        if not cores or not loads or statistics.median(loads) <= BUSY * cores + OWN:
+        if not cores or not loads or not is_busy(statistics.median(loads), cores):
             return None
         return (
             f"the machine was not quiet (load {statistics.median(loads):.0f} on {cores} cores): measure again"
@@ -107,6 +107,11 @@ class Run:
             for one in self.measurements
             if one.record.group == group and (workload is None or one.record.workload == workload)
         ]
+
+
+def is_busy(load: float, cores: int) -> bool:
+    """Whether a load is more than the benchmarks make themselves."""
+    return load > BUSY * cores + OWN
 
 
 def read(path: Path) -> Run:
