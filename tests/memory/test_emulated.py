@@ -2,6 +2,7 @@
 
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -153,9 +154,10 @@ def test_a_forked_child_keeps_what_its_parent_held(gpu):
     os.waitpid(middle, 0)
     child = int(os.read(reading, 20))
     assert gpu.used_bytes() == CONTEXT + 100 * MIB
+    ended = os.pidfd_open(child)
     os.kill(child, signal.SIGKILL)
-    while os.path.exists(f"/proc/{child}/fd/0"):  # noqa: PTH110
-        pass
+    select.select([ended], [], [])
+    os.close(ended)
     assert gpu.used_bytes() == 0
     os.close(reading)
     os.close(writing)

@@ -44,14 +44,15 @@ def test_what_others_held_before_is_no_part_of_it(emulate):
 def test_the_host_figure_is_that_of_all_processes():
     with fedexec.create_executor("process", max_workers=1) as executor, Timeline() as timeline:
         before = timeline.mark("before").host_bytes
-        running = executor.submit(jobs.use_host, 300 * MIB, 1.0)
+        running = executor.submit(jobs.use_host, 600 * MIB, 2.0)
         while not (tasks := executor.running()) or tasks[0].pid is None:
             time.sleep(0.01)
-        while (host.rss_bytes(tasks[0].pid) or 0) < 300 * MIB and not running.done():
+        while (host.rss_bytes(tasks[0].pid) or 0) < 600 * MIB and not running.done():
             time.sleep(0.01)
-        assert timeline.mark("during").host_bytes > before + 290 * MIB
+        # Less than all of it: what this process shares with others by then counts less in it.
+        assert timeline.mark("during").host_bytes > before + 500 * MIB
         running.result()
-    assert timeline.host.peak >= before + 290 * MIB
+    assert timeline.host.peak >= before + 500 * MIB
 
 
 class SilentDevice(Device):
