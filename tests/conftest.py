@@ -1,6 +1,12 @@
+import signal
+
 import pytest
 
 from fedexec.memory import device, emulated
+
+# What a shell starts in the background ignores Ctrl+C, and so would the programs that these tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):

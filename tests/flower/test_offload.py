@@ -183,6 +183,9 @@ def test_ctrl_c_ends_the_worker():
     assert waiting.stdout.readline().strip() == "hanging"
     family = psutil.Process(waiting.pid).children(recursive=True)
     os.killpg(waiting.pid, signal.SIGINT)
-    _, errors = waiting.communicate(timeout=30)
+    try:
+        _, errors = waiting.communicate(timeout=30)
+    finally:
+        waiting.kill()
     assert "KeyboardInterrupt" in errors
     assert psutil.wait_procs(family, timeout=5)[1] == []

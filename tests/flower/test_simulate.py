@@ -285,6 +285,9 @@ def test_nothing_outlives_a_script_that_is_ended(number):
             break
     family = psutil.Process(running.pid).children(recursive=True)
     os.killpg(running.pid, number)
-    running.communicate(timeout=30)
+    try:
+        running.communicate(timeout=30)
+    finally:
+        running.kill()
     assert running.returncode in (-number, 130, 1)
     assert psutil.wait_procs(family, timeout=5)[1] == []
