@@ -8,6 +8,7 @@ been warmed up like our template.
 import concurrent.futures
 import contextlib
 import functools
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -158,8 +159,7 @@ def _deadpool(job: Workload, workers: int) -> Iterator[Caller]:
 
 @contextlib.contextmanager
 def _ray(max_calls: int, job: Workload, workers: int) -> Iterator[Caller]:
-    import ray
-
+    ray: Any = importlib.import_module("ray")  # mypy knows its types where it is installed, and only there
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environ = {"PYTHONPATH": path} | {name: value for name, value in os.environ.items() if "FEDEXEC" in name}
     ray.init(
@@ -168,10 +168,11 @@ def _ray(max_calls: int, job: Workload, workers: int) -> Iterator[Caller]:
     )  # fmt: skip
     threads = _threads(workers)
 
-    @ray.remote(num_cpus=1, max_calls=max_calls, max_retries=0)
-    def remote(fn: Callable[..., Any], *args: Any) -> Any:
+    def run(fn: Callable[..., Any], *args: Any) -> Any:
         tasks.prepare(job.preload, None, threads)
         return fn(*args)
+
+    remote = ray.remote(num_cpus=1, max_calls=max_calls, max_retries=0)(run)
 
     @dataclass
     class Answer:
