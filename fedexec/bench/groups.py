@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -201,11 +202,11 @@ class _Footprint(Rounds):
     """Rounds with a timeline beside them: their seconds are not those of the group *round*."""
 
     def open(self, stack: contextlib.ExitStack) -> None:
-        self._emulated = None
         if self.job.charges and not devices():
-            self._emulated = EMULATED
             stack.enter_context(environment(FEDEXEC_DEVICE=EMULATED))
         found: tuple[Device, ...] = devices() if self.job.charges else ()
+        is_emulated = any(device.is_emulated for device in found)  # by us, or by whoever set the variable
+        self._emulated = os.environ["FEDEXEC_DEVICE"] if is_emulated else None
         self._timeline = Timeline(found)
         self._over = threading.Event()
         self._looking = threading.Thread(target=self._look, daemon=True)
