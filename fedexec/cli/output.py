@@ -1,10 +1,12 @@
 """What a run leaves: JSON, weights in a file, whole or not at all."""
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy.typing as npt
 
 from fedexec.cli.options import STDOUT
 
-__all__ = ["as_dicts", "digest", "write", "write_json"]
+__all__ = ["as_dicts", "digest", "stdout_as_stderr", "write", "write_json"]
 
 
 def digest(weights: Iterable[npt.NDArray[Any]]) -> str:
@@ -47,3 +49,17 @@ def write(path: Path, content: Callable[[Any], object]) -> None:
 def as_dicts(records: list[Any]) -> list[dict[str, Any]]:
     """Return records as JSON knows them."""
     return [record.as_dict() for record in records]
+
+
+@contextlib.contextmanager
+def stdout_as_stderr() -> Iterator[None]:
+    """Keep standard output for JSON: what a task or an app prints, here and in workers, goes to the other."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(ours, 1)
+        os.close(ours)

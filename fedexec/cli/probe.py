@@ -6,15 +6,14 @@ import functools
 import importlib.util
 import json
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fedexec.bench.workloads import TaskError, find
 from fedexec.cli import options
 from fedexec.cli.ending import Ending
+from fedexec.cli.output import stdout_as_stderr
 from fedexec.errors import DeviceError, FedexecError
 from fedexec.executor import Executor
 from fedexec.interface import Hooks
@@ -35,25 +34,11 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.calibrate:
         print(_calibrate(settings))
         return 0
-    with _printing_to_stderr() if arguments.json else contextlib.nullcontext():
+    with stdout_as_stderr() if arguments.json else contextlib.nullcontext():
         task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
         found = _measure(task, settings)
     print(json.dumps(found, indent=2) if arguments.json else _text(found))
     return 0
-
-
-@contextlib.contextmanager
-def _printing_to_stderr() -> Iterator[None]:
-    """Send there what a task prints, here or in a worker, while stdout is kept for JSON."""
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)
 
 
 @dataclass(frozen=True)

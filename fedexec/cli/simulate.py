@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from fedexec import __version__
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
-from fedexec.cli.output import as_dicts, digest, write, write_json
+from fedexec.cli.output import as_dicts, digest, stdout_as_stderr, write, write_json
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
@@ -50,7 +49,7 @@ def command(arguments: argparse.Namespace) -> int:
     showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
     with contextlib.ExitStack() as stack:
         if report == options.STDOUT:
-            stack.enter_context(_stdout_as_stderr())
+            stack.enter_context(stdout_as_stderr())
         display = stack.enter_context(showing)
         server, executor = _start(arguments, app)
         stack.enter_context(executor)
@@ -121,20 +120,6 @@ def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Ex
         return start(app.server, app.client, settings)
     except LoadServerAppError as exc:
         raise _reason(exc) from exc
-
-
-@contextlib.contextmanager
-def _stdout_as_stderr() -> Iterator[None]:
-    """Keep standard output for the JSON: what the app prints, here and in workers, goes to the other."""
-    sys.stdout.flush()
-    ours = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(ours, 1)
-        os.close(ours)
 
 
 def _reason(error: Exception) -> Exception:
