@@ -4,6 +4,7 @@ import contextlib
 import os
 import statistics
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedexec.worker import THREAD_VARIABLES
 __all__ = ["Session"]
 
 
-class Session:
+class Session(ABC):
     """A context manager. Inside of it :meth:`setup` and :meth:`call` alternate; after it there is a record.
 
     Parameters
@@ -62,9 +63,9 @@ class Session:
     def setup(self) -> None:
         """Get ready for another call. Not timed."""
 
+    @abstractmethod
     def call(self) -> None:
         """Do what is timed."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Look at what the last call left, while everything stands."""

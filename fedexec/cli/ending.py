@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -28,13 +27,14 @@ class Ending:
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop = stop
         self._code: int | None = None
+        self._leaving: threading.Thread | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def settle(self) -> None:
         """Wait for the end, if one has begun: called before a failure is reported that it has caused."""
-        if self._code is not None:
-            time.sleep(2 * GRACE_SECONDS)
+        if self._leaving is not None:
+            self._leaving.join()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._code is not None:
@@ -44,7 +44,8 @@ class Ending:
         # In a thread: this one may hold a lock that `stop` needs.
         stopping = threading.Thread(target=self._stop, daemon=True)
         stopping.start()
-        threading.Thread(target=self._leave_after, args=(stopping,), daemon=True).start()
+        self._leaving = threading.Thread(target=self._leave_after, args=(stopping,), daemon=True)
+        self._leaving.start()
 
     def _leave_after(self, stopping: threading.Thread) -> None:
         stopping.join(GRACE_SECONDS)
