@@ -3,42 +3,36 @@
 ``FEDEXEC_DEVICE=emulated:24GiB`` makes one; ``emulated:2x24GiB`` two; ``emulated:24GiB,context=450MiB`` says
 what a process takes before its first byte. It emulates what matters to isolation:
 
-- A process that allocates holds a context, and what PyTorch's caching allocator would have reserved for it
-  (the rules of ``c10/cuda/CUDACachingAllocator.cpp``). Both come back only when the process has *ended*,
-  however it ended; a forked child keeps what its parent held, as on a real GPU.
+- A process that allocates holds a context, and what PyTorch's caching allocator would have reserved for it.
+  Both come back only when the process has *ended*, however it ended; a forked child keeps what its parent
+  held, as on a real GPU.
 - All processes of one program share the capacity. Beyond it an allocation fails as in torch.
 
 It computes nothing and takes no real memory. No figure it gives is a real device's, and every one says so.
 
-The ledger is a file without a name (``memfd``) that holds no data, only *locks*: a process that holds `n`
-bytes has locked `n` bytes of a range that its pid decides. So the kernel keeps the books: a lock ends with
-the last descriptor of the process that took it, whatever killed it. The first process that asks for the
-device makes the ledger and tells its children where it is in ``FEDEXEC_EMULATED_LEDGER``. Linux only.
+Who holds how much the kernel knows (:mod:`fedexec.memory.ledger`), so that whatever ends a process ends what
+it held. What a process needs follows PyTorch's rules (:mod:`fedexec.memory.caching`). Linux only.
 """
 
-import bisect
 import contextlib
-import fcntl
 import logging
 import os
 import re
-import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from fedexec.errors import DeviceError, SettingsError
-from fedexec.memory.device import LEDGER_VARIABLE, Device, assigned, is_emulated
+from fedexec.memory.caching import Block, CachingAllocator, FullError
+from fedexec.memory.device import Device, assigned, is_emulated
+from fedexec.memory.ledger import Ledger, ledgers
 from fedexec.settings import format_size, parse_size
 
-__all__ = ["Block", "DeviceMemoryError", "EmulatedDevice", "device", "devices"]
+__all__ = ["DeviceMemoryError", "EmulatedDevice", "device", "devices"]
 
 log = logging.getLogger("fedexec")
 
-LEDGER_NAME = "fedexec-emulated"
 DEFAULT_CAPACITY = "24GiB"
 DEFAULT_CONTEXT = "450MiB"  # published for CUDA 11.7 and later, with lazy loading: 300 to 721 MiB
 
@@ -65,8 +59,8 @@ class EmulatedDevice(Device):
         self.uuid = f"EMULATED-{index}"
         self.name = f"EMULATED GPU {index}, {format_size(capacity)}, context {format_size(context)}"
         self.capacity = capacity
-        self._ledger = _Ledger(ledger)
-        self._allocator = _Allocator(self._reserve, context)
+        self._ledger = Ledger(ledger)
+        self._allocator = CachingAllocator(self._reserve, context)
         self._freed: deque[Block] = deque()
         self._lock = threading.Lock()
         self._warned = False
@@ -92,7 +86,7 @@ class EmulatedDevice(Device):
 
     # ------------------------------------------------------------ for the process that computes
 
-    def allocate(self, nbytes: int) -> "Block":
+    def allocate(self, nbytes: int) -> Block:
         """Take memory for this process.
 
         Returns
@@ -109,11 +103,11 @@ class EmulatedDevice(Device):
             raise ValueError(f"cannot allocate {nbytes} bytes")
         with self._own() as allocator:
             try:
-                return allocator.allocate(nbytes, self)
-            except _FullError:
+                return allocator.allocate(nbytes, self.free)
+            except FullError:
                 raise self._out_of_memory(nbytes) from None
 
-    def free(self, block: "Block") -> None:
+    def free(self, block: Block) -> None:
         """Give a block back to this process's cache."""
         self._freed.append(block)  # by a finalizer, perhaps, which must not take the lock
 
@@ -148,14 +142,14 @@ class EmulatedDevice(Device):
             allocator.peak = allocator.held
 
     @contextlib.contextmanager
-    def _own(self) -> Iterator["_Allocator"]:
+    def _own(self) -> Iterator[CachingAllocator]:
         """Lend the books of this process, up to date; one that was forked begins with nothing.
 
         What its parent held stays locked as long as the descriptor it inherited is open.
         """
         with self._lock:
             if self._ledger.disown():
-                self._allocator = _Allocator(self._reserve, self._allocator.context)
+                self._allocator = CachingAllocator(self._reserve, self._allocator.context)
             while self._freed:
                 block = self._freed.popleft()
                 if block.pid == os.getpid():
@@ -163,10 +157,10 @@ class EmulatedDevice(Device):
             yield self._allocator
 
     def _reserve(self, held: int, wanted: int) -> None:
-        """Hold `wanted` bytes instead of `held`; _FullError if they are not there."""
+        """Hold `wanted` bytes instead of `held`; FullError if they are not there."""
         with self._ledger.exclusive():
             if wanted > held and self._ledger.used() - held + wanted > self.capacity:
-                raise _FullError
+                raise FullError
             self._ledger.write(held, wanted)
 
     def _out_of_memory(self, nbytes: int) -> Exception:
@@ -199,7 +193,7 @@ def devices(spec: str) -> tuple[EmulatedDevice, ...]:
     if spec not in _made:
         count, capacity, context = _parse(spec)
         _made[spec] = tuple(
-            EmulatedDevice(index, capacity, context, path) for index, path in enumerate(_ledgers(count))
+            EmulatedDevice(index, capacity, context, path) for index, path in enumerate(ledgers(count))
         )
     return _made[spec]
 
@@ -238,244 +232,6 @@ def _parse(spec: str) -> tuple[int, int, int]:
         raise SettingsError(f"{spec!r} is no emulated device. Write it like emulated:24GiB,context=450MiB")
     count, capacity, context = int(match[1] or 1), parse_size(match[2] or DEFAULT_CAPACITY), match[3]
     context_bytes = parse_size(context or DEFAULT_CONTEXT)
-    if count < 1 or context_bytes >= capacity or capacity >= _Ledger.SPAN:
+    if count < 1 or context_bytes >= capacity or capacity >= Ledger.SPAN:
         raise SettingsError(f"{spec!r}: at least one device, larger than its context, smaller than 1 TiB")
     return count, capacity, context_bytes
-
-
-def _ledgers(count: int) -> list[str]:
-    known = os.environ.get(LEDGER_VARIABLE, "").split(":")
-    if known != [""] and len(known) == count:
-        if all(_is_ledger(path) for path in known):
-            return known
-        raise DeviceError(
-            f"the emulated device of this program is gone: the process that made it has ended. "
-            f"Unset {LEDGER_VARIABLE} ({':'.join(known)}) to have a new one"
-        )
-    try:
-        fds = [os.memfd_create(LEDGER_NAME) for _ in range(count)]
-    except (AttributeError, OSError) as exc:
-        raise DeviceError(f"this system cannot emulate a device: {exc}") from exc
-    paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
-    os.environ[LEDGER_VARIABLE] = ":".join(paths)
-    return paths
-
-
-def _is_ledger(path: str) -> bool:
-    """Tell a ledger from what another process of the same pid has there by now."""
-    try:
-        return str(Path(path).readlink()).startswith(f"/memfd:{LEDGER_NAME} ")
-    except OSError:
-        return False
-
-
-# ---------------------------------------------------------------- the ledger
-
-
-class _Ledger:
-    """Who holds how much, as locks of a file (``F_OFD_SETLK`` in fcntl(2))."""
-
-    SPAN = 1 << 40  # bytes of the file that a pid may lock, from pid * SPAN on
-    END = 1 << 62  # beyond every pid (they are less than 2**22); this byte is the lock for changes
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._pid = os.getpid()
-        self._fd: int | None = None  # its locks are ours
-
-    def disown(self) -> bool:
-        """Return whether this is a forked process: it gets a descriptor, and so locks, of its own."""
-        if self._pid == os.getpid():
-            return False
-        self._pid, self._fd = os.getpid(), None  # the inherited descriptor stays open, on purpose
-        return True
-
-    def read(self) -> dict[int, int]:
-        """Return pid to bytes."""
-        held: dict[int, int] = {}
-        fd = self._open()  # another description than the one with our locks: those are seen, too
-        try:
-            spans = [(0, self.END)]
-            while spans:
-                start, end = spans.pop()
-                found = self._find(fd, start, end)
-                if found is None:
-                    continue
-                first, last = found
-                pid = first // self.SPAN
-                held[pid] = held.get(pid, 0) + last - first
-                # The kernel gives any lock in the span, not the first: look on both sides of it.
-                spans += [span for span in ((start, first), (last, end)) if span[0] < span[1]]
-        finally:
-            os.close(fd)
-        return held
-
-    def used(self) -> int:
-        """Return what all hold together."""
-        return sum(self.read().values())
-
-    def write(self, held: int, wanted: int) -> None:
-        """Hold `wanted` bytes instead of `held`."""
-        start = os.getpid() * self.SPAN
-        if wanted > held:
-            self._lock(fcntl.F_WRLCK, start + held, wanted - held)
-        elif wanted < held:
-            self._lock(fcntl.F_UNLCK, start + wanted, held - wanted)
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep every other process from changing the ledger."""
-        self._lock(fcntl.F_WRLCK, self.END, 1, wait=True)
-        try:
-            yield
-        finally:
-            self._lock(fcntl.F_UNLCK, self.END, 1)
-
-    def _lock(self, kind: int, start: int, size: int, *, wait: bool = False) -> None:
-        if self._fd is None:
-            self._fd = self._open()
-        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
-        fcntl.fcntl(self._fd, command, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, size, 0))
-
-    @staticmethod
-    def _find(fd: int, start: int, end: int) -> tuple[int, int] | None:
-        question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
-        kind, _, first, size, _ = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question))
-        return None if kind == fcntl.F_UNLCK else (max(first, start), min(first + size, end))
-
-    def _open(self) -> int:
-        if not _is_ledger(self._path):
-            raise DeviceError(f"the ledger of the emulated device, {self._path}, is gone with who made it")
-        try:
-            return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            raise DeviceError(f"the ledger of the emulated device cannot be opened: {exc}") from exc
-
-
-# ---------------------------------------------------------------- PyTorch's caching allocator
-
-KIB, MIB = 1 << 10, 1 << 20
-ROUNDING = 512  # bytes; every block is a multiple
-SMALL = MIB  # blocks up to this size come from the small pool,
-SMALL_SEGMENT = 2 * MIB  # in segments of this size;
-MEDIUM = 10 * MIB  # larger ones up to this size
-LARGE_SEGMENT = 20 * MIB  # from segments of this size,
-LARGE_ROUNDING = 2 * MIB  # and all above from segments of their own, rounded up to this
-
-
-class _FullError(Exception):
-    """The device has no room."""
-
-
-@dataclass(eq=False)
-class Block:
-    """A piece of emulated memory. Free it, or let it be collected; a context manager."""
-
-    device: EmulatedDevice
-    segment: "_Segment"
-    offset: int
-    size: int
-    pid: int = field(default_factory=os.getpid)
-    is_free: bool = False
-
-    def free(self) -> None:
-        """Give it back to the process's cache."""
-        if not self.is_free:
-            self.is_free = True
-            self.device.free(self)
-
-    def __enter__(self) -> "Block":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.free()
-
-    def __del__(self) -> None:
-        self.free()
-
-
-@dataclass(eq=False)
-class _Segment:
-    """What the allocator took from the device in one piece, and which parts of it are free."""
-
-    size: int
-    is_small: bool
-    gaps: list[tuple[int, int]] = field(default_factory=list)  # (offset, size), sorted, never adjacent
-
-
-class _Allocator:
-    """The blocks and the cache of one process on one device."""
-
-    def __init__(self, reserve: Callable[[int, int], None], context: int) -> None:
-        self._reserve = reserve
-        self.context = context
-        self._segments: list[_Segment] = []
-        self.held = 0  # context and segments
-        self.allocated = 0
-        self.peak = 0
-
-    def allocate(self, nbytes: int, device: EmulatedDevice) -> Block:
-        if not self.held:
-            self._hold(self.context)
-        size = max(ROUNDING, -(-nbytes // ROUNDING) * ROUNDING)
-        segment, offset, room = self._best_fit(size) or self._grow(size)
-        # What is left over is kept for others if it is worth it: torch splits large blocks only above 1 MiB.
-        rest = room - size
-        if rest < ROUNDING or (not segment.is_small and rest <= SMALL):
-            size = room
-        segment.gaps.remove((offset, room))
-        if size < room:
-            bisect.insort(segment.gaps, (offset + size, room - size))
-        self.allocated += size
-        return Block(device, segment, offset, size)
-
-    def free(self, block: Block) -> None:
-        self.allocated -= block.size
-        gaps = block.segment.gaps
-        at = bisect.bisect(gaps, (block.offset, block.size))
-        start, end = block.offset, block.offset + block.size
-        if at < len(gaps) and gaps[at][0] == end:
-            end += gaps.pop(at)[1]
-        if at and sum(gaps[at - 1]) == start:
-            start = gaps.pop(at - 1)[0]
-        bisect.insort(gaps, (start, end - start))
-
-    def release_cached(self) -> None:
-        whole = [segment for segment in self._segments if segment.gaps == [(0, segment.size)]]
-        if whole:
-            self._segments = [segment for segment in self._segments if segment not in whole]
-            self._hold(self.held - sum(segment.size for segment in whole))
-
-    def _best_fit(self, size: int) -> tuple[_Segment, int, int] | None:
-        fits = [
-            (room, number, offset)
-            for number, segment in enumerate(self._segments)
-            if segment.is_small == (size <= SMALL)
-            for offset, room in segment.gaps
-            if room >= size
-        ]
-        if not fits:
-            return None
-        room, number, offset = min(fits)
-        return self._segments[number], offset, room
-
-    def _grow(self, size: int) -> tuple[_Segment, int, int]:
-        if size <= SMALL:
-            segment = _Segment(SMALL_SEGMENT, is_small=True)
-        elif size < MEDIUM:
-            segment = _Segment(LARGE_SEGMENT, is_small=False)
-        else:
-            segment = _Segment(-(-size // LARGE_ROUNDING) * LARGE_ROUNDING, is_small=False)
-        try:
-            self._hold(self.held + segment.size)
-        except _FullError:
-            self.release_cached()
-            self._hold(self.held + segment.size)
-        segment.gaps.append((0, segment.size))
-        self._segments.append(segment)
-        return segment, 0, segment.size
-
-    def _hold(self, wanted: int) -> None:
-        self._reserve(self.held, wanted)
-        self.held = wanted
-        self.peak = max(self.peak, wanted)

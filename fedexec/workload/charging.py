@@ -17,8 +17,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from fedexec.memory.caching import Block
 from fedexec.memory.device import is_emulated
-from fedexec.memory.emulated import Block, EmulatedDevice, device
+from fedexec.memory.emulated import EmulatedDevice, device
 
 __all__ = ["computing"]
 
