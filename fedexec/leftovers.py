@@ -20,7 +20,7 @@ __all__ = ["Leftover", "find", "mapped_shared_memory", "shared_memory", "unmappe
 SHARED = Path("/dev/shm")
 _NAMES = ("sem.mp-", "sem.loky-", "psm_")  # semaphores of multiprocessing and of loky, and segments
 _DIRECTORY = "pymp-"  # of a Manager's socket
-_TEMPLATE = "fedexec_backends._template"  # in the command line of a template and of what it forked
+_TEMPLATE = "fedexec_backends._forker"  # in the command line of a template and of what it forked
 _YOUNG_SECONDS = 10.0  # what is younger may be about to be used
 
 

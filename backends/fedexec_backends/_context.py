@@ -28,7 +28,8 @@ from typing import Any
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.settings import Settings
-from fedexec_backends._template import Service, Template, inherited_fd, preparation
+from fedexec_backends._forker import Service, inherited_fd
+from fedexec_backends._template import Template, preparation
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 

@@ -85,7 +85,7 @@ def test_living_executors_are_no_leftovers(shared):
 
 def test_a_process_whose_caller_is_gone_is_found_and_ended(shared):
     # Played by a process with a template's command line, which its parent leaves behind.
-    code = "import time; time.sleep(3600)  # fedexec_backends._template"
+    code = "import time; time.sleep(3600)  # fedexec_backends._forker"
     quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
     start = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {code!r}], {quiet}).pid)"
     pid = int(
