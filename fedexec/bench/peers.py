@@ -49,6 +49,11 @@ class Caller:
     submit: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, submit: Callable[..., Any], settings: dict[str, Any] | None = None) -> "Caller":
+        """Make one that calls by submitting."""
+        return cls(lambda fn, *args: submit(fn, *args).result(), submit, settings or {})
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -102,11 +107,7 @@ def _ours(name: str, job: Workload, workers: int) -> Iterator[Caller]:
     with fedexec.create_executor(
         name, max_workers=workers, preload=job.preload, warmup=job.warmup
     ) as executor:
-        yield Caller(
-            lambda fn, *args: executor.submit(fn, *args).result(),
-            executor.submit,
-            executor.settings.as_dict(),
-        )
+        yield Caller.of(executor.submit, executor.settings.as_dict())
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def _pool(method: str, job: Workload, workers: int) -> Iterator[Caller]:
         initializer=tasks.prepare,
         initargs=(job.preload, None, _threads(workers)),
     ) as pool:
-        yield Caller(lambda fn, *args: pool.submit(fn, *args).result(), pool.submit)
+        yield Caller.of(pool.submit)
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def _loky(job: Workload, workers: int) -> Iterator[Caller]:
     initargs = (job.preload, job.warmup, _threads(workers))
     pool = loky.ProcessPoolExecutor(workers, initializer=tasks.prepare, initargs=initargs)
     try:
-        yield Caller(lambda fn, *args: pool.submit(fn, *args).result(), pool.submit)
+        yield Caller.of(pool.submit)
     finally:
         pool.shutdown()
 
@@ -154,7 +155,7 @@ def _deadpool(job: Workload, workers: int) -> Iterator[Caller]:
         initializer=tasks.prepare,
         initargs=(job.preload, None, _threads(workers)),
     ) as pool:
-        yield Caller(lambda fn, *args: pool.submit(fn, *args).result(), pool.submit)
+        yield Caller.of(pool.submit)
 
 
 @contextlib.contextmanager
@@ -185,7 +186,7 @@ def _ray(max_calls: int, job: Workload, workers: int) -> Iterator[Caller]:
         return Answer(remote.remote(fn, *args))
 
     try:
-        yield Caller(lambda fn, *args: submit(fn, *args).result(), submit)
+        yield Caller.of(submit)
     finally:
         ray.shutdown()
 
