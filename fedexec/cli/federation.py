@@ -11,7 +11,6 @@ import ipaddress
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from fedexec.flower import (
     serve,
     split_address,
 )
+from fedexec.flower.address import free_address
 from fedexec.interface import Capability, Hooks
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
@@ -158,10 +158,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
             initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
             if resuming.last is not None:
                 initial = resuming.last.weights
-            if (
-                arguments.address is None
-            ):  # as late as possible: until the server listens, anybody may take it
-                arguments.address = _free_address()
+            if arguments.address is None:  # as late as possible: until the server listens, it may be taken
+                arguments.address = free_address()
             host = hosting(tasks)
 
             def progress(current: Round, done: int) -> None:
@@ -349,12 +347,6 @@ def _reason(error: Exception) -> Exception:
         return error
     log.debug("the run failed", exc_info=error)
     return FedexecError(f"{type(error).__name__}: {error}")
-
-
-def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _read(name: str) -> bytes:

@@ -1,10 +1,13 @@
 """``host:port``, checked before Flower sees it: its own check prints and exits."""
 
+import random
 import socket
 
 from fedexec.errors import FedexecError
 
-__all__ = ["AddressError", "check_listening", "split_address"]
+__all__ = ["AddressError", "check_listening", "free_address", "split_address"]
+
+_PORTS = range(10_000, 32_768)  # below those that a system gives to who asks for any
 
 
 class AddressError(FedexecError, OSError):
@@ -30,3 +33,26 @@ def check_listening(address: str) -> None:
             probe.listen(1)  # with SO_REUSEADDR only this notices another listener
     except OSError as exc:
         raise AddressError(f"Cannot listen at {address}: {exc.strerror}. Choose another --address.") from exc
+
+
+def free_address(host: str = "127.0.0.1") -> str:
+    """Find an address to listen at.
+
+    Its port is none that the system would give to another program for the asking, so that it is still free
+    when a server comes to listen there.
+
+    Raises
+    ------
+    AddressError
+        All of many ports are taken, or `host` is none of this machine's.
+    """
+    choose = random.SystemRandom().choice
+    for _ in range(100):
+        address = f"{host}:{choose(_PORTS)}"
+        try:
+            check_listening(address)
+        except AddressError as exc:
+            problem = exc
+        else:
+            return address
+    raise problem

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from fedexec.flower.address import free_address, split_address
 from fedexec.testing.tasks import poll
 
 pytest.importorskip("torch", reason="the example needs torch: pip install 'fedexec[flower]'")
@@ -35,18 +35,12 @@ def program(name):
     return str(Path(sys.executable).with_name(name))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Place:
     """A SuperLink on loopback, in a home of its own, and what belongs to it."""
 
     def __init__(self, home):
         self.home = home
-        self.port = free_port()
+        self.port = split_address(free_address())[1]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")}
         self.environment = clean | {
             "FLWR_HOME": str(home / "flwr"),
@@ -157,7 +151,7 @@ def test_on_a_superlink_with_two_supernodes(place, tmp_path):
             "--host",
             "127.0.0.1",
             "--port",
-            str(free_port()),
+            str(split_address(free_address())[1]),
         )
         place.start("flower-supernode", *address, "--node-config", node_config)
     ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"

@@ -1,7 +1,6 @@
 """Real Flower, real gRPC, real workers: what a round does when clients work, and when they do not."""
 
 import functools
-import os
 import pickle
 import socket
 import subprocess
@@ -24,19 +23,11 @@ from fedexec.flower import (
     executor_evaluate_fn,
     serve,
 )
+from fedexec.flower.address import free_address
 from fedexec.testing.tasks import poll
 from flower import jobs
 
 BACKENDS = ["inline", "process", "pool", "loky"]
-
-
-HOST = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.1"  # of this process alone: nobody takes its ports
-
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return f"{HOST}:{probe.getsockname()[1]}"
 
 
 def federate(

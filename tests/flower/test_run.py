@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from fedexec.flower.address import free_address
 from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
 from fedexec.testing.tasks import poll
 
@@ -52,12 +53,6 @@ def succeed(*argv, **environment):
     done = run(*argv, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @functools.cache
@@ -192,7 +187,7 @@ def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path,
 
 
 def test_server_and_clients_run_apart(tmp_path, directory):
-    address = f"127.0.0.1:{free_port()}"
+    address = free_address()
     file = tmp_path / "server.json"
     hosts = [
         subprocess.Popen(
@@ -293,7 +288,7 @@ def test_tls_is_passed_to_flower(tmp_path):
     names = _write_certificates(tmp_path)
     file = tmp_path / "run.json"
     succeed(
-        "run", "--certificates", *names, "--address", f"localhost:{free_port()}", "--backend", "inline",
+        "run", "--certificates", *names, "--address", free_address("localhost"), "--backend", "inline",
         "--clients", "2", "--rounds", "1", "--epochs", "1", "--quiet", "--json", str(file),
     )  # fmt: skip
     assert len(json.loads(file.read_text())["rounds"][1]["clients"]) == 2
