@@ -16,7 +16,7 @@ from fedexec.errors import (
     WorkerMemoryError,
 )
 from fedexec.executor import Executor, create_executor
-from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage, once
 from fedexec.registry import BackendInfo, backends
 from fedexec.scheduler import Future, Stats
 from fedexec.settings import Settings
@@ -50,4 +50,5 @@ __all__ = [
     "WorkerMemoryError",
     "backends",
     "create_executor",
+    "once",
 ]

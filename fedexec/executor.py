@@ -1,16 +1,18 @@
 """The executor a user holds: the same on every backend. Where a task runs is the backend's business."""
 
 import concurrent.futures
+import copy
 import functools
 import itertools
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from fedexec import registry
-from fedexec.interface import Capability, Hooks, Task
+from fedexec.interface import Capability, Hooks, Task, once
 from fedexec.memory.admission import Admission, Footprint, ceiling
 from fedexec.memory.device import devices, is_emulated
 from fedexec.scheduler import Future, Scheduler, Stats, drain_before_exit_of
@@ -126,6 +128,7 @@ def create_executor(
     return Executor(settings, Hooks(initializer, initargs, warmup))
 
 
+_NOT_KEPT = "backend %s cannot keep %s: it is not enforced"
 _NEEDS = {  # setting -> the promises of which one must be made for it to hold
     "timeout": Capability.KILLS_ONE,
     "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
@@ -163,6 +166,8 @@ class Executor(concurrent.futures.Executor):
         backend_class = registry.load(settings.backend)
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
+        self._tag: str | None = None
+        self._whole: Executor | None = None  # of which this is a view, and which lives as long as it
         self.devices = devices(settings.device)
         if Capability.ISOLATED not in backend_class.capabilities:
             self.devices = self.devices[:1]  # all tasks share this process, and its device
@@ -181,7 +186,7 @@ class Executor(concurrent.futures.Executor):
         log.info("%s", settings)
         for field, promise in _NEEDS.items():
             if settings.sources.get(field, "default") != "default" and not self.capabilities & promise:
-                log.warning("backend %s cannot keep %s: it is not enforced", settings.backend, field)
+                log.warning(_NOT_KEPT, settings.backend, field)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)
         # An executor nobody holds any more finishes what it was given, then ends.
         weakref.finalize(self, self._scheduler.close).atexit = False
@@ -201,7 +206,46 @@ class Executor(concurrent.futures.Executor):
         BrokenProcessPool
             After an initializer or a preload failed.
         """
-        return self._scheduler.submit(Task(fn, args, kwargs))
+        settings = self.settings
+        return self._scheduler.submit(
+            Task(fn, args, kwargs, timeout=settings.timeout, retries=settings.retries, tag=self._tag)
+        )
+
+    def with_options(
+        self, *, timeout: float | None = None, retries: int | None = None, tag: str | None = None
+    ) -> "Executor":
+        """Return a view of this executor whose tasks have options of their own; all else they share.
+
+        ``executor.with_options(timeout=60, tag="client 7").submit(fit, weights)``
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds that a task may take, from its start; ``math.inf`` for no limit. Default: as it is here.
+        retries : int, optional
+            How often a task runs again when its worker died; never, if :func:`fedexec.once` says so.
+            Default: as it is here.
+        tag : str, optional
+            What messages and errors call the task besides its function's name. Default: as it is here.
+
+        Raises
+        ------
+        SettingsError
+            A value makes no sense.
+        """
+        view = copy.copy(self)
+        view._whole = self
+        if timeout is not None:
+            limit = None if timeout == math.inf else resolve({"timeout": timeout}, environ={}).timeout
+            view.settings = replace(view.settings, timeout=limit)
+            if Capability.KILLS_ONE not in self.capabilities:
+                log.warning(_NOT_KEPT, self.settings.backend, "timeout")
+        if retries is not None:
+            number = resolve({"retries": retries}, environ={}).retries
+            view.settings = replace(view.settings, retries=number)
+        if tag is not None:
+            view._tag = tag
+        return view
 
     def map(
         self,
@@ -223,8 +267,9 @@ class Executor(concurrent.futures.Executor):
             raise ValueError("chunksize must be >= 1.")
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout)
+        call_each = functools.partial(_call_each, fn)
         chunks = super().map(
-            functools.partial(_call_each, fn),
+            call_each if Task(fn, (), {}).repeatable else once(call_each),
             _chunks(zip(*iterables, strict=False), chunksize),
             timeout=timeout,
         )

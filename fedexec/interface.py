@@ -9,13 +9,13 @@ import functools
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fedexec.settings import Settings
 
-__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage"]
+__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "once"]
 
 
 class Capability(enum.Flag):
@@ -91,6 +91,21 @@ class Usage:
 
 
 _task_ids = itertools.count()
+_ONCE = "__fedexec_once__"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def once(fn: F) -> F:
+    """Declare that a function must not run twice for one call: it is never tried again, whatever it dies of.
+
+    A decorator. What cannot carry a mark (a built-in, a bound method) is wrapped in a partial that does.
+    """
+    try:
+        setattr(fn, _ONCE, True)
+    except AttributeError:
+        fn = functools.partial(fn)  # type: ignore[assignment]
+        setattr(fn, _ONCE, True)
+    return fn
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +123,12 @@ class Task:
         UUID of the device it is to compute on; the executor's choice.
     pid : int or None
         Of the worker that runs it; the backend notes it as soon as it knows.
+    timeout : float or None
+        Seconds it may take, from its start.
+    retries : int
+        How often it runs again when its worker died.
+    tag : str or None
+        What the caller calls it, for messages: "client 7".
     """
 
     fn: Callable[..., Any]
@@ -117,26 +138,43 @@ class Task:
     submitted: float = field(default_factory=time.monotonic)
     device: str | None = None
     pid: int | None = None
+    timeout: float | None = None
+    retries: int = 0
+    tag: str | None = None
     id: int = field(default_factory=_task_ids.__next__)
 
     @property
     def name(self) -> str:
-        """The function's name, for messages."""
-        fn = self._function
-        return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+        """The function's name, and its tag if it has one, for messages."""
+        return self._function_name if self.tag is None else f"{self._function_name} [{self.tag}]"
 
     @property
     def kind(self) -> str:
         """What tasks of the same function have in common."""
         fn = self._function
-        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{self.name}"
+        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{self._function_name}"
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may run again: its function is not declared with :func:`once`."""
+        return not any(hasattr(fn, _ONCE) for fn in self._layers())
 
     @property
     def _function(self) -> Callable[..., Any]:
+        return list(self._layers())[-1]
+
+    @property
+    def _function_name(self) -> str:
+        fn = self._function
+        return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
+
+    def _layers(self) -> Iterator[Callable[..., Any]]:
+        """Yield the function as it was given, then what it is a partial of, as deep as it goes."""
         fn = self.fn
-        while isinstance(fn, functools.partial):  # as deep as it goes
+        yield fn
+        while isinstance(fn, functools.partial):
             fn = fn.func
-        return fn
+            yield fn
 
 
 @dataclass(slots=True)

@@ -295,7 +295,7 @@ class Scheduler:
             return False
 
     def _run(self, task: Task) -> Outcome:
-        attempts = 1 + self._settings.retries
+        attempts = 1 + task.retries if task.repeatable else 1
         while True:
             attempts -= 1
             try:
@@ -316,7 +316,7 @@ class Scheduler:
                 return Outcome(exception=exc)
 
     def _attempt(self, task: Task) -> Outcome:
-        timeout = self._settings.timeout
+        timeout = task.timeout
         expired = threading.Event()
         timer = None
         if timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:

@@ -305,7 +305,17 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
             except ChildProcessError:
                 pass
         with self._reaping:
+            if self.returncode is None:
+                self._end_what_it_left()
             return super().poll(os.WNOHANG)
+
+    def _end_what_it_left(self) -> None:
+        """Once the worker has ended, end what its task left running; unreaped, it still has its number."""
+        try:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                _kill_group(self.pid)
+        except ChildProcessError:
+            pass
 
     def _launch(self, process: WorkerProcess) -> None:
         tracker = _tracker_fd()

@@ -194,6 +194,7 @@ class _Forker:
                 return
             if ended is None:
                 return
+            _end_group(ended.si_pid)  # what a task left running; not reaped yet, it still has its number
             status_fd = self._status_fds.pop(ended.si_pid, None)
             if status_fd is not None:
                 killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)

@@ -23,6 +23,7 @@ from flwr.common import (
     Status,
 )
 
+from fedexec.executor import Executor
 from fedexec.flower.history import TaskRecord, cost_of
 
 __all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
@@ -52,7 +53,10 @@ class TaskLog:
         self, fn: Callable[..., Any], *args: Any, kind: str, client: int | None, server_round: int | None
     ) -> Any:
         """Run ``fn(*args)`` on the executor, wait, and return what it returns or raise what it raises."""
-        future = self.executor.submit(fn, *args)
+        executor = self.executor
+        if isinstance(executor, Executor) and client is not None:
+            executor = executor.with_options(tag=f"client {client}")
+        future = executor.submit(fn, *args)
         error = future.exception()
         text = None if error is None else _one_line(error)
         with self._lock:

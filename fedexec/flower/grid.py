@@ -224,7 +224,8 @@ class ExecutorGrid(Grid):
                 return
             flight = node.waiting.popleft()
         try:
-            flight.future = self.executor.submit(run, self._job(flight, node))
+            executor = self.executor.with_options(tag=f"partition {flight.partition}")
+            flight.future = executor.submit(run, self._job(flight, node))
         except Exception as exc:  # the executor is broken or shut down; a node_config makes no sense
             self._answer(flight, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
             self._send_next(node)

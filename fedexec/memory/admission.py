@@ -185,6 +185,8 @@ class Admission:
             return False
         if footprint.most == started.most:  # else it ran among those that another has halved since
             footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
+        if not task.repeatable:
+            return False
         self._lonely.add(task.id)
         return True
 

@@ -318,6 +318,11 @@ def hang() -> NoReturn:
         signal.pause() if threading.current_thread() is threading.main_thread() else time.sleep(1000)
 
 
+def leave_behind(count: int) -> list[int]:
+    """Start processes that nobody waits for; return their ids."""
+    return [subprocess.Popen(["sleep", "1000"]).pid for _ in range(count)]
+
+
 def hang_with_grandchild(note: Path) -> NoReturn:
     """Start a process, write its id to `note`, never return."""
     child = subprocess.Popen(["sleep", "1000"])

@@ -1,6 +1,7 @@
 """Deaths of workers and of what helps them: who hears of it, and who does not."""
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+import fedexec
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
 from fedexec.executor import Executor
 from fedexec.interface import Capability
@@ -142,6 +144,43 @@ class WorkerDeaths(Suite):
         assert isinstance(executor.submit(divmod, 1, 0).exception(DEADLINE), ZeroDivisionError)
         assert executor.stats().retries == 0
 
+    # ------------------------------------------------------------ options of single tasks
+
+    def test_a_task_has_options_of_its_own(self, create: Create, tmp_path: Path) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create(timeout=DEADLINE)
+        view = executor.with_options(retries=1, tag="client 7")
+        assert view.submit(tasks.die_once, tmp_path / "first").result(DEADLINE) == 1
+        error = executor.submit(tasks.die_once, tmp_path / "second").exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert error.task == "die_once"
+        error = view.with_options(timeout=self._ample_timeout(create)).submit(tasks.hang).exception(DEADLINE)
+        assert isinstance(error, TaskTimeoutError)
+        assert error.task == "hang [client 7]"
+        assert executor.stats().retries == view.stats().retries == 1
+
+    def test_a_view_keeps_its_executor_alive(self, create: Create) -> None:
+        view = type(self).new_executor().with_options(tag="view")
+        try:
+            assert view.submit(pow, 2, 3).result(DEADLINE) == 8
+        finally:
+            view.shutdown()
+
+    def test_what_must_not_run_twice_is_not_run_again(self, create: Create, tmp_path: Path) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        executor = create(retries=3)
+        markers = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+        futures = [
+            executor.submit(fedexec.once(functools.partial(tasks.die_always, markers[0]))),
+            executor.submit(functools.partial(fedexec.once(functools.partial(tasks.die_always)), markers[1])),
+        ]
+        for future in futures:
+            assert isinstance(future.exception(DEADLINE), WorkerDiedError)
+        each = executor.map(fedexec.once(functools.partial(tasks.die_always)), [markers[2]], chunksize=2)
+        with pytest.raises(WorkerDiedError):
+            next(each)
+        assert [marker.read_text() for marker in markers] == ["x", "x", "x"]
+
     # ------------------------------------------------------------ deadlines
 
     def test_a_task_that_outlives_its_timeout_is_ended_alone(self, create: Create) -> None:
@@ -188,6 +227,16 @@ class WorkerDeaths(Suite):
         grandchild = psutil.Process(int(note.read_text()))
         assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
         tasks.poll(lambda: not living([grandchild]), "the grandchild died")
+
+    def test_what_a_task_left_running_ends_with_its_worker(self, create: Create) -> None:
+        self.need(Capability.ISOLATED)
+        executor = create()
+        left = []
+        for pid in executor.submit(tasks.leave_behind, 3).result(DEADLINE):
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone already
+                left.append(psutil.Process(pid))
+        executor.shutdown()
+        tasks.poll(lambda: not living(left), "they ended")
 
     # ------------------------------------------------------------ end
 

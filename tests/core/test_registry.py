@@ -101,7 +101,7 @@ def test_the_public_names_are_these():
         "FedexecError", "Future", "Hooks", "InitializerError", "Outcome", "PreloadError", "Settings",
         "SettingsError", "Stats", "Task", "TaskTimeoutError", "TransferError", "UnknownBackendError",
         "UnpickleError", "Usage", "WorkerDiedError", "WorkerError", "WorkerMemoryError", "backends",
-        "create_executor",
+        "create_executor", "once",
     ]  # fmt: skip
     assert all(hasattr(fedexec, name) for name in fedexec.__all__)
 
