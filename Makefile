@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test gpu lint types bench bench-smoke clean
+.PHONY: run test soak gpu lint types bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+soak: .venv/installed
+	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 gpu: .venv/installed
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

@@ -1,0 +1,286 @@
+"""What can befall a task, and what is to be heard of it; and runs in which one task in many meets it."""
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import psutil
+
+import fedexec
+from fedexec.errors import TaskTimeoutError, WorkerDiedError
+from fedexec.testing import tasks
+from fedexec.testing.leaks import living, new_children, orphaned_shared_memory, shared_memory
+
+__all__ = ["FAULTS", "Report", "soak"]
+
+TIMEOUT = 2.0  # seconds, of what hangs or is stopped
+HUGE = 32 << 20
+
+
+# ---------------------------------------------------------------- faults, as tasks
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def exit_slowly() -> str:
+    threading.Thread(target=time.sleep, args=(1.0,)).start()  # the interpreter waits for it
+    return "slow"
+
+
+def exhaust_memory() -> NoReturn:
+    with _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + (64 << 20)):
+        bytearray(1 << 30)
+    raise AssertionError("there was memory")
+
+
+def exhaust_disk() -> NoReturn:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with _limit(resource.RLIMIT_FSIZE, 0), tempfile.TemporaryFile() as file:
+        os.write(file.fileno(), b"x")
+    raise AssertionError("there was room")
+
+
+def exhaust_descriptors() -> NoReturn:
+    taken = []
+    try:
+        with _limit(resource.RLIMIT_NOFILE, 64):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
+def return_much() -> bytes:
+    return bytes(HUGE)
+
+
+def return_lock() -> Any:
+    return threading.Lock()
+
+
+def flood_stderr() -> str:
+    for _ in range(64):
+        os.write(2, b"x" * 4095 + b"\n")
+    return "flooded"
+
+
+def plant_tree() -> list[int]:
+    """Start 20 processes, the half of them by another; return their ids."""
+    nested = (
+        "import subprocess; print(*[subprocess.Popen(['sleep', '1000']).pid for _ in range(10)], flush=True)"
+    )
+    children = [subprocess.Popen(["sleep", "1000"]).pid for _ in range(9)]
+    parent = subprocess.Popen(
+        [sys.executable, "-S", "-c", nested + "; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    return [*children, parent.pid, *map(int, parent.stdout.readline().split())]
+
+
+class DiesPickled:
+    """Ends the process that pickles it."""
+
+    def __reduce__(self) -> Any:
+        tasks.kill_self()
+
+
+class DiesUnpickled:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return tasks.kill_self, ()
+
+
+class _limit:  # noqa: N801
+    """Lowers a limit of this process for a while."""
+
+    def __init__(self, what: int, soft: int) -> None:
+        self._what, self._soft = what, soft
+
+    def __enter__(self) -> None:
+        self._before = resource.getrlimit(self._what)
+        resource.setrlimit(self._what, (self._soft, self._before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(self._what, self._before)
+
+
+# ---------------------------------------------------------------- what is to be heard of them
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A task that meets a fault, and how to tell that its future says the truth.
+
+    Attributes
+    ----------
+    fn : callable
+    is_true : callable ``(value, error) -> bool``
+    args : tuple
+    timeout : float or None
+        Seconds.
+    """
+
+    fn: Callable[..., Any]
+    is_true: Callable[[Any, BaseException | None], bool]
+    args: tuple[Any, ...] = ()
+    timeout: float | None = None
+
+
+def _died(exitcode: int) -> Callable[[Any, BaseException | None], bool]:
+    return lambda value, error: type(error) is WorkerDiedError and error.exitcode == exitcode
+
+
+def _raised(
+    kind: type[BaseException], number: int | None = None
+) -> Callable[[Any, BaseException | None], bool]:
+    return lambda value, error: type(error) is kind and number in (None, getattr(error, "errno", None))
+
+
+def _returned(wanted: Any) -> Callable[[Any, BaseException | None], bool]:
+    return lambda value, error: error is None and value == wanted
+
+
+FAULTS = {
+    "raise": Fault(divmod, _raised(ZeroDivisionError), (1, 0)),
+    "exit": Fault(os._exit, _died(3), (3,)),
+    "SIGKILL": Fault(tasks.kill_self, _died(-signal.SIGKILL)),
+    "SIGSTOP": Fault(stop, _raised(TaskTimeoutError), timeout=TIMEOUT),
+    "segfault": Fault(tasks.segfault, _died(-signal.SIGSEGV)),
+    "hang": Fault(tasks.hang, _raised(TaskTimeoutError), timeout=TIMEOUT),
+    "slow exit": Fault(exit_slowly, _returned("slow")),
+    "no memory": Fault(exhaust_memory, _raised(MemoryError)),
+    "full disk": Fault(exhaust_disk, lambda value, error: isinstance(error, OSError)),
+    "no descriptors": Fault(exhaust_descriptors, _raised(OSError, errno.EMFILE)),
+    "huge result": Fault(return_much, _returned(bytes(HUGE))),
+    "unpicklable result": Fault(return_lock, _raised(TypeError)),
+    "stderr flood": Fault(flood_stderr, _returned("flooded")),
+    "tree of processes": Fault(plant_tree, lambda value, error: error is None and len(value) == 20),
+    "death while pickling": Fault(DiesPickled, _died(-signal.SIGKILL)),
+    "death while unpickling": Fault(tasks.capture, _died(-signal.SIGKILL), (DiesUnpickled(),)),
+}
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass
+class Report:
+    """What became of a run's tasks, and what is left of it.
+
+    Attributes
+    ----------
+    tasks : int
+    faults : Counter
+        How many of each kind.
+    lost : int
+        Futures that did not resolve, or more than once.
+    wrong : list of str
+        What resolved with something else than the truth.
+    left : list of str
+        Processes, shared memory and descriptors.
+    seconds : float
+    """
+
+    tasks: int
+    faults: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    wrong: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.wrong or self.left)
+
+
+def soak(backend: str, plan: list[str | None], seed: int) -> Report:
+    """Run a task for each entry of `plan`: the fault of that name, or for None an innocent one."""
+    report = Report(len(plan), Counter(name for name in plan if name is not None))
+    with fedexec.create_executor(backend, max_workers=2) as executor:  # what every process starts once
+        executor.submit(pow, 2, 3).result(tasks.DEADLINE)
+    processes, segments, descriptors = new_children(), shared_memory(), _descriptors()
+    generator = np.random.default_rng(seed)
+    resolved: Counter[int] = Counter()
+    trees: list[psutil.Process] = []
+    begun = time.monotonic()
+    with fedexec.create_executor(backend, max_workers=2) as executor:
+        for start in range(0, len(plan), 500):
+            futures = []
+            for number, name in enumerate(plan[start : start + 500], start):
+                future, is_true = _submit(executor, name, number, generator)
+                future.add_done_callback(lambda _, number=number: resolved.update([number]))
+                futures.append((future, name, is_true))
+            for number, (future, name, is_true) in enumerate(futures, start):
+                try:
+                    error, value = future.exception(300), None
+                except TimeoutError:
+                    report.lost += 1
+                    continue
+                if error is None:
+                    value = future.result()
+                    if name == "tree of processes":
+                        trees += [psutil.Process(pid) for pid in value if psutil.pid_exists(pid)]
+                if not is_true(value, error):
+                    report.wrong.append(
+                        f"{number} {name}: {error!r}" if error else f"{number} {name}: {value!r:.99}"
+                    )
+            del futures, future, is_true, value, error
+    report.seconds = time.monotonic() - begun
+    report.lost += sum(1 for number in range(len(plan)) if resolved[number] > 1)
+    try:
+        tasks.poll(lambda: not (new_children(processes) or living(trees)), "all processes ended", seconds=2)
+    except AssertionError:
+        report.left += [str(process) for process in (*new_children(processes), *living(trees))]
+    report.left += [str(path) for path in orphaned_shared_memory(segments)]
+    report.left += [f"descriptor {each}" for each in _descriptors() - descriptors]
+    return report
+
+
+def plan_of(number: int, share: float, seed: int) -> list[str | None]:
+    """Return `number` entries of which `share` are faults, of all kinds as evenly as can be, in any order."""
+    faults = [list(FAULTS)[index % len(FAULTS)] for index in range(round(number * share))]
+    plan: list[str | None] = [*faults, *[None] * (number - len(faults))]
+    random.Random(seed).shuffle(plan)
+    return plan
+
+
+def _submit(
+    executor: fedexec.Executor, name: str | None, number: int, generator: np.random.Generator
+) -> tuple[fedexec.Future[Any], Callable[[Any, BaseException | None], bool]]:
+    if name is not None:
+        fault = FAULTS[name]
+        view = executor.with_options(timeout=fault.timeout, tag=name)
+        return view.submit(fault.fn, *fault.args), fault.is_true
+    if number % 4:
+        return executor.submit(tasks.add, number, 1), _returned(number + 1)
+    array = generator.integers(0, 1000, 50_000)  # large enough for shared memory
+    return executor.submit(
+        np.sort, array
+    ), lambda value, error: error is None and bool((value == np.sort(array)).all())
+
+
+def _descriptors() -> set[str]:
+    """Return number and target of every open descriptor."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found.add(f"{fd.name} {fd.readlink()}")
+    return found

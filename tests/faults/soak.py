@@ -1,0 +1,53 @@
+"""One task in twenty meets a fault, on every isolating backend: ``make soak``.
+
+Prints what became of the tasks and what is left; ends with 1 if anything is lost, wrong or left.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+
+from faults import plan_of, soak
+
+import fedexec
+from fedexec.interface import Capability
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", type=int, default=5000, help="of each backend (default 5000)")
+    parser.add_argument("--share", type=float, default=0.05, help="that meets a fault (default 0.05)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", action="append", help="only this one; may be repeated")
+    arguments = parser.parse_args()
+    isolating = [
+        info.name for info in fedexec.backends()
+        if info.available and info.capabilities and Capability.ISOLATED in info.capabilities
+    ]  # fmt: skip
+    plan = plan_of(arguments.tasks, arguments.share, arguments.seed)
+    clean = True
+    print(f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'seconds':>9}")
+    for backend in arguments.backend or isolating:
+        with tempfile.TemporaryFile() as stderr:  # one of the faults is a flood of it
+            before = os.dup(2)
+            os.dup2(stderr.fileno(), 2)
+            try:
+                report = soak(backend, plan, arguments.seed)
+            finally:
+                os.dup2(before, 2)
+                os.close(before)
+        faults, clean = report.faults.total(), clean and report.is_clean
+        print(
+            f"{backend:10}{report.tasks:7}{faults:8}{report.lost:6}{len(report.wrong):7}{len(report.left):6}"
+            f"{report.seconds:9.0f}", flush=True,
+        )  # fmt: skip
+        for line in (*report.wrong[:10], *report.left[:10]):
+            print(f"    {line}")
+    kinds = {name: plan.count(name) for name in dict.fromkeys(plan) if name is not None}
+    print("faults of each backend: " + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())))
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""Every kind of fault once, among innocent tasks, on every isolating backend; `soak.py` does it at length."""
+
+import random
+
+import pytest
+from faults import FAULTS, soak
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
+def test_nothing_is_lost_wrong_or_left(backend, capfd):
+    pytest.importorskip("loky" if backend == "loky" else "fedexec")
+    plan = [*FAULTS, *[None] * 60]
+    random.Random(backend).shuffle(plan)
+    report = soak(backend, plan, seed=0)
+    assert (report.lost, report.wrong, report.left) == (0, [], [])
+    assert report.faults == dict.fromkeys(FAULTS, 1)
