@@ -12,6 +12,7 @@ test: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python tests/faults/soak.py $(ARGS)
+	$(BIN)/python tests/faults/kills.py
 
 gpu: .venv/installed
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 from faults import FAULTS, soak
+from kills import kill_callers
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
@@ -14,3 +15,9 @@ def test_nothing_is_lost_wrong_or_left(backend, capfd):
     report = soak(backend, plan, seed=0)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
     assert report.faults == dict.fromkeys(FAULTS, 1)
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
+def test_a_killed_caller_leaves_nothing(backend):
+    pytest.importorskip("loky" if backend == "loky" else "fedexec")
+    assert kill_callers(backend, times=2, seed=len(backend)) == []
