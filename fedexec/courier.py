@@ -12,8 +12,9 @@ from typing import Any
 import cloudpickle
 
 from fedexec import transport
-from fedexec.errors import InitializerError, PreloadError, UnpickleError
+from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
 from fedexec.interface import Outcome, Task
+from fedexec.stderr import Relay
 from fedexec.worker import Kind, Reply
 
 __all__ = ["Courier"]
@@ -32,6 +33,7 @@ class Courier:
 
     def __init__(self, *, shared_memory: bool) -> None:
         self._pool = transport.SegmentPool(enabled=shared_memory and transport.supported())
+        self._stderr = Relay()
 
     def deliver(self, task: Task, call: Callable[[bytes], bytes]) -> Outcome:
         """Run a task in a worker.
@@ -48,8 +50,14 @@ class Courier:
         Exception
             Whatever pickling raised, with a note that names the argument.
         """
-        with self._pack(task) as parcel:
-            reply: Reply = pickle.loads(call(parcel.message))
+        with self._stderr.line() as line, self._pack(task, line.path if line else None) as parcel:
+            try:
+                reply: Reply = pickle.loads(call(parcel.message))
+            except WorkerDiedError as exc:
+                if line is not None and (text := line.tail()):
+                    exc.stderr = text
+                    exc.add_note(f"The last it wrote to stderr:\n{text}")
+                raise
             if reply.kind is not Kind.UNREACHABLE:
                 if reply.kept:
                     parcel.keep()
@@ -64,12 +72,14 @@ class Courier:
             return parcel.message
 
     def close(self) -> None:
-        """Give back the shared memory that no result needs any more."""
+        """Give back the shared memory that no result needs any more, and the pipes. No worker is left."""
         self._pool.close()
+        self._stderr.close()
 
-    def _pack(self, task: Task) -> transport.Parcel:
+    def _pack(self, task: Task, stderr: str | None) -> transport.Parcel:
+        call = (task.fn, task.args, dict(task.kwargs))
         try:
-            return self._pool.parcel((task.fn, task.args, dict(task.kwargs)), task.submitted, task.device)
+            return self._pool.parcel(call, task.submitted, task.device, stderr)
         except BaseException as exc:
             exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
             raise

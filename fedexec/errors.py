@@ -163,7 +163,15 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
         As in :class:`multiprocessing.Process`: negative is a signal; None is unknown.
     task : str
         The function that ran.
+
+    Attributes
+    ----------
+    stderr : str
+        The last lines that the task had written there, Python's own report of a fatal error included; empty
+        where there were none, or nobody listened. Also in a note, so that a traceback shows them.
     """
+
+    stderr = ""
 
     def __init__(self, pid: int | None, exitcode: int | None, task: str) -> None:
         super().__init__(pid, exitcode, task)
@@ -214,15 +222,23 @@ class TaskTimeoutError(WorkerError, TimeoutError):
         Seconds.
     pid : int or None
         The worker that was ended.
+
+    Attributes
+    ----------
+    stderr : str
+        The last lines that the task had written there; they end with the stack of each of its threads, where
+        the worker could still tell. Also in a note.
     """
+
+    stderr = ""
 
     def __init__(self, task: str, timeout: float, pid: int | None) -> None:
         super().__init__(task, timeout, pid)
         self.task, self.timeout, self.pid = task, timeout, pid
 
-    def __reduce__(self) -> tuple[type, tuple[str, float, int | None]]:
+    def __reduce__(self) -> tuple[type, tuple[str, float, int | None], dict[str, object]]:
         # TimeoutError is an OSError, which takes three arguments for errno, strerror and filename.
-        return type(self), (self.task, self.timeout, self.pid)
+        return type(self), (self.task, self.timeout, self.pid), self.__dict__
 
     def __str__(self) -> str:
         return (

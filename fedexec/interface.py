@@ -7,6 +7,7 @@ tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a t
 import enum
 import functools
 import itertools
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -249,10 +250,16 @@ class Backend(ABC):
             The worker ended under the task, or :meth:`kill` ended it.
         """
 
-    def kill(self, task: Task) -> None:
+    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         """End the worker that runs `task`, if it runs it still; :meth:`run` then raises WorkerDiedError.
 
         Called from any thread; needed for :attr:`Capability.KILLS_ONE`. Must not hurt another task.
+
+        Parameters
+        ----------
+        number : int
+            The signal: SIGTERM at a deadline, so that the worker can say where it is and its task clean up;
+            SIGKILL if that does not help, and whenever there is no time for it.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
 

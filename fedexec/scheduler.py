@@ -8,6 +8,7 @@ and a broken pool can hurt only what was running.
 import concurrent.futures
 import functools
 import logging
+import signal
 import threading
 import time
 import weakref
@@ -33,6 +34,8 @@ __all__ = ["Future", "Scheduler", "Stats", "drain_before_exit_of"]
 
 log = logging.getLogger("fedexec")
 T = TypeVar("T")
+
+GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL
 
 
 class Future(concurrent.futures.Future[T]):
@@ -317,10 +320,10 @@ class Scheduler:
 
     def _attempt(self, task: Task) -> Outcome:
         timeout = task.timeout
-        expired = threading.Event()
+        expired, ended = threading.Event(), threading.Event()
         timer = None
         if timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            timer = threading.Timer(timeout, self._expire, (task, expired))
+            timer = threading.Timer(timeout, self._expire, (task, expired, ended))
             timer.daemon = True
             timer.start()
         try:
@@ -330,20 +333,31 @@ class Scheduler:
             if task.id in self._excesses:
                 raise self._excesses[task.id] from None
             if timeout is not None and expired.is_set():
-                raise TaskTimeoutError(task.name, timeout, exc.pid) from None
+                late = TaskTimeoutError(task.name, timeout, exc.pid)
+                if exc.stderr:
+                    late.stderr = exc.stderr
+                    late.add_note(f"The last it wrote to stderr:\n{exc.stderr}")
+                try:
+                    raise late from None
+                finally:
+                    del late  # no cycle
             raise
         finally:
+            ended.set()
             self._excesses.pop(task.id, None)
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, task: Task, expired: threading.Event) -> None:
+    def _expire(self, task: Task, expired: threading.Event, ended: threading.Event) -> None:
+        """End a task that is late: first so that it can say where it is and clean up."""
         expired.set()
-        self._kill(task)
+        self._kill(task, signal.SIGTERM)
+        if not ended.wait(GRACE_SECONDS):
+            self._kill(task)
 
-    def _kill(self, task: Task) -> None:
+    def _kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         task.doomed = True
-        self._backend.kill(task)
+        self._backend.kill(task, number)
 
     def _end_for_memory(self, task: Task, error: WorkerMemoryError) -> None:
         self._excesses[task.id] = error

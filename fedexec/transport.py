@@ -91,6 +91,7 @@ class _Message:
     layout: tuple[tuple[int, int], ...] = ()  # at these (offset, size)
     answer: _Place | None = None  # where the result's buffers may go
     device: str | None = None  # that the worker is to compute on
+    stderr: str | None = None  # where it is to write that
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -237,6 +238,11 @@ class Delivery:
     def device(self) -> str | None:
         """UUID of the device to compute on, known before anything is unpickled."""
         return self._message.device
+
+    @property
+    def stderr(self) -> str | None:
+        """Where to write stderr; see :mod:`fedexec.stderr`."""
+        return self._message.stderr
 
     def open(self) -> Any:
         """Unpickle the object.
@@ -398,7 +404,9 @@ class SegmentPool:
         self._trimmer: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def parcel(self, obj: Any, since: float = math.inf, device: str | None = None) -> "Parcel":
+    def parcel(
+        self, obj: Any, since: float = math.inf, device: str | None = None, stderr: str | None = None
+    ) -> "Parcel":
         """Pack an object to be sent.
 
         Parameters
@@ -408,6 +416,8 @@ class SegmentPool:
             Time of :func:`time.monotonic` from which nobody writes to its buffers.
         device : str, optional
             UUID of the device that the receiver is to compute on.
+        stderr : str, optional
+            Where the receiver is to write its stderr.
 
         Raises
         ------
@@ -417,14 +427,17 @@ class SegmentPool:
         data, buffers = _dump(obj)
         layout, size = _lay_out(buffers)
         if not self._enabled:
-            message = _Message(data, tuple(map(bytes, buffers)), device=device)
+            message = _Message(data, tuple(map(bytes, buffers)), device=device, stderr=stderr)
             return Parcel(pickle.dumps(message), self, None, None)
         back = self._take(size)
         if size < THRESHOLD:
-            message = _Message(data, tuple(map(bytes, buffers)), answer=back.place, device=device)
+            inside = tuple(map(bytes, buffers))
+            message = _Message(data, inside, answer=back.place, device=device, stderr=stderr)
             return Parcel(pickle.dumps(message), self, None, back)
         there = self._place(layout, size, buffers, since)
-        message = _Message(data, place=there.place, layout=layout, answer=back.place, device=device)
+        message = _Message(
+            data, place=there.place, layout=layout, answer=back.place, device=device, stderr=stderr
+        )
         return Parcel(pickle.dumps(message), self, there, back)
 
     def disable(self) -> None:

@@ -28,6 +28,7 @@ from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
 from fedexec.settings import Settings
+from fedexec.stderr import listen
 from fedexec.transport import Delivery, UnreachableSegmentError
 
 __all__ = [
@@ -190,6 +191,8 @@ def run(message: bytes) -> bytes:
 
 
 def _run(delivery: Delivery) -> Reply:
+    if delivery.stderr is not None:
+        listen(delivery.stderr)
     try:
         device.assign(delivery.device)  # before anything is unpickled that might start it
         fn, args, kwargs = delivery.open()

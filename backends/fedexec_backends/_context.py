@@ -129,10 +129,10 @@ class WorkerProcess(BaseProcess):
 WorkerContext.worker_class = WorkerProcess
 
 
-def end_process(process: BaseProcess) -> None:
-    """Kill a worker and what it started. Does nothing when it has ended."""
+def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a worker and what it started, if it has not ended; by default one that kills."""
     pid = process.pid
-    if pid is not None and process.exitcode is None and not _kill_group(pid):
+    if pid is not None and process.exitcode is None and not _kill_group(pid, number):
         process.kill()  # too young to lead a group
 
 
@@ -146,9 +146,9 @@ def _close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _kill_group(pid: int) -> bool:
+def _kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)
     except ProcessLookupError:
         return False
     return True

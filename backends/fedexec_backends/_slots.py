@@ -12,6 +12,7 @@ with it, and shares no lock.
 
 import functools
 import multiprocessing
+import signal
 import threading
 from abc import abstractmethod
 from concurrent.futures import BrokenExecutor, Future
@@ -78,10 +79,10 @@ class PooledBackend(Backend):
     def after(self, slot: "Slot", task: Task, outcome: Outcome) -> None:
         """Look at a slot after a task, before it gets the next one."""
 
-    def kill(self, task: Task) -> None:
+    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         """End the worker that runs `task`."""
         for slot in self._slots:
-            slot.kill(task)
+            slot.kill(task, number)
 
     def shutdown(self) -> None:
         """End every pool, then the template."""
@@ -201,12 +202,12 @@ class Slot:
                 end_process(worker)
             self._changed.notify_all()
 
-    def kill(self, task: Task) -> None:
+    def kill(self, task: Task, number: int) -> None:
         """End the worker if it runs `task`."""
         with self._changed:
             if self._task is task:
                 for worker in self._workers:  # one that has served and does not end too: the pool waits
-                    end_process(worker)
+                    end_process(worker, number)
 
     def retire(self, usage: Usage | None = None) -> None:
         """Give the next task a new worker; wait for this one's end only where device memory may come back."""

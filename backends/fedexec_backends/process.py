@@ -8,6 +8,7 @@ Manager (one for all tasks, where the tutorial starts one for each) ends with th
 import functools
 import os
 import secrets
+import signal
 import threading
 from collections.abc import MutableMapping
 from multiprocessing.managers import SyncManager
@@ -86,12 +87,12 @@ class ProcessBackend(Backend):
         finally:
             del died  # no cycle
 
-    def kill(self, task: Task) -> None:
+    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         """End the process of `task`."""
         with self._lock:
             process = self._processes.get(task.id)
         if process is not None:
-            end_process(process)
+            end_process(process, number)
 
     def shutdown(self) -> None:
         """End Manager and template."""

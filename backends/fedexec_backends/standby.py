@@ -11,6 +11,7 @@ have imported the preload: slower to come by, the same promise.
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -83,12 +84,12 @@ class StandbyBackend(Backend):
                 self._give_back(task, worker, usage)
         return outcome
 
-    def kill(self, task: Task) -> None:
+    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         """End the worker of `task`."""
         with self._changed:
             worker = self._running.get(task.id)
         if worker is not None:
-            end_process(worker.process)
+            end_process(worker.process, number)
 
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced, by cause."""

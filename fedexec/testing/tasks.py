@@ -207,9 +207,6 @@ class HoldsLock(Exception):
 
 def segfault() -> None:
     """Read address 0."""
-    import faulthandler
-
-    faulthandler.disable()  # its report is noise here
     ctypes.string_at(0)
 
 
@@ -316,6 +313,19 @@ def hang() -> NoReturn:
     """Never return."""
     while True:
         signal.pause() if threading.current_thread() is threading.main_thread() else time.sleep(1000)
+
+
+def hang_for_good() -> NoReturn:
+    """Never return, and take no notice of SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang()
+
+
+def complain_and_die(count: int) -> NoReturn:
+    """Write to stderr, then die."""
+    for number in range(count):
+        print("complaint", number, file=sys.stderr)
+    kill_self()
 
 
 def leave_behind(count: int) -> list[int]:

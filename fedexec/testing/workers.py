@@ -5,8 +5,10 @@ import functools
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
@@ -123,6 +125,27 @@ class WorkerDeaths(Suite):
                 assert isinstance(error, WorkerDiedError)
                 assert error.exitcode == number
 
+    def test_a_death_tells_the_last_that_was_written_to_stderr(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        if sys.platform != "linux":
+            pytest.skip("nobody listens here")
+        executor = create()
+        error = executor.submit(tasks.complain_and_die, 3).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert error.stderr.splitlines() == ["complaint 0", "complaint 1", "complaint 2"]
+        assert error.stderr in "".join(traceback.format_exception(error))
+        error = executor.submit(tasks.segfault).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert "Segmentation fault" in error.stderr
+        assert "in segfault" in error.stderr
+        assert "complaint" not in error.stderr
+
+    def test_a_task_that_does_not_heed_sigterm_is_killed(self, create: Create) -> None:
+        self.need(Capability.KILLS_ONE)
+        timeout = self._ample_timeout(create)
+        error = create(timeout=timeout).submit(tasks.hang_for_good).exception(DEADLINE)
+        assert isinstance(error, TaskTimeoutError)
+
     # ------------------------------------------------------------ retries
 
     def test_a_task_whose_worker_died_is_run_again(self, create: Create, tmp_path: Path) -> None:
@@ -201,6 +224,9 @@ class WorkerDeaths(Suite):
         assert isinstance(error, WorkerError)
         assert (error.timeout, error.task) == (timeout, "hang")
         assert error.pid is not None
+        if sys.platform == "linux":
+            assert "in hang" in error.stderr
+            assert "in hang" in pickle.loads(pickle.dumps(error)).stderr
         assert error.pid not in {process.pid for process in new_children()}
         assert executor.submit(pow, 2, 2).result(DEADLINE) == 4
         stats = executor.stats()

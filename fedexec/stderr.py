@@ -1,0 +1,142 @@
+"""What a task writes to stderr: passed on as it comes, and its end kept, for the error if its worker dies.
+
+A worker's stderr becomes a pipe of the caller's, which a task's message names, as it names shared memory. A
+thread of the caller reads the pipes. Linux only; elsewhere a worker writes where the caller does, unheard.
+"""
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+__all__ = ["Relay", "listen"]
+
+PIPE_BYTES = 1 << 16  # what a pipe holds: one read takes all that is there
+KEPT_BYTES = 16 << 10
+KEPT_LINES = 40
+
+
+class Relay:
+    """The caller's end: a line for each task that runs at once.
+
+    Parameters
+    ----------
+    enabled : bool
+        Else nobody listens.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled and sys.platform == "linux"
+        self._lock = threading.Lock()  # guards everything below, and what is kept of a line
+        self._lines: dict[int, _Line] = {}  # reading end -> its line
+        self._free: list[_Line] = []
+        self._poll = select.poll() if self._enabled else None
+        self._thread: threading.Thread | None = None
+        self._wakeup = (-1, -1)
+
+    @contextlib.contextmanager
+    def line(self) -> Iterator["_Line | None"]:
+        """Lend a line to one task; None where there is none to be had."""
+        try:
+            line = self._take()
+        except OSError:  # no descriptors: the task matters more than its last words
+            line = None
+        try:
+            yield line
+        finally:
+            if line is not None:
+                line.tail()
+                with self._lock:
+                    line.kept = b""
+                    self._free.append(line)
+
+    def close(self) -> None:
+        """Pass on the rest, and close every pipe. Called when no worker is left."""
+        if self._thread is None:
+            return
+        os.write(self._wakeup[1], b"x")
+        self._thread.join()
+        for line in self._lines.values():
+            line.tail()
+            os.close(line.reading)
+            os.close(line.writing)
+        os.close(self._wakeup[0])
+        os.close(self._wakeup[1])
+        self._thread = None
+
+    def _take(self) -> "_Line | None":
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._poll is None:
+                return None
+            if self._thread is None:
+                self._wakeup = os.pipe()
+                self._poll.register(self._wakeup[0], select.POLLIN)
+                self._thread = threading.Thread(target=self._pass_on, name="fedexec-stderr", daemon=True)
+                self._thread.start()
+            line = _Line(self._lock)
+            self._lines[line.reading] = line
+            self._poll.register(line.reading, select.POLLIN)
+            os.write(self._wakeup[1], b"+")  # it polls a set without this line
+            return line
+
+    def _pass_on(self) -> None:
+        assert self._poll is not None
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._wakeup[0]:
+                    self._lines[fd].tail()
+                elif b"x" in os.read(fd, 1024):
+                    return
+
+
+class _Line:
+    """One pipe. Both ends stay open here, so that it never ends."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        self.kept = b""
+        self._lock = lock
+
+    @property
+    def path(self) -> str:
+        """Where another process finds the writing end."""
+        return f"/proc/{os.getpid()}/fd/{self.writing}"
+
+    def tail(self) -> str:
+        """Pass on what has come, and return the last lines since the task began."""
+        with self._lock:
+            try:
+                data = os.read(self.reading, PIPE_BYTES)
+            except BlockingIOError:
+                data = b""
+            self.kept = (self.kept + data)[-KEPT_BYTES:]
+            with contextlib.suppress(OSError):  # the caller has closed its own
+                while data:
+                    data = data[os.write(2, data) :]
+            return "\n".join(self.kept.decode(errors="replace").splitlines()[-KEPT_LINES:])
+
+
+_ready = False
+
+
+def listen(path: str) -> None:
+    """Have this process, a worker, write its stderr there; and say where it was if a signal ends it."""
+    global _ready
+    try:
+        pipe = os.open(path, os.O_WRONLY)
+    except OSError:  # a hardened /proc
+        return
+    os.dup2(pipe, 2)
+    os.close(pipe)
+    if not _ready:
+        _ready = True
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2)
+        faulthandler.register(signal.SIGTERM, 2, chain=True)
