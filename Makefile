@@ -11,8 +11,9 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 soak: .venv/installed
-	$(BIN)/python tests/faults/soak.py $(ARGS)
+	$(BIN)/python tests/faults/soak.py
 	$(BIN)/python tests/faults/kills.py
+	$(BIN)/python tests/faults/rounds.py
 
 gpu: .venv/installed
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
