@@ -50,7 +50,7 @@ class Courier:
         Exception
             Whatever pickling raised, with a note that names the argument.
         """
-        with self._stderr.line() as line, self._pack(task, line.path if line else None) as parcel:
+        with self._stderr.line(task) as line, self._pack(task, line.path if line else None) as parcel:
             try:
                 reply: Reply = pickle.loads(call(parcel.message))
             except WorkerDiedError as exc:

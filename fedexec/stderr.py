@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from fedexec.interface import Task
+
 __all__ = ["Relay", "listen"]
 
 PIPE_BYTES = 1 << 16  # what a pipe holds: one read takes all that is there
@@ -39,19 +41,21 @@ class Relay:
         self._wakeup = (-1, -1)
 
     @contextlib.contextmanager
-    def line(self) -> Iterator["_Line | None"]:
+    def line(self, task: Task) -> Iterator["_Line | None"]:
         """Lend a line to one task; None where there is none to be had."""
         try:
             line = self._take()
         except OSError:  # no descriptors: the task matters more than its last words
             line = None
+        if line is not None:
+            line.task = task
         try:
             yield line
         finally:
             if line is not None:
                 line.tail()
                 with self._lock:
-                    line.kept = b""
+                    line.kept, line.task = b"", None
                     self._free.append(line)
 
     def close(self) -> None:
@@ -102,6 +106,7 @@ class _Line:
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.reading, False)
         self.kept = b""
+        self.task: Task | None = None
         self._lock = lock
 
     @property
@@ -117,8 +122,10 @@ class _Line:
             except BlockingIOError:
                 data = b""
             self.kept = (self.kept + data)[-KEPT_BYTES:]
+            # What one that is ended has to say is for its error alone: it is the stack of each thread.
+            is_ended = self.task is not None and self.task.doomed
             with contextlib.suppress(OSError):  # the caller has closed its own
-                while data:
+                while data and not is_ended:
                     data = data[os.write(2, data) :]
             return "\n".join(self.kept.decode(errors="replace").splitlines()[-KEPT_LINES:])
 

@@ -155,6 +155,10 @@ def test_bad_input_is_one_line(probe, argv, code, says):
     done = probe(*argv)
     assert done.returncode == code
     assert done.stdout.replace("from the module\n", "") == ""
-    (line,) = done.stderr.strip().splitlines()
+    *report, line = done.stderr.strip().splitlines()
     assert line.startswith("fedexec: error: ")
     assert says in line
+    if says == "SIGABRT":
+        assert report.pop(0) == "Fatal Python error: Aborted"
+    else:
+        assert report == []
