@@ -1,5 +1,7 @@
 """``host:port``, checked before Flower sees it: its own check prints and exits."""
 
+import errno
+import os
 import random
 import socket
 
@@ -7,6 +9,7 @@ from fedexec.errors import FedexecError
 
 __all__ = ["AddressError", "check_listening", "free_address", "split_address"]
 
+CONNECT_SECONDS = 1.0  # to somebody on this machine
 _PORTS = range(10_000, 32_768)  # below those that a system gives to who asks for any
 
 
@@ -23,14 +26,21 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def check_listening(address: str) -> None:
-    """Raise AddressError where nobody can listen."""
+    """Raise AddressError where nobody can listen.
+
+    It does not listen itself: a process that another thread starts just then has all our sockets for a moment
+    longer than we do, and whoever listens next would find the address in use.
+    """
     host, port = split_address(address)
     try:
         family, kind, protocol, _, endpoint = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(endpoint)
-            probe.listen(1)  # with SO_REUSEADDR only this notices another listener
+            with socket.socket(family, kind, protocol) as caller:  # there may be a listener all the same
+                caller.settimeout(CONNECT_SECONDS)
+                if caller.connect_ex(endpoint) in (0, errno.EAGAIN):
+                    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     except OSError as exc:
         raise AddressError(f"Cannot listen at {address}: {exc.strerror}. Choose another --address.") from exc
 
