@@ -101,7 +101,9 @@ class Scheduler:
         self._backend = backend
         self._settings = settings
         self._admission = admission
-        self._changed = threading.Condition()  # guards everything below
+        # A lock to be taken as it is: in the Condition's own __enter__ Ctrl+C could leave it locked for ever.
+        self._lock = threading.RLock()  # guards everything below
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[Task, Future[Any]]] = deque()
         self._running: dict[Task, Future[Any]] = {}
         self._threads: list[threading.Thread] = []  # every slot there ever was
@@ -122,7 +124,7 @@ class Scheduler:
     def submit(self, task: Task) -> Future[Any]:
         """Queue a task; RuntimeError after shutdown, BrokenProcessPool after an initializer failed."""
         future: Future[Any] = Future()
-        with self._changed:
+        with self._lock:
             if self._broken is not None:
                 raise _copy(self._broken)
             if self._closing:
@@ -138,7 +140,7 @@ class Scheduler:
 
     def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
         """Take no more; with `kill`, end the workers of what runs. Returns at once."""
-        with self._changed:
+        with self._lock:
             unused = not self._slots and not self._closing
             self._closing = True
             self._killing |= kill
@@ -161,7 +163,7 @@ class Scheduler:
         """Cancel a task that waits; end the worker of one that runs, if the backend can."""
         if future.cancel():
             return
-        with self._changed:
+        with self._lock:
             task = next((task for task, its in self._running.items() if its is future), None)
         if task is not None and Capability.KILLS_ONE in self._backend.capabilities:
             self._kill(task)
@@ -172,7 +174,7 @@ class Scheduler:
         Slots that wait here at the same time do not wait for each other.
         """
         me = threading.current_thread()
-        with self._changed:
+        with self._lock:
             threads = list(self._threads)
             if me in self._slots:
                 self._joining.add(me)
@@ -187,7 +189,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Return what has been done so far."""
-        with self._changed:
+        with self._lock:
             counts = self._counts
             return Stats(
                 submitted=counts["submitted"],
@@ -205,38 +207,44 @@ class Scheduler:
 
     def running(self) -> list[Task]:
         """Return the tasks that run now."""
-        with self._changed:
+        with self._lock:
             return list(self._running)
 
     def footprints(self) -> dict[str, Footprint]:
         """Return kind of task to what it takes."""
-        with self._changed:
+        with self._lock:
             return self._admission.footprints()
 
     # ------------------------------------------------------------ a slot's life
 
     def _open_slot(self) -> None:
-        slot = threading.Thread(target=self._work, name=f"fedexec-slot-{len(self._slots)}")
+        begun = threading.Event()
+        slot = threading.Thread(target=self._work, args=(begun,), name=f"fedexec-slot-{len(self._slots)}")
         self._slots.add(slot)
         self._threads.append(slot)
         try:
             slot.start()
-        except BaseException:
-            self._slots.discard(slot)
-            self._threads.remove(slot)
-            if not self._slots:  # with another slot the task waits for that one
-                self._queue.pop()
-                self._counts["submitted"] -= 1
+        except BaseException as exc:
+            is_ours = isinstance(exc, Exception)  # else it is Ctrl+C, which may come when it has been started
+            if is_ours or not begun.wait(1.0):
+                self._slots.discard(slot)
+                self._threads.remove(slot)
+                if not self._slots:  # with another slot the task waits for that one
+                    self._queue.pop()
+                    self._counts["submitted"] -= 1
+                    raise
+            if not is_ours:
                 raise
 
-    def _work(self) -> None:
+    def _work(self, begun: threading.Event) -> None:
+        begun.set()
         while (entry := self._next()) is not None:
             try:
                 self._serve(*entry)
             except BaseException:  # a done-callback that raised SystemExit must not take the slot along
                 log.exception("a callback ended with something that is no Exception")
             del entry  # keep no finished argument alive while waiting for the next task
-        with self._changed:
+        with self._lock:
             self._slots.discard(threading.current_thread())
             self._changed.notify_all()
             last = not self._slots
@@ -244,7 +252,7 @@ class Scheduler:
             self._end_backend()
 
     def _next(self) -> tuple[Task, Future[Any]] | None:
-        with self._changed:
+        with self._lock:
             self._idle += 1
             try:
                 while not (self._queue and self._admission.admit(self._queue[0][0])):
@@ -280,7 +288,7 @@ class Scheduler:
 
     def _runs_again(self, task: Task, outcome: Outcome | None) -> bool:
         """Make room for others; after a task ran out of memory in company, wait until it has none."""
-        with self._changed:
+        with self._lock:
             again = self._admission.release(task, outcome)
             self._changed.notify_all()
             if again:
@@ -364,12 +372,12 @@ class Scheduler:
         self._kill(task)
 
     def _count(self, what: str) -> None:
-        with self._changed:
+        with self._lock:
             self._counts[what] += 1
 
     def _break(self, error: InitializerError | PreloadError) -> None:
         """No worker can be made ready: fail what waits, refuse what comes."""
-        with self._changed:
+        with self._lock:
             self._broken = error
             waiting = list(self._queue)
             self._queue.clear()

@@ -42,7 +42,8 @@ class PooledBackend(Backend):
         self._setup = WorkerSetup.of(settings, hooks)
         self._courier = Courier(shared_memory=settings.shared_memory)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
-        self._changed = threading.Condition()  # guards the next
+        self._lock = threading.RLock()  # guards what is free
+        self._changed = threading.Condition(self._lock)
         self._free = self._slots[::-1]  # the last one is the one that was used last, and is warm
 
     @abstractmethod
@@ -60,14 +61,14 @@ class PooledBackend(Backend):
             outcome = self._courier.deliver(task, functools.partial(slot.call, task))
             self.after(slot, task, outcome)
         finally:
-            with self._changed:
+            with self._lock:
                 self._free.append(slot)
                 self._changed.notify()
         return outcome
 
     def _take(self, task: Task) -> "Slot":
         """Take a free slot, rather one whose worker is on the task's device already."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._free)
             fitting = [slot for slot in self._free if slot.device in (None, task.device)]
             slot = (fitting or self._free)[-1]
@@ -104,7 +105,8 @@ class Slot:
         self.device: str | None = None  # that its worker computes on, if it stays there
         self._pool: Pool | None = None
         self._retired: Pool | None = None
-        self._changed = threading.Condition()  # guards the two below
+        self._lock = threading.RLock()  # guards the two below; taken as it is, for Ctrl+C's sake
+        self._changed = threading.Condition(self._lock)
         self._task: Task | None = None
         self._workers: list[_Worker] = []  # of the pool: one, and the next if that one has served
 
@@ -116,7 +118,7 @@ class Slot:
         WorkerDiedError
             The worker died; the next call gets a new one.
         """
-        with self._changed:
+        with self._lock:
             self._task = task
         try:
             for _ in range(ATTEMPTS):
@@ -129,7 +131,7 @@ class Slot:
             self._discard()
             raise
         finally:
-            with self._changed:
+            with self._lock:
                 self._task = None
             if task.doomed:  # the signal may hit the worker only now, when it is idle
                 self._discard()
@@ -158,7 +160,7 @@ class Slot:
                 # A fresh one has not, and the pool may have forgotten the task over it.
                 if not worker.has_served:
                     return self._bury(worker)
-            with self._changed:
+            with self._lock:
                 self._workers.remove(worker)
             ended = worker
         else:
@@ -177,7 +179,7 @@ class Slot:
 
     def _await_worker(self, future: Future[None]) -> "_Worker | None":
         """Wait for the first worker that has not ended; None if the pool breaks instead."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._workers or future.done())
             return self._workers[0] if self._workers else None
 
@@ -191,12 +193,12 @@ class Slot:
         return _Death(worker.pid, exit_code(worker), begun, error)
 
     def _notify(self, _: Future[None]) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def started(self, worker: "_Worker") -> None:
         """Take note of a process the pool has started."""
-        with self._changed:
+        with self._lock:
             self._workers.append(worker)
             if self._task is not None and self._task.doomed:
                 end_process(worker)
@@ -204,7 +206,7 @@ class Slot:
 
     def kill(self, task: Task, number: int) -> None:
         """End the worker if it runs `task`."""
-        with self._changed:
+        with self._lock:
             if self._task is task:
                 for worker in self._workers:  # one that has served and does not end too: the pool waits
                     end_process(worker, number)
@@ -214,7 +216,7 @@ class Slot:
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
-        with self._changed:
+        with self._lock:
             self._workers = []
         if self._retired is not None:
             self._retired.shutdown(wait=usage is not None and usage.may_hold_device)
@@ -223,7 +225,7 @@ class Slot:
         """Wait for the end of the worker that ran a task, if it may hold device memory."""
         if usage is None or not usage.may_hold_device:
             return
-        with self._changed:
+        with self._lock:
             workers = [worker for worker in self._workers if worker.pid == usage.worker_pid]
         for worker in workers:  # none if the pool has seen its end, and started the next
             worker.join()
@@ -241,11 +243,11 @@ class Slot:
         if pool is None:
             return
         if kill:
-            with self._changed:
+            with self._lock:
                 for worker in self._workers:
                     end_process(worker)
         pool.shutdown(wait=True)
-        with self._changed:
+        with self._lock:
             workers, self._workers = self._workers, []
         for worker in workers:
             worker.join()  # a broken loky does not, and multiprocessing keeps what is not joined

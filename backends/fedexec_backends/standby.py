@@ -59,7 +59,8 @@ class StandbyBackend(Backend):
         self._launcher = Launcher(settings, hooks, type(self).__module__, self._service)
         self._context = WorkerContext(self._launcher)
         self._limits = Limits(settings)
-        self._changed = threading.Condition()  # guards everything below
+        self._lock = threading.RLock()  # guards everything below; taken as it is, for Ctrl+C's sake
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
         self._wanted = 0  # tasks that wait for a worker
         self._leaving: list[_Worker] = []
@@ -86,7 +87,7 @@ class StandbyBackend(Backend):
 
     def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         """End the worker of `task`."""
-        with self._changed:
+        with self._lock:
             worker = self._running.get(task.id)
         if worker is not None:
             end_process(worker.process, number)
@@ -97,7 +98,7 @@ class StandbyBackend(Backend):
 
     def shutdown(self) -> None:
         """End the workers that wait, then the template."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
         if self._keeper.ident is not None:
@@ -131,7 +132,7 @@ class StandbyBackend(Backend):
         raise AssertionError("unreachable")
 
     def _take(self, task: Task) -> "_Worker":
-        with self._changed:
+        with self._lock:
             self._wanted += 1
             if not self._waiting:
                 self._changed.notify_all()
@@ -159,7 +160,7 @@ class StandbyBackend(Backend):
             worker.leave()
             if usage is not None and usage.may_hold_device:
                 worker.process.join(LEAVE_SECONDS)  # until then it holds it
-        with self._changed:
+        with self._lock:
             del self._running[task.id]
             if again:
                 self._waiting.appendleft(worker)
@@ -171,7 +172,7 @@ class StandbyBackend(Backend):
 
     def _keep(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._closing and not self._is_short():
                     if not self._changed.wait(timeout=1.0 if self._leaving else None):
                         break  # time to look after those that leave
@@ -182,7 +183,7 @@ class StandbyBackend(Backend):
             if short:
                 self._add_worker()
             remaining = [worker for worker in leaving if not worker.is_gone()]
-            with self._changed:
+            with self._lock:
                 self._leaving += remaining
 
     def _is_short(self) -> bool:
@@ -194,7 +195,7 @@ class StandbyBackend(Backend):
             worker = _Worker(self._context, self._service)
         except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
             worker = exc
-        with self._changed:
+        with self._lock:
             if isinstance(worker, Exception):
                 self._changed.wait_for(lambda: self._closing or self._wanted)  # somebody to tell
             self._waiting.append(worker)
