@@ -498,6 +498,8 @@ class SegmentPool:
 
     def _free_segment(self, size: int, *, reserve: bool = True) -> _Segment:
         free = [segment for segment in self._segments if not segment.users]
+        if not reserve:  # a result goes rather where nothing lies that may be sent again
+            free = [segment for segment in free if not segment.layout] or free
         enough = [segment for segment in free if segment.size >= size]
         if enough:
             segment = min(enough, key=lambda segment: segment.size)

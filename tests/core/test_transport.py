@@ -200,6 +200,22 @@ def test_the_same_arrays_are_written_once():
     pool.close()
 
 
+def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(monkeypatch):
+    """As with one worker, which has ended before the next gets them."""
+    written = []
+    write = transport._Segment.write
+    monkeypatch.setattr(
+        transport._Segment, "write", lambda self, *args: (written.append(self), write(self, *args))
+    )
+    pool = SegmentPool()
+    array = np.ones(1 << 20, np.float32)
+    for _ in range(4):
+        with pool.parcel(array):
+            pass
+    pool.close()
+    assert len(written) == 1
+
+
 def test_the_same_objects_are_compared_only_if_they_may_have_changed(monkeypatch):
     compared = []
     memcmp = transport._memcmp
