@@ -54,9 +54,8 @@ class Courier:
             try:
                 reply: Reply = pickle.loads(call(parcel.message))
             except WorkerDiedError as exc:
-                if line is not None and (text := line.tail()):
-                    exc.stderr = text
-                    exc.add_note(f"The last it wrote to stderr:\n{text}")
+                if line is not None:
+                    exc.quote(line.tail())
                 raise
             if reply.kind is not Kind.UNREACHABLE:
                 if reply.kept:

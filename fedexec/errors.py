@@ -136,7 +136,22 @@ class DeviceError(FedexecError):
 
 
 class WorkerError(FedexecError):
-    """A task failed because of its worker, not because of what it computes."""
+    """A task failed because of its worker, not because of what it computes.
+
+    Attributes
+    ----------
+    stderr : str
+        The last lines that the task had written there; empty where there were none, or nobody listened.
+        After a fatal signal they end with Python's report of it, after a deadline with each thread's stack.
+    """
+
+    stderr = ""
+
+    def quote(self, stderr: str) -> None:
+        """Keep these lines of stderr, also in a note, so that a traceback shows them."""
+        if stderr:
+            self.stderr = stderr
+            self.add_note(f"The last it wrote to stderr:\n{stderr}")
 
 
 def _ending(exitcode: int | None) -> str:
@@ -163,15 +178,7 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
         As in :class:`multiprocessing.Process`: negative is a signal; None is unknown.
     task : str
         The function that ran.
-
-    Attributes
-    ----------
-    stderr : str
-        The last lines that the task had written there, Python's own report of a fatal error included; empty
-        where there were none, or nobody listened. Also in a note, so that a traceback shows them.
     """
-
-    stderr = ""
 
     def __init__(self, pid: int | None, exitcode: int | None, task: str) -> None:
         super().__init__(pid, exitcode, task)
@@ -222,15 +229,7 @@ class TaskTimeoutError(WorkerError, TimeoutError):
         Seconds.
     pid : int or None
         The worker that was ended.
-
-    Attributes
-    ----------
-    stderr : str
-        The last lines that the task had written there; they end with the stack of each of its threads, where
-        the worker could still tell. Also in a note.
     """
-
-    stderr = ""
 
     def __init__(self, task: str, timeout: float, pid: int | None) -> None:
         super().__init__(task, timeout, pid)

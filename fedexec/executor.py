@@ -238,7 +238,7 @@ class Executor(concurrent.futures.Executor):
         if timeout is not None:
             limit = None if timeout == math.inf else resolve({"timeout": timeout}, environ={}).timeout
             view.settings = replace(view.settings, timeout=limit)
-            if Capability.KILLS_ONE not in self.capabilities:
+            if limit is not None and Capability.KILLS_ONE not in self.capabilities:
                 log.warning(_NOT_KEPT, self.settings.backend, "timeout")
         if retries is not None:
             number = resolve({"retries": retries}, environ={}).retries

@@ -225,15 +225,15 @@ class Scheduler:
         try:
             slot.start()
         except BaseException as exc:
-            is_ours = isinstance(exc, Exception)  # else it is Ctrl+C, which may come when it has been started
-            if is_ours or not begun.wait(1.0):
+            is_refusal = isinstance(exc, Exception)  # else it is Ctrl+C, which may come after the start
+            if is_refusal or not begun.wait(1.0):
                 self._slots.discard(slot)
                 self._threads.remove(slot)
                 if not self._slots:  # with another slot the task waits for that one
                     self._queue.pop()
                     self._counts["submitted"] -= 1
                     raise
-            if not is_ours:
+            if not is_refusal:
                 raise
 
     def _work(self, begun: threading.Event) -> None:
@@ -342,9 +342,7 @@ class Scheduler:
                 raise self._excesses[task.id] from None
             if timeout is not None and expired.is_set():
                 late = TaskTimeoutError(task.name, timeout, exc.pid)
-                if exc.stderr:
-                    late.stderr = exc.stderr
-                    late.add_note(f"The last it wrote to stderr:\n{exc.stderr}")
+                late.quote(exc.stderr)
                 try:
                     raise late from None
                 finally:

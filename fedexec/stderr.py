@@ -23,20 +23,13 @@ KEPT_LINES = 40
 
 
 class Relay:
-    """The caller's end: a line for each task that runs at once.
+    """The caller's end: a line for each task that runs at once."""
 
-    Parameters
-    ----------
-    enabled : bool
-        Else nobody listens.
-    """
-
-    def __init__(self, *, enabled: bool = True) -> None:
-        self._enabled = enabled and sys.platform == "linux"
+    def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below, and what is kept of a line
         self._lines: dict[int, _Line] = {}  # reading end -> its line
         self._free: list[_Line] = []
-        self._poll = select.poll() if self._enabled else None
+        self._poll = select.poll() if sys.platform == "linux" else None
         self._thread: threading.Thread | None = None
         self._wakeup = (-1, -1)
 

@@ -182,7 +182,7 @@ class WorkerDeaths(Suite):
         assert error.task == "hang [client 7]"
         assert executor.stats().retries == view.stats().retries == 1
 
-    def test_a_view_keeps_its_executor_alive(self, create: Create) -> None:
+    def test_a_view_keeps_its_executor_alive(self) -> None:
         view = type(self).new_executor().with_options(tag="view")
         try:
             assert view.submit(pow, 2, 3).result(DEADLINE) == 8
