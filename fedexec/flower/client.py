@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import numbers
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from flwr.common import (
     Parameters,
     Scalar,
     Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
 )
 
 from fedexec.executor import Executor
@@ -29,6 +32,8 @@ from fedexec.flower.history import TaskRecord, cost_of
 __all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
 
 log = logging.getLogger("fedexec.flower")
+
+_OK = Status(Code.OK, "Success")
 
 Config = dict[str, Scalar]
 Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
@@ -107,7 +112,7 @@ class ExecutorClient(NumPyClient):
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
         """Train in a worker."""
         self.parameters = parameters
-        new, examples, metrics = self._call("fit", self._fit, parameters, config)
+        new, examples, metrics = self._call("fit", self._fit, parameters, config, list)
         self.parameters = new
         return new, examples, metrics
 
@@ -116,54 +121,74 @@ class ExecutorClient(NumPyClient):
         if self._evaluate is None:
             raise TypeError("this client was made without evaluate=")
         self.parameters = parameters
-        loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config)
+        loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config, numbers.Real)
         return float(loss), examples, metrics
 
     def to_client(self) -> Client:
         """Return the Client that Flower's ``start_client`` takes."""
-        return _ReportingClient(super().to_client(), self.index)
+        return _ReportingClient(self)
 
-    def _call(self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config) -> Any:
+    def _call(
+        self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config, first: type
+    ) -> Any:
         config = dict(config)  # Flower's own record would have every worker import Flower
         server_round = config.get("server_round")
         result = self._tasks.call(
             fn, parameters, config, kind=kind, client=self.index,
             server_round=server_round if isinstance(server_round, int) else None,
         )  # fmt: skip
-        if not isinstance(result, tuple) or len(result) != 3:
-            raise TypeError(f"{kind} must return a tuple of three, as NumPyClient.{kind}; got {result!r:.80}")
-        return result
+        match result:
+            case (one, int(), dict() as metrics) if isinstance(one, first):
+                for name, value in metrics.items():
+                    if not isinstance(value, bool | bytes | float | int | str):
+                        raise TypeError(f"{kind}: metric {name!r} is a {type(value).__name__}, no scalar")
+                return result
+        raise TypeError(f"{kind} must return what NumPyClient.{kind} does; got {result!r:.80}")
+
+
+_decoding = threading.Lock()
+
+
+def _decoded(parameters: Parameters) -> NDArrays:
+    """Read arrays, one thread at a time.
+
+    numpy parses an array's header by ``ast``. Python 3.11 counts how deep that is in one number for all
+    threads: if another parses meanwhile, and the collector runs, one of them gets a SystemError.
+    """
+    with _decoding:
+        return parameters_to_ndarrays(parameters)
 
 
 class _ReportingClient(Client):
     """Turns an exception into a failed result: one that left a Client would end its process."""
 
-    def __init__(self, inner: Client, index: int | None) -> None:
-        self._inner = inner
-        self._index = index
+    def __init__(self, client: ExecutorClient) -> None:
+        self._client = client
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
-        return self._inner.get_properties(ins)
+        return GetPropertiesRes(_OK, self._client.get_properties(ins.config))
 
     def get_parameters(self, ins: GetParametersIns) -> GetParametersRes:
-        return self._inner.get_parameters(ins)
+        return GetParametersRes(_OK, ndarrays_to_parameters(self._client.get_parameters(ins.config)))
 
     def fit(self, ins: FitIns) -> FitRes:
         try:
-            return self._inner.fit(ins)
+            new, examples, metrics = self._client.fit(_decoded(ins.parameters), ins.config)
+            return FitRes(_OK, ndarrays_to_parameters(new), examples, metrics)
         except Exception as exc:
             return failed_fit(self._report("fit", exc))
 
     def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
         try:
-            return self._inner.evaluate(ins)
+            loss, examples, metrics = self._client.evaluate(_decoded(ins.parameters), ins.config)
+            return EvaluateRes(_OK, loss, examples, metrics)
         except Exception as exc:
             return failed_evaluation(self._report("evaluate", exc))
 
     def _report(self, what: str, error: Exception) -> str:
         reason = _one_line(error)
-        log.warning("client %s: %s failed: %s", self._index, what, reason)
-        log.debug("client %s", self._index, exc_info=error)
+        log.warning("client %s: %s failed: %s", self._client.index, what, reason)
+        log.debug("client %s", self._client.index, exc_info=error)
         return reason
 
 

@@ -40,6 +40,8 @@ def faulty_fit(parameters, config, *, client, culprits, how):
             moved[0] = moved[0].T
         if how == "text":
             moved[1] = np.array(["a", "b", "c", "d"])
+        if how == "array metric":
+            metrics["loss"] = np.float32(1)
         if how == "no samples":
             examples = 0
         return moved, examples, metrics
