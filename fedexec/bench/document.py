@@ -11,6 +11,7 @@ from typing import Any
 from fedexec.bench import machine
 from fedexec.bench.parts import MODES, Part
 from fedexec.errors import FedexecError
+from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import UnreadableError, read
 from fedexec.report.schema import KEY, Course
 
@@ -58,7 +59,12 @@ class Document:
             run = read(self.path)
         except UnreadableError as exc:
             raise OtherRunError(f"{exc}; {advice}") from exc
-        if run.course is None or run.course.mode != self.mode or run.course.planned != self._names:
+        if (
+            isinstance(run, GpuRun)
+            or run.course is None
+            or run.course.mode != self.mode
+            or run.course.planned != self._names
+        ):
             raise OtherRunError(f"{self.path} is of another kind of run; {advice}")
         for one in run.measurements:
             if one.record.machine != machine.fingerprint():

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 
 from fedexec.report import numbers
+from fedexec.report.gpu import GpuRun
 from fedexec.report.plots import plots
 from fedexec.report.reading import Run
 from fedexec.report.summary import Comparison, Section, Summary
 from fedexec.report.svg import Figure, colours, tag
 from fedexec.report.table import COLUMNS, Column, Row
-from fedexec.report.text import machine_line
+from fedexec.report.text import ON_A_GPU, gpu_line, machine_line
 
 __all__ = ["page"]
 
@@ -29,6 +30,7 @@ def page(summary: Summary) -> str:
         _problems(summary.problems),
         *(_comparison(one, class_of) for one in summary.comparisons),
         *(_section(section, class_of, len(summary.runs) > 1) for section in summary.sections),
+        *map(_gpu, summary.gpus),
     ]
     main = tag("main", "".join(blocks)) + _footer(summary.runs)
     data = json.dumps(summary.as_dict()).replace("<", "\\u003c")
@@ -154,6 +156,20 @@ def _comparison(one: Comparison, class_of: Mapping[str, str]) -> str:
         "section",
         tag("h2", html.escape(title)) + (tag("ul", notes, class_="notes") if notes else "") + scroll,
     )
+
+
+def _gpu(gpu: GpuRun) -> str:
+    blocks = [tag("h2", ON_A_GPU), tag("p", html.escape(gpu_line(gpu)), class_="soft")]
+    for each in gpu.tables:
+        heads = "".join(tag("th", html.escape(name), scope="col", class_="figure") for name in each.head)
+        body = ""
+        for name, *figures in each.body:
+            cells = "".join(tag("td", html.escape(figure), class_="figure") for figure in figures)
+            body += tag("tr", tag("th", html.escape(name), scope="row") + cells)
+        caption = tag("caption", html.escape(each.title))
+        table = tag("table", caption + tag("thead", tag("tr", heads)) + tag("tbody", body))
+        blocks.append(tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=each.title))
+    return tag("section", "".join(blocks))
 
 
 def _footer(runs: Iterable[Run]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedexec.errors import FedexecError
-from fedexec.report.schema import KEY, Course, Record
+from fedexec.report.gpu import GpuRun
+from fedexec.report.schema import GPU_KEY, KEY, Course, Record
 
 __all__ = ["Measurement", "Run", "UnreadableError", "is_busy", "read"]
 
@@ -114,8 +115,8 @@ def is_busy(load: float, cores: int) -> bool:
     return load > BUSY * cores + OWN
 
 
-def read(path: Path) -> Run:
-    """Read one file.
+def read(path: Path) -> Run | GpuRun:
+    """Read one file: of `fedexec bench`, or of `make gpu`.
 
     Raises
     ------
@@ -128,6 +129,11 @@ def read(path: Path) -> Run:
         raise UnreadableError(f"{path}: {exc.strerror or exc}") from exc
     except ValueError as exc:
         raise UnreadableError(f"{path}: that is no JSON: {exc}") from exc
+    if isinstance(content, dict) and GPU_KEY in content:
+        try:
+            return GpuRun.from_dict(path.name, content)
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise UnreadableError(f"{path}: {exc}; was it written by `make gpu`?") from exc
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
         raise UnreadableError(f"{path}: that was not written by `fedexec bench` or by pytest-benchmark")
     try:

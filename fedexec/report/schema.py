@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "FRESH",
+    "GPU_KEY",
     "GROUPS",
     "ISOLATIONS",
     "KEY",
@@ -28,6 +29,7 @@ SCHEMA = 1
 """Changes when a file of before cannot be read any more."""
 
 KEY = "fedexec"
+GPU_KEY = "fedexec-gpu"  # the schema stands under it in what `make gpu` writes
 GROUPS = ("start-up", "overhead", "transport", "round", "footprint", "scaling", "faults")
 PHASES = ("start", "import", "transfer", "compute", "exit")
 FRESH, REUSED, THREAD = "fresh process", "reused process", "none"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexec.report.comparison import Change, compare
+from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import Run, UnreadableError, read
 from fedexec.report.schema import SCHEMA
 from fedexec.report.table import Row, rows, workloads
@@ -53,6 +54,7 @@ class Summary:
     runs: list[Run]
     sections: list[Section]
     comparisons: list[Comparison]
+    gpus: list[GpuRun]
     problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Summary:
                 }
                 for one in self.comparisons
             ],
+            "gpus": [gpu.as_dict() for gpu in self.gpus],
         }
 
 
@@ -99,22 +102,28 @@ def summarize(paths: Sequence[Path]) -> Summary:
     UnreadableError
         Not one of them could be read.
     """
-    runs, problems = [], []
+    runs: list[Run] = []
+    gpus: list[GpuRun] = []
+    problems = []
     for path in paths:
         try:
-            runs.append(read(path))
+            found = read(path)
+            if isinstance(found, GpuRun):
+                gpus.append(found)
+            else:
+                runs.append(found)
         except UnreadableError as exc:
             problems.append(f"not read: {exc}")
             if len(paths) == 1:
                 raise
-    if not runs:
+    if not runs and not gpus:
         raise UnreadableError("; ".join(problems))
     problems += [problem for run in runs for problem in run.problems()]
     sections = [_section(run, workload) for run in runs for workload in workloads(run)]
-    if not sections:
+    if runs and not sections:
         problems.append("no round was measured: there is nothing to judge")
     comparisons = [Comparison(runs[0], run, *compare(runs[0], run)) for run in runs[1:]]
-    return Summary(runs, sections, comparisons, problems)
+    return Summary(runs, sections, comparisons, gpus, problems)
 
 
 def _section(run: Run, workload: str) -> Section:

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from fedexec.report import numbers
+from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import Run
 from fedexec.report.summary import Comparison, Section, Summary
 from fedexec.report.table import COLUMNS
 
-__all__ = ["figures", "machine_line", "markdown", "table"]
+__all__ = ["ON_A_GPU", "figures", "gpu_line", "machine_line", "markdown", "table"]
+
+ON_A_GPU = "With real contexts on a GPU"
 
 
 def markdown(summary: Summary) -> str:
@@ -21,7 +24,12 @@ def markdown(summary: Summary) -> str:
         blocks += [f"## {name}", f"**{section.verdict.text}**", f"{section.conditions}:", _rows(section)]
         if section.verdict.notes:
             blocks.append("\n".join(f"- {note}" for note in section.verdict.notes))
-    blocks.append("\n".join(machine_line(run) for run in summary.runs))
+    if summary.runs:
+        blocks.append("\n".join(machine_line(run) for run in summary.runs))
+    for gpu in summary.gpus:
+        blocks += [f"## {ON_A_GPU}", gpu_line(gpu)]
+        for each in gpu.tables:
+            blocks += [f"{each.title}:", table(each.head, each.body)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -33,6 +41,11 @@ def machine_line(run: Run) -> str:
     if run.commit and run.commit != "unknown":
         facts.append(f"commit {run.commit[:10]}")
     return f"Measured: {', '.join(fact for fact in facts if fact)}."
+
+
+def gpu_line(gpu: GpuRun) -> str:
+    """Say where and when `make gpu` measured."""
+    return f"Measured: {', '.join((gpu.label, *gpu.facts, gpu.when[:16].replace('T', ' ')))}."
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

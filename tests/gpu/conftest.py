@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedexec.memory.device import devices
+from fedexec.report.schema import GPU_KEY, SCHEMA
 
 MEASURED = pytest.StashKey[dict]()
 
@@ -66,6 +67,7 @@ def pytest_sessionfinish(session):
     import torch
 
     report = {
+        GPU_KEY: SCHEMA,
         "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": platform.platform(),
         "python": platform.python_version(),
