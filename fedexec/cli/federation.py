@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from fedexec.flower import (
     split_address,
 )
 from fedexec.flower.address import free_address
+from fedexec.flower.proof import MIN_SECRET_BYTES
 from fedexec.interface import Capability, Hooks
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
@@ -54,24 +56,26 @@ log = logging.getLogger("fedexec")
 def run(arguments: argparse.Namespace) -> int:
     """Server and clients on this machine."""
     spec = options.data_spec(arguments)
+    secret = _secret(arguments) or secrets.token_bytes(32)  # whoever else is on this machine stays out
     if arguments.processes:
-        return _serve(arguments, spec, functools.partial(_ClientProcesses, arguments))
+        return _serve(arguments, spec, functools.partial(_ClientProcesses, arguments, secret), secret)
     root = _read(arguments.certificates[0]) if arguments.certificates else None
 
     def hosting(tasks: TaskLog) -> ClientHost:
         return ClientHost(
-            _clients(tasks, spec, range(arguments.clients)),
+            _clients(tasks, spec, range(arguments.clients), secret),
             server_address=arguments.address,
             root_certificates=root,
             connect_timeout=arguments.connect_timeout,
         )
 
-    return _serve(arguments, spec, hosting)
+    return _serve(arguments, spec, hosting, secret)
 
 
 def server(arguments: argparse.Namespace) -> int:
     """The server alone."""
-    return _serve(arguments, options.data_spec(arguments), lambda tasks: _Elsewhere())
+    spec = options.data_spec(arguments)
+    return _serve(arguments, spec, lambda tasks: _Elsewhere(), _secret(arguments))
 
 
 def client(arguments: argparse.Namespace) -> int:
@@ -85,12 +89,13 @@ def client(arguments: argparse.Namespace) -> int:
         )
     report = options.writable("--json", arguments.json)
     root = _read(arguments.root_certificates) if arguments.root_certificates else None
+    secret = _secret(arguments)
     _prepare_process(arguments.address)
     with _executor(arguments, spec) as executor:
         ending = Ending(executor.kill_workers)
         tasks = TaskLog(executor)
         host = ClientHost(
-            _clients(tasks, spec, range(arguments.first, last)),
+            _clients(tasks, spec, range(arguments.first, last), secret),
             server_address=arguments.address,
             root_certificates=root,
             connect_timeout=arguments.connect_timeout,
@@ -130,7 +135,7 @@ class _Elsewhere:
 _Hosting = Callable[[TaskLog], Any]
 
 
-def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> int:
+def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, secret: bytes | None) -> int:
     for name in ("available_clients", "fit_clients", "evaluate_clients", "min_results"):
         number = getattr(arguments, name) or 0
         if number > spec.clients:
@@ -175,6 +180,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting) -> 
                 num_rounds=arguments.rounds - len(resuming.rounds[1:]),
                 max_clients=spec.clients,
                 certificates=certificates,  # type: ignore[arg-type]
+                secret=secret,
                 on_ready=host.start,
             )
             host.join()
@@ -237,13 +243,14 @@ def _strategy(
 # ---------------------------------------------------------------- clients
 
 
-def _clients(tasks: TaskLog, spec: DataSpec, indices: range) -> list[ExecutorClient]:
+def _clients(tasks: TaskLog, spec: DataSpec, indices: range, secret: bytes | None) -> list[ExecutorClient]:
     return [
         ExecutorClient(
             tasks,
             fit=functools.partial(jobs.train, data=spec, client=index),
             evaluate=functools.partial(jobs.test, data=spec, client=index),
             index=index,
+            secret=secret,
         )
         for index in indices
     ]
@@ -252,17 +259,21 @@ def _clients(tasks: TaskLog, spec: DataSpec, indices: range) -> list[ExecutorCli
 class _ClientProcesses:
     """The tutorial's form: a process for each client, with an executor of its own."""
 
-    def __init__(self, arguments: argparse.Namespace, tasks: TaskLog) -> None:
+    def __init__(self, arguments: argparse.Namespace, secret: bytes, tasks: TaskLog) -> None:
         self._arguments = arguments
+        self._secret = secret
         self._tasks = tasks
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start `fedexec client` once for each client."""
         for index in range(self._arguments.clients):
-            self._processes.append(
-                subprocess.Popen(self._command(index), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-            )
+            process = subprocess.Popen(self._command(index), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._processes.append(process)
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # it has ended: see check()
+                stdin.write(self._secret)
+            process.stdin = None  # communicate() shall not look for it
 
     def check(self) -> None:
         """Raise if one has ended, which before the first round only a failure does."""
@@ -289,7 +300,7 @@ class _ClientProcesses:
     def _command(self, index: int) -> list[str]:
         given = self._arguments
         command = [sys.executable, "-m", "fedexec", "client", "--quiet", "--json", "-"]
-        command += ["--first", str(index), "--host", "1"]
+        command += ["--first", str(index), "--host", "1", "--client-secret", "-"]
         for name in (
             "address",
             "clients",
@@ -347,6 +358,19 @@ def _reason(error: Exception) -> Exception:
         return error
     log.debug("the run failed", exc_info=error)
     return FedexecError(f"{type(error).__name__}: {error}")
+
+
+def _secret(arguments: argparse.Namespace) -> bytes | None:
+    name = arguments.client_secret
+    if name is None:
+        return None
+    secret = sys.stdin.buffer.read() if name == "-" else _read(name)
+    if len(secret) < MIN_SECRET_BYTES:
+        raise options.UsageError(
+            f"--client-secret {name}: {len(secret)} bytes are too few for a secret: "
+            f"make one of {MIN_SECRET_BYTES} or more, as by `head -c 32 /dev/urandom > FILE`"
+        )
+    return secret
 
 
 def _read(name: str) -> bytes:

@@ -132,6 +132,7 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--certificates", nargs=3, metavar=("CA", "CERT", "KEY"), help="PEM files: serve with TLS"
     )
+    _add_secret(group)
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +158,13 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_secret(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--client-secret", metavar="FILE",
+        help="the same on both sides: the server lets only clients take part that know it; - is stdin",
+    )  # fmt: skip
+
+
 def add_client(parser: argparse.ArgumentParser) -> None:
     """Which clients this machine hosts."""
     parser.add_argument("--address", default=ADDRESS, help="the server's (default: %(default)s)")
@@ -170,6 +178,7 @@ def add_client(parser: argparse.ArgumentParser) -> None:
         "--host", type=_positive, metavar="N", help="how many are hosted here (default: the rest)"
     )
     parser.add_argument("--root-certificates", metavar="CA", help="PEM file: connect with TLS")
+    _add_secret(parser)
     parser.add_argument("--json", metavar="FILE", help="write what each task cost; - is stdout")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 

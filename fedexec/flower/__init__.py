@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedexec.flower.journal import Journal
     from fedexec.flower.observe import TooFewNodesError
     from fedexec.flower.offloading import app_settings, offload
+    from fedexec.flower.proof import RefusedError
     from fedexec.flower.rounds import RoundFailedError
     from fedexec.flower.server import executor_evaluate_fn, serve
     from fedexec.flower.simulation import Simulation, app_executor, simulate
@@ -43,6 +44,7 @@ __all__ = [
     "LoadClientAppError",
     "LoadServerAppError",
     "NodeConfigError",
+    "RefusedError",
     "Round",
     "RoundFailedError",
     "ServerUnreachableError",
@@ -105,6 +107,7 @@ _HOMES = {
         "app_executor",
         "simulate",
     ),
+    "proof": ("RefusedError",),
     "rounds": ("RoundFailedError",),
     "strategy": ("FedAvgMp",),
 }

@@ -28,6 +28,7 @@ from flwr.common import (
 
 from fedexec.executor import Executor
 from fedexec.flower.history import TaskRecord, cost_of
+from fedexec.flower.proof import CHALLENGE, PROOF, REFUSED, prove
 
 __all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
 
@@ -85,6 +86,8 @@ class ExecutorClient(NumPyClient):
     index : int, optional
         This client's number, told to the server as the property ``client``: Flower's own ids are random, and
         a run can only be repeated if clients are sampled and averaged by something that stays.
+    secret : bytes, optional
+        Shared with the server, which admits only clients that know it; see :func:`fedexec.flower.serve`.
     """
 
     def __init__(
@@ -94,16 +97,24 @@ class ExecutorClient(NumPyClient):
         fit: Fit,
         evaluate: Evaluate | None = None,
         index: int | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._tasks = executor if isinstance(executor, TaskLog) else TaskLog(executor)
         self._fit = fit
         self._evaluate = evaluate
+        self._secret = secret
         self.index = index
         self.parameters: NDArrays = []
+        self.is_refused = False
 
     def get_properties(self, config: Config) -> Config:
-        """Tell the server which client this is."""
-        return {} if self.index is None else {"client": self.index}
+        """Tell the server which client this is, and that it may take part."""
+        properties: Config = {} if self.index is None else {"client": self.index}
+        if config.get(REFUSED):
+            self.is_refused = True
+        if self._secret is not None and CHALLENGE in config:
+            properties[PROOF] = prove(self._secret, str(config[CHALLENGE]))
+        return properties
 
     def get_parameters(self, config: Config) -> NDArrays:
         """Return the weights last seen; empty before the first round."""

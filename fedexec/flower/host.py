@@ -10,6 +10,8 @@ from flwr.client import NumPyClient, start_client
 
 from fedexec.errors import FedexecError
 from fedexec.flower.address import split_address
+from fedexec.flower.client import ExecutorClient
+from fedexec.flower.proof import RefusedError
 
 __all__ = ["ClientHost", "ServerUnreachableError", "wait_until_reachable"]
 
@@ -107,6 +109,8 @@ class ClientHost:
 
     def check(self) -> None:
         """Raise what broke a client, if anything did."""
+        if isinstance(self._failure, RefusedError):
+            raise self._failure
         if self._failure is not None:
             raise ConnectionError(f"a client lost the server at {self._address}: {self._failure}")
 
@@ -117,6 +121,8 @@ class ClientHost:
                 client=client.to_client(),
                 root_certificates=self._root_certificates,
             )
+            if isinstance(client, ExecutorClient) and client.is_refused:
+                self._failure = RefusedError()
         except BaseException as exc:
             self._failure = exc
             log.debug("a client ended", exc_info=exc)

@@ -7,12 +7,13 @@ import signal
 from collections.abc import Callable
 
 from flwr.common import NDArrays, Scalar
-from flwr.server import History, Server, ServerConfig, SimpleClientManager, start_server
+from flwr.server import ClientManager, History, Server, ServerConfig, SimpleClientManager, start_server
 from flwr.server.strategy import Strategy
 
 from fedexec.errors import WorkerError
 from fedexec.flower.address import AddressError, check_listening
 from fedexec.flower.client import Evaluate, TaskLog
+from fedexec.flower.proof import ProvenClients
 
 __all__ = ["executor_evaluate_fn", "serve"]
 
@@ -63,6 +64,7 @@ def serve(
     max_clients: int,
     round_timeout: float | None = None,
     certificates: tuple[bytes, bytes, bytes] | None = None,
+    secret: bytes | None = None,
     on_ready: Callable[[], object] = lambda: None,
 ) -> History:
     """Run a Flower server for some rounds. Call it from the main thread (Flower installs signal handlers).
@@ -79,6 +81,9 @@ def serve(
         Seconds.
     certificates : tuple of (bytes, bytes, bytes), optional
         CA certificate, server certificate, private key, in PEM: serve with TLS.
+    secret : bytes, optional
+        Let only clients take part that know it; see :class:`fedexec.flower.ExecutorClient`. It does not
+        encrypt: beyond one machine, use TLS too.
     on_ready : callable
         Called when clients can connect.
 
@@ -94,7 +99,8 @@ def serve(
         Whatever the strategy raised; the clients are sent away first.
     """
     check_listening(address)
-    server = _Server(strategy, max_clients, on_ready)
+    manager = SimpleClientManager() if secret is None else ProvenClients(secret)
+    server = _Server(manager, strategy, max_clients, on_ready)
     try:
         history = start_server(
             server_address=address,
@@ -114,8 +120,10 @@ def serve(
 class _Server(Server):
     """Flower's server, which says when it is ready and ends in good order when a round fails."""
 
-    def __init__(self, strategy: Strategy, max_clients: int, on_ready: Callable[[], object]) -> None:
-        super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
+    def __init__(
+        self, manager: ClientManager, strategy: Strategy, max_clients: int, on_ready: Callable[[], object]
+    ) -> None:
+        super().__init__(client_manager=manager, strategy=strategy)
         self.set_max_workers(max_clients)
         self.failure: BaseException | None = None
         self._on_ready = on_ready

@@ -53,6 +53,8 @@ def complaint(capsys, *argv):
         (["run", "--json", "/no/such/directory/out.json"], 2, "cannot be written"),
         (["run", "--save", "/"], 2, "is a directory"),
         (["run", "--certificates", "a.pem", "b.pem", "c.pem"], 2, "a.pem: No such file"),
+        (["run", "--client-secret", "/no/such/file"], 2, "/no/such/file: No such file"),
+        (["server", "--client-secret", "/dev/null"], 2, "0 bytes are too few for a secret"),
         (["run", "--address", "localhost"], 1, "is not an address. Write it like"),
         (["run", "--address", "127.0.0.1:99999"], 1, "is not an address"),
         (["client", "--clients", "3", "--first", "3"], 2, "are not among 0 to 2"),

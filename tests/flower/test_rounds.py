@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from fedexec.flower import (
     serve,
 )
 from fedexec.flower.address import free_address
-from fedexec.testing.tasks import poll
+from fedexec.testing.tasks import DEADLINE, poll
 from flower import jobs
 
 BACKENDS = ["inline", "process", "pool", "loky"]
@@ -109,6 +110,11 @@ def test_clients_that_read_weights_at_once_do_not_disturb_each_other():
     def train(client):
         answers.append(client.fit(ins))
 
+    def train_until_disturbed():  # while another thread collects, this one does not
+        end = time.monotonic() + DEADLINE
+        while not others and time.monotonic() < end:
+            train(clients[0])
+
     def collecting(phase, info):  # in the middle of an array's header, another client gets its turn
         in_parser = sys._getframe(1).f_code is ast.parse.__code__
         if in_parser and threading.current_thread() is first and len(others) < 20:
@@ -122,7 +128,7 @@ def test_clients_that_read_weights_at_once_do_not_disturb_each_other():
             ExecutorClient(executor, fit=functools.partial(jobs.fit, client=index)).to_client()
             for index in range(2)
         ]
-        first = threading.Thread(target=train, args=(clients[0],))
+        first = threading.Thread(target=train_until_disturbed)
         before = gc.get_threshold()
         gc.callbacks.append(collecting)
         gc.set_threshold(1)
@@ -135,7 +141,6 @@ def test_clients_that_read_weights_at_once_do_not_disturb_each_other():
         for other in others:
             other.join()
     assert others
-    assert len(answers) == 1 + len(others)
     assert {(answer.status.code, answer.status.message) for answer in answers} == {(Code.OK, "Success")}
 
 

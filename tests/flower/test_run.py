@@ -186,17 +186,32 @@ def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path,
     assert sum(task["kind"] == "fit" for task in result["tasks"]) == 6
 
 
-def test_server_and_clients_run_apart(tmp_path, directory):
-    address = free_address()
+def test_server_and_clients_run_apart_by_tls_and_a_secret(tmp_path, directory):
+    certificates, secret, guess = _write_certificates(tmp_path), tmp_path / "secret", tmp_path / "guess"
+    secret.write_bytes(os.urandom(32))
+    guess.write_bytes(os.urandom(32))
+    address = free_address("localhost")
     file = tmp_path / "server.json"
     hosts = [
         subprocess.Popen(
-            [*FEDEXEC, "client", "--address", address, "--clients", "5", *share, "--threads-per-worker", "1"]
+            [
+                *FEDEXEC, "client", "--address", address, "--clients", "5", "--threads-per-worker", "1",
+                "--root-certificates", certificates[0], "--client-secret", str(known), *share,
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for share in (["--host", "2"], ["--first", "2"])
+        for known, share in ((guess, ["--host", "1"]), (secret, ["--host", "2"]), (secret, ["--first", "2"]))
+    ]  # fmt: skip
+    succeed(
+        "server", "--address", address, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file),
+        "--certificates", *certificates, "--client-secret", str(secret),
+    )  # fmt: skip
+    told = [host.communicate(timeout=30)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 0, 0]
+    assert told[0].splitlines() == [
+        "fedexec: error: The server refused a client of this machine: give both the same --client-secret."
     ]
-    succeed("server", "--address", address, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
-    assert [host.wait(timeout=30) for host in hosts] == [0, 0]
     assert json.loads(file.read_text())["weights_sha256"] == small_run("process", directory)["weights_sha256"]
 
 
