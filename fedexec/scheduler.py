@@ -315,7 +315,7 @@ class Scheduler:
                 self._count("worker_deaths")
                 if not attempts or self._killing or task.doomed:
                     return Outcome(exception=exc.with_traceback(None))
-                log.warning("%s It is run again.", exc)
+                log.warning("%s It is run again.", str(exc))  # whoever keeps the record keeps no frames
                 self._count("retries")
             except TaskTimeoutError as exc:
                 self._count("timeouts")

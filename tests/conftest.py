@@ -9,6 +9,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW = ("flower", "bench", "workload", "faults")  # folders whose modules take longest
+
+
+def pytest_collection_modifyitems(items):
+    """Put long modules first, so that no worker of xdist is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in SLOW)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("flower"):
         pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")

@@ -83,7 +83,7 @@ class Launcher:
             except (EOFError, OSError, PreloadError) as exc:
                 # Raised in a pool's management thread, this would end the thread and hang its futures. A
                 # spawned worker imports the preload by itself, and its task hears of it if that fails.
-                log.warning("the template cannot be replaced, a worker is spawned instead: %s", exc)
+                log.warning("the template cannot be replaced, a worker is spawned instead: %s", str(exc))
         return _SpawnedPopen(process)
 
 

@@ -23,6 +23,7 @@ from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, en
 __all__ = ["ProcessBackend"]
 
 _MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
+_MANAGERS = 5  # so many may be killed as soon as they start, one after another
 
 
 class ProcessBackend(Backend):
@@ -57,7 +58,7 @@ class ProcessBackend(Backend):
         return self._courier.deliver(task, functools.partial(self._call, task))
 
     def _call(self, task: Task, message: bytes) -> bytes:
-        return_dict = self._return_dict()
+        return_dict = self._return_dict(task)
         process = self._context.Process(target=_work, args=(self._setup, message, return_dict))
         process.start()
         task.pid = process.pid
@@ -98,22 +99,27 @@ class ProcessBackend(Backend):
         """End Manager and template."""
         with self._lock:
             if self._manager is not None:
-                self._manager.shutdown()
+                self._manager.end()
                 self._manager = None
         self._launcher.stop()
         self._courier.close()
 
-    def _return_dict(self) -> MutableMapping[str, bytes]:
+    def _return_dict(self, task: Task) -> MutableMapping[str, bytes]:
         with self._lock:
-            if self._manager is not None:
+            for _ in range(_MANAGERS):
                 try:
+                    if self._manager is None:
+                        self._manager = _Manager(self._context)
                     if self._manager.is_alive():
                         return self._manager.dict()
                 except _MANAGER_GONE:
                     pass
-                self._manager.shutdown()
-            self._manager = _Manager(self._context)
-            return self._manager.dict()
+                if self._manager is not None:
+                    self._manager.end()
+                    self._manager = None
+        died = WorkerDiedError(None, None, task.name)
+        died.add_note("The Manager for its result died again and again.")
+        raise died
 
 
 class _Manager(SyncManager):
@@ -122,12 +128,28 @@ class _Manager(SyncManager):
     def __init__(self, context: WorkerContext) -> None:
         # An abstract socket: it has no name in the file system, where only a peaceful end would remove it.
         super().__init__(address=f"\0fedexec-{secrets.token_hex(16)}", ctx=context)
-        self.start(_prepare_manager)
+        self._process: WorkerProcess | None = None
+        try:
+            self.start(_prepare_manager)
+        except BaseException:
+            self._forget()
+            raise
 
     def is_alive(self) -> bool:
         """Return whether its process runs."""
-        process: WorkerProcess = self._process  # type: ignore[attr-defined]
-        return process.is_alive()
+        return self._process is not None and self._process.is_alive()
+
+    def end(self) -> None:
+        """End its process, and let go of it."""
+        self.shutdown()
+        self._forget()
+
+    def _forget(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.pid is not None:
+            end_process(process)
+            process.join()
+            process.close()
 
 
 def _prepare_manager() -> None:

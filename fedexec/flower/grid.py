@@ -290,7 +290,7 @@ class ExecutorGrid(Grid):
                 TaskRecord(flight.kind, flight.partition, flight.server_round, error, **cost_of(future))
             )
         if error is not None:
-            log.warning("%s: %s", flight.where, error)
+            log.warning("%s: %s", flight.where, str(error))
             log.debug("%s", answer.traceback)
         flight.landed(flight.id)
         return True

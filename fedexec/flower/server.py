@@ -49,7 +49,7 @@ def executor_evaluate_fn(executor: concurrent.futures.Executor | TaskLog, evalua
         try:
             loss, _, metrics = call()
         except WorkerError as exc:
-            log.warning("round %s: server evaluation is tried again: %s", server_round, exc)
+            log.warning("round %s: server evaluation is tried again: %s", server_round, str(exc))
             loss, _, metrics = call()
         return float(loss), metrics
 

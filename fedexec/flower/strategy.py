@@ -145,7 +145,7 @@ class FedAvgMp(FedAvg):
         except WorkerError as exc:  # the model is not lost for it: the run goes on
             result = None
             self.rounds[-1].failures.append({"client": None, "reason": f"server evaluation: {exc}"})
-            log.warning("round %s: server evaluation failed: %s", server_round, exc)
+            log.warning("round %s: server evaluation failed: %s", server_round, str(exc))
         if result is not None:
             self.rounds[-1].loss, self.rounds[-1].metrics = result
         if server_round == 0 or not self._evaluate_clients:

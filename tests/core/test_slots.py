@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import loky
@@ -183,3 +184,23 @@ def test_descriptors_do_not_pile_up(create):
         assert executor.submit(os._exit, 3).exception(DEADLINE).exitcode == 3
     assert executor.submit(abs, -1).result(DEADLINE) == 1
     assert descriptors() < before + 10
+
+
+def test_a_large_task_that_its_worker_never_read_holds_no_thread():
+    pytest.importorskip("loky")
+
+    def feeders():
+        frames = sys._current_frames()
+        alive = [thread for thread in threading.enumerate() if thread.name == "QueueFeederThread"]
+        return [frames[thread.ident].f_code.co_name for thread in alive if thread.ident in frames]
+
+    with fedexec.create_executor("loky", max_workers=1) as executor:
+        pid = executor.submit(os.getpid).result()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            large = executor.submit(len, bytes(1 << 20))
+            poll(lambda: "_send" in feeders(), "the pipe is full")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        assert large.result(DEADLINE) == 1 << 20
+    poll(lambda: not feeders(), "no thread writes for ever")

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +25,11 @@ from fedexec.errors import TaskTimeoutError, WorkerDiedError
 from fedexec.testing import tasks
 from fedexec.testing.leaks import living, new_children, orphaned_shared_memory, shared_memory
 
-__all__ = ["FAULTS", "Report", "soak"]
+__all__ = ["FAULTS", "KILL", "Report", "plan_of", "soak"]
 
 TIMEOUT = 2.0  # seconds, of what hangs or is stopped
 HUGE = 32 << 20
+KILL = "process killed"  # any of the executor's: a worker, its template, a Manager
 
 
 # ---------------------------------------------------------------- faults, as tasks
@@ -211,8 +212,12 @@ class Report:
         return not (self.lost or self.wrong or self.left)
 
 
-def soak(backend: str, plan: list[str | None], seed: int) -> Report:
-    """Run a task for each entry of `plan`: the fault of that name, or for None an innocent one."""
+def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> Report:
+    """Run a task for each entry of `plan`: the fault of that name, or for None an innocent one.
+
+    With KILL, one of the executor's processes is killed when an innocent task is done. What runs then may
+    die: `retries` must be enough for all kills, and the plan hold no other fault.
+    """
     report = Report(len(plan), Counter(name for name in plan if name is not None))
     with fedexec.create_executor(backend, max_workers=2) as executor:  # what every process starts once
         executor.submit(pow, 2, 3).result(tasks.DEADLINE)
@@ -221,7 +226,8 @@ def soak(backend: str, plan: list[str | None], seed: int) -> Report:
     resolved: Counter[int] = Counter()
     trees: list[psutil.Process] = []
     begun = time.monotonic()
-    with fedexec.create_executor(backend, max_workers=2) as executor:
+    victims = random.Random(seed)
+    with fedexec.create_executor(backend, max_workers=2, retries=retries) as executor:
         for start in range(0, len(plan), 500):
             futures = []
             for number, name in enumerate(plan[start : start + 500], start):
@@ -238,6 +244,9 @@ def soak(backend: str, plan: list[str | None], seed: int) -> Report:
                     value = future.result()
                     if name == "tree of processes":
                         trees += [psutil.Process(pid) for pid in value if psutil.pid_exists(pid)]
+                if name == KILL and (alive := new_children(processes)):
+                    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                        victims.choice(sorted(alive, key=lambda process: process.pid)).kill()
                 if not is_true(value, error):
                     report.wrong.append(
                         f"{number} {name}: {error!r}" if error else f"{number} {name}: {value!r:.99}"
@@ -254,9 +263,9 @@ def soak(backend: str, plan: list[str | None], seed: int) -> Report:
     return report
 
 
-def plan_of(number: int, share: float, seed: int) -> list[str | None]:
+def plan_of(number: int, share: float, seed: int, kinds: Sequence[str] = tuple(FAULTS)) -> list[str | None]:
     """Return `number` entries of which `share` are faults, of all kinds as evenly as can be, in any order."""
-    faults = [list(FAULTS)[index % len(FAULTS)] for index in range(round(number * share))]
+    faults = [kinds[index % len(kinds)] for index in range(round(number * share))]
     plan: list[str | None] = [*faults, *[None] * (number - len(faults))]
     random.Random(seed).shuffle(plan)
     return plan
@@ -265,7 +274,7 @@ def plan_of(number: int, share: float, seed: int) -> list[str | None]:
 def _submit(
     executor: fedexec.Executor, name: str | None, number: int, generator: np.random.Generator
 ) -> tuple[fedexec.Future[Any], Callable[[Any, BaseException | None], bool]]:
-    if name is not None:
+    if name in FAULTS:
         fault = FAULTS[name]
         view = executor.with_options(timeout=fault.timeout, tag=name)
         return view.submit(fault.fn, *fault.args), fault.is_true

@@ -1,4 +1,4 @@
-"""One task in twenty meets a fault, on every isolating backend: ``make soak``.
+"""One task in twenty meets a fault, then one of the executor's processes is killed as often: ``make soak``.
 
 Prints what became of the tasks and what is left; ends with 1 if anything is lost, wrong or left.
 """
@@ -7,8 +7,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections import Counter
 
-from faults import plan_of, soak
+from faults import KILL, Report, plan_of, soak
 
 import fedexec
 from fedexec.interface import Capability
@@ -25,28 +26,35 @@ def main() -> int:
         info.name for info in fedexec.backends()
         if info.available and info.capabilities and Capability.ISOLATED in info.capabilities
     ]  # fmt: skip
-    plan = plan_of(arguments.tasks, arguments.share, arguments.seed)
+    faults = plan_of(arguments.tasks, arguments.share, arguments.seed)
+    kills = plan_of(arguments.tasks // 5, arguments.share, arguments.seed, [KILL])
     clean = True
     print(f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'seconds':>9}")
     for backend in arguments.backend or isolating:
-        with tempfile.TemporaryFile() as stderr:  # one of the faults is a flood of it
-            before = os.dup(2)
-            os.dup2(stderr.fileno(), 2)
-            try:
-                report = soak(backend, plan, arguments.seed)
-            finally:
-                os.dup2(before, 2)
-                os.close(before)
-        faults, clean = report.faults.total(), clean and report.is_clean
-        print(
-            f"{backend:10}{report.tasks:7}{faults:8}{report.lost:6}{len(report.wrong):7}{len(report.left):6}"
-            f"{report.seconds:9.0f}", flush=True,
-        )  # fmt: skip
-        for line in (*report.wrong[:10], *report.left[:10]):
-            print(f"    {line}")
-    kinds = {name: plan.count(name) for name in dict.fromkeys(plan) if name is not None}
+        for plan, retries in ((faults, 0), (kills, len(kills))):
+            report = _quietly(backend, plan, arguments.seed, retries)
+            clean = clean and report.is_clean
+            print(
+                f"{backend:10}{report.tasks:7}{report.faults.total():8}{report.lost:6}{len(report.wrong):7}"
+                f"{len(report.left):6}{report.seconds:9.0f}", flush=True,
+            )  # fmt: skip
+            for line in (*report.wrong[:10], *report.left[:10]):
+                print(f"    {line}")
+    kinds = Counter(name for name in (*faults, *kills) if name is not None)
     print("faults of each backend: " + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())))
     return 0 if clean else 1
+
+
+def _quietly(backend: str, plan: list[str | None], seed: int, retries: int) -> Report:
+    """Run it with stderr set aside: one of the faults is a flood of it."""
+    with tempfile.TemporaryFile() as stderr:
+        before = os.dup(2)
+        os.dup2(stderr.fileno(), 2)
+        try:
+            return soak(backend, plan, seed, retries)
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 if __name__ == "__main__":

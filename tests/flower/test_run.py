@@ -4,55 +4,17 @@ import functools
 import http.server
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from fedexec.flower.address import free_address
-from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
-from fedexec.testing.tasks import poll
+from flower.commands import FEDEXEC, SMALL, succeed
 
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
-
-FEDEXEC = [sys.executable, "-m", "fedexec"]
-SMALL = [
-    "--clients",
-    "5",
-    "--fit-clients",
-    "3",
-    "--rounds",
-    "2",
-    "--epochs",
-    "1",
-    "--threads-per-worker",
-    "1",
-]
-
-
-def run(*argv, **environment):
-    return subprocess.run(
-        [*FEDEXEC, *argv],
-        capture_output=True,
-        text=True,
-        timeout=170,
-        env={name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")}
-        | environment,
-    )
-
-
-def succeed(*argv, **environment):
-    done = run(*argv, **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @functools.cache
@@ -114,50 +76,6 @@ def test_device_memory_falls_to_nothing_between_rounds(tmp_path):
             assert task["usage"]["peak_device_bytes"] > 450 << 20
 
 
-def test_a_killed_run_that_is_resumed_ends_with_the_weights_of_one_that_was_not(tmp_path):
-    common = [*SMALL[:4], "--rounds", "5", "--epochs", "1", "--threads-per-worker", "1", "--quiet"]
-    whole, rest = tmp_path / "whole.json", tmp_path / "rest.json"
-    succeed("run", *common, "--json", str(whole))
-    directory = tmp_path / "state"
-    killed = subprocess.Popen([*FEDEXEC, "run", *common, "--checkpoint", str(directory)])
-    poll(lambda: (directory / "round-000002.npz").exists(), "two rounds are done", 120)
-    killed.kill()
-    killed.wait()
-    succeed("run", *common, "--checkpoint", str(directory), "--resume", "--json", str(rest))
-    left, right = json.loads(whole.read_text()), json.loads(rest.read_text())
-    assert right["resumed_from"] >= 2
-    assert right["weights_sha256"] == left["weights_sha256"]
-    assert [each["loss"] for each in right["rounds"]] == [each["loss"] for each in left["rounds"]]
-    assert [each["clients"] for each in right["rounds"]] == [each["clients"] for each in left["rounds"]]
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["--resume"], "--resume needs --checkpoint DIR"),
-        (["--checkpoint", "{state}"], "add --resume to go on from it"),
-        (["--checkpoint", "{state}", "--resume", "--seed", "3"], "seed=0; this one has seed=3"),
-        (["--checkpoint", "{state}", "--resume", "--rounds", "1"], "raise --rounds"),
-        (["--checkpoint", "/proc/nothing"], "--checkpoint /proc/nothing: "),
-    ],
-)
-def test_a_state_that_does_not_fit_is_one_line(tmp_path_factory, argv, says):
-    state = _finished(tmp_path_factory.getbasetemp() / "finished")
-    done = run("run", *_ONE_ROUND, *(word.format(state=state) for word in argv))
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.strip().splitlines()
-    assert says in line
-
-
-_ONE_ROUND = ["--clients", "1", "--epochs", "1", "--rounds", "1", "--quiet"]
-
-
-@functools.cache
-def _finished(directory):
-    succeed("run", *_ONE_ROUND, "--checkpoint", str(directory))
-    return directory
-
-
 def test_only_the_sampled_clients_trained(directory):
     result = small_run("process", directory)
     for round_ in result["rounds"][1:]:
@@ -178,12 +96,17 @@ def test_the_environment_chooses(tmp_path):
     assert (settings["backend"], settings["sources"]["backend"]) == ("inline", "FEDEXEC_BACKEND")
 
 
-def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path, directory):
-    file = tmp_path / "run.json"
-    succeed("run", "--processes", *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
-    result = json.loads(file.read_text())
-    assert result["weights_sha256"] == small_run("process", directory)["weights_sha256"]
-    assert sum(task["kind"] == "fit" for task in result["tasks"]) == 6
+def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path):
+    results = []
+    for how in (("--processes",), ("--backend", "inline")):
+        file = tmp_path / f"{how[-1]}.json"
+        succeed(
+            "run", *how, *SMALL, "--clients", "2", "--fit-clients", "2", "--evaluate-clients", "1",
+            "--quiet", "--json", str(file),
+        )  # fmt: skip
+        results.append(json.loads(file.read_text()))
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
+    assert [sum(task["kind"] == "fit" for task in result["tasks"]) for result in results] == [4, 4]
 
 
 def test_server_and_clients_run_apart_by_tls_and_a_secret(tmp_path, directory):
@@ -240,63 +163,6 @@ def test_a_proxy_in_the_environment_is_not_asked():
         thread.join()
         server.server_close()
     assert asked == []
-
-
-def test_missing_data_is_one_line(tmp_path):
-    done = run("run", "--data", "cifar10", "--data-dir", str(tmp_path), "--quiet")
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert str(tmp_path) in done.stderr
-    assert "--download" in done.stderr
-
-
-def test_an_address_in_use_is_one_line():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = run("run", "--address", f"127.0.0.1:{port}", "--quiet")
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert f"127.0.0.1:{port}" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("mode", "number"),
-    [
-        (["--backend", "process"], signal.SIGINT),
-        (["--backend", "process"], signal.SIGTERM),
-        (["--backend", "process"], signal.SIGKILL),
-        (["--backend", "loky"], signal.SIGINT),
-        (["--backend", "pool"], signal.SIGKILL),
-        (["--processes"], signal.SIGINT),
-        (["--processes"], signal.SIGKILL),
-    ],
-)
-def test_a_signal_ends_everything(mode, number, tmp_path):
-    temporary = set(Path(tempfile.gettempdir()).glob("fedexec-*"))
-    shared = shared_memory()
-    file = tmp_path / "run.json"
-    started = subprocess.Popen(
-        [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
-    )  # fmt: skip
-    for line in started.stdout:
-        if line.startswith("round 1/"):
-            break
-    family = psutil.Process(started.pid).children(recursive=True)
-    assert family, "there should be workers by now"
-    os.killpg(started.pid, number)
-    _, errors = started.communicate(timeout=20)
-    assert started.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    if number != signal.SIGKILL:
-        assert number.name in errors
-    assert "Traceback" not in errors
-    _, alive = psutil.wait_procs(family, timeout=2)
-    assert alive == []
-    assert set(Path(tempfile.gettempdir()).glob("fedexec-*")) <= temporary
-    poll(lambda: not orphaned_shared_memory(shared), "semaphores were removed", seconds=2)
-    assert list(tmp_path.iterdir()) == [], "a half-written file was left"
 
 
 def test_tls_is_passed_to_flower(tmp_path):

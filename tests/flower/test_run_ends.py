@@ -1,0 +1,102 @@
+"""How `fedexec run` ends before its end, and what is left: signals, kills, what cannot be."""
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
+from fedexec.testing.tasks import poll
+from flower.commands import FEDEXEC, run, succeed
+
+pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--resume"], "--resume needs --checkpoint DIR"),
+        (["--checkpoint", "{state}"], "add --resume to go on from it"),
+        (["--checkpoint", "{state}", "--resume", "--seed", "3"], "seed=0; this one has seed=3"),
+        (["--checkpoint", "{state}", "--resume", "--rounds", "1"], "raise --rounds"),
+        (["--checkpoint", "/proc/nothing"], "--checkpoint /proc/nothing: "),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_line(tmp_path_factory, argv, says):
+    state = _finished(tmp_path_factory.getbasetemp() / "finished")
+    done = run("run", *_ONE_ROUND, *(word.format(state=state) for word in argv))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert says in line
+
+
+_ONE_ROUND = ["--clients", "1", "--epochs", "1", "--rounds", "1", "--quiet"]
+
+
+@functools.cache
+def _finished(directory):
+    succeed("run", *_ONE_ROUND, "--checkpoint", str(directory))
+    return directory
+
+
+def test_missing_data_is_one_line(tmp_path):
+    done = run("run", "--data", "cifar10", "--data-dir", str(tmp_path), "--quiet")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(tmp_path) in done.stderr
+    assert "--download" in done.stderr
+
+
+def test_an_address_in_use_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("run", "--address", f"127.0.0.1:{port}", "--quiet")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [
+        (["--backend", "process"], signal.SIGINT),
+        (["--backend", "process"], signal.SIGTERM),
+        (["--backend", "process"], signal.SIGKILL),
+        (["--backend", "loky"], signal.SIGINT),
+        (["--backend", "pool"], signal.SIGKILL),
+        (["--processes"], signal.SIGINT),
+        (["--processes"], signal.SIGKILL),
+    ],
+)
+def test_a_signal_ends_everything(mode, number, tmp_path):
+    temporary = set(Path(tempfile.gettempdir()).glob("fedexec-*"))
+    shared = shared_memory()
+    file = tmp_path / "run.json"
+    started = subprocess.Popen(
+        [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    for line in started.stdout:
+        if line.startswith("round 1/"):
+            break
+    family = psutil.Process(started.pid).children(recursive=True)
+    assert family, "there should be workers by now"
+    os.killpg(started.pid, number)
+    _, errors = started.communicate(timeout=20)
+    assert started.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert number.name in errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+    assert set(Path(tempfile.gettempdir()).glob("fedexec-*")) <= temporary
+    poll(lambda: not orphaned_shared_memory(shared), "semaphores were removed", seconds=2)
+    assert list(tmp_path.iterdir()) == [], "a half-written file was left"
