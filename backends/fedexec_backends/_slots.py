@@ -249,8 +249,8 @@ class Slot:
         queue: Any = getattr(pool, "_call_queue", None)
         pool.shutdown(wait=True)
         if kill and queue is not None:
-            # A task that its worker did not live to read fills the pipe, whose reading end is here too: without
-            # this, the thread of a broken loky writes to it for ever (CPython closes it since gh-94777).
+            # A task that its worker did not live to read fills the pipe, whose reading end is here too:
+            # without this, a broken loky's thread writes to it for ever (CPython closes it since gh-94777).
             queue._reader.close()
         with self._lock:
             workers, self._workers = self._workers, []
