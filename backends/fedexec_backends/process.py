@@ -9,8 +9,12 @@ import functools
 import os
 import secrets
 import signal
+import socket
+import struct
 import threading
 from collections.abc import MutableMapping
+from multiprocessing import managers
+from multiprocessing.connection import Connection
 from multiprocessing.managers import SyncManager
 
 from fedexec.courier import Courier
@@ -122,8 +126,30 @@ class ProcessBackend(Backend):
         raise died
 
 
+class _Server(managers.Server):
+    """What runs in the Manager's process: it reads nothing from another user, though he knew the key."""
+
+    def handle_request(self, connection: Connection) -> None:
+        """Answer one request, unless it is of another user."""
+        if _is_of_this_user(connection):
+            super().handle_request(connection)
+        else:
+            connection.close()
+
+
+def _is_of_this_user(connection: Connection) -> bool:
+    if not hasattr(socket, "SO_PEERCRED"):  # not Linux: the key must do
+        return True
+    with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return bool(uid == os.geteuid())
+
+
 class _Manager(SyncManager):
     """A Manager that leaves no file behind, whoever kills it, and never outlives the caller."""
+
+    _Server = _Server
 
     def __init__(self, context: WorkerContext) -> None:
         # An abstract socket: it has no name in the file system, where only a peaceful end would remove it.

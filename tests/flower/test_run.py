@@ -91,7 +91,8 @@ def test_only_the_sampled_clients_trained(directory):
 def test_the_environment_chooses(tmp_path):
     file = tmp_path / "run.json"
     tiny = ["--clients", "1", "--rounds", "1", "--epochs", "1", "--quiet", "--json", str(file)]
-    succeed("run", *tiny, FEDEXEC_BACKEND="inline")
+    done = succeed("run", *tiny, FEDEXEC_BACKEND="inline", FEDEXEC_LOG_LEVEL="DEBUG", API_TOKEN="hunter2")
+    assert "hunter2" not in done.stdout + done.stderr + file.read_text(), "what else it holds is private"
     settings = json.loads(file.read_text())["settings"]
     assert (settings["backend"], settings["sources"]["backend"]) == ("inline", "FEDEXEC_BACKEND")
 

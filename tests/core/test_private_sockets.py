@@ -1,0 +1,48 @@
+"""Pickles come from our own processes alone: nothing listens on a network, another user is not heard."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+import fedexec
+
+INTRUDER = """
+import os, sys
+from multiprocessing.connection import Client
+from multiprocessing.managers import dispatch
+os.setuid(int(sys.argv[3]))
+connection = Client(sys.argv[1].replace("@", chr(0), 1), authkey=bytes.fromhex(sys.argv[2]))
+print(dispatch(connection, None, "number_of_objects"))
+"""
+
+
+def test_the_managers_socket_hears_no_other_user():
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    with fedexec.create_executor("process", max_workers=1) as executor:
+        executor.submit(abs, -1).result()
+        address = executor._scheduler._backend._manager.address.decode()
+        key = bytes(multiprocessing.current_process().authkey).hex()
+
+        def call(user):
+            command = [sys.executable, "-c", INTRUDER, address.replace("\0", "@", 1), key, str(user)]
+            return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+        own, other = call(os.geteuid()), call(65534)
+        assert (own.returncode, own.stdout.strip()) == (0, "0")
+        assert other.returncode != 0 and other.stdout == ""
+        assert executor.submit(abs, -2).result() == 2
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
+def test_nothing_listens_on_a_network(backend):
+    pytest.importorskip("loky" if backend == "loky" else "fedexec")
+    with fedexec.create_executor(backend, max_workers=2) as executor:
+        executor.submit(abs, -1).result()
+        family = {os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))}
+        sockets = [each for each in psutil.net_connections("inet") if each.pid in family]
+        assert [each for each in sockets if each.status == psutil.CONN_LISTEN] == []
