@@ -141,8 +141,8 @@ _SIZES = {
     ),
     "quick": _Sizes(
         clients={"cnn": 4, "cnn-short": 0, "resnet18": 0, "numpy": 10}, own_clients=4, rounds=5,
-        footprint=("cnn",), memory=2, cold=1, warm=7, burst=0, transport=0, scaling_by="numpy",
-        workers=(1, 2), more_clients=(),
+        footprint=("cnn",), memory=1, cold=1, warm=5, burst=0, transport=0, scaling_by="numpy",
+        workers=(), more_clients=(),
     ),
     "full": _Sizes(
         clients={"cnn": 10, "cnn-short": 10, "resnet18": 10, "numpy": 10}, own_clients=10, rounds=9,

@@ -1,5 +1,7 @@
 """Every backend against the conformance suite, with both ways to start a worker."""
 
+import pytest
+
 from fedexec.testing.conformance import ExecutorConformance
 from fedexec.testing.lifecycle import LifecycleConformance
 from fedexec.testing.scripts import ScriptConformance
@@ -39,9 +41,11 @@ class TestProcessSpawned(Spawned):
     backend = "process"
 
 
+@pytest.mark.thorough
 class TestPoolSpawned(Spawned):
     backend = "pool"
 
 
+@pytest.mark.thorough
 class TestLokySpawned(Spawned):
     backend = "loky"

@@ -1,5 +1,7 @@
 """Every backend against the death suite, with both ways to start a worker."""
 
+import pytest
+
 from fedexec.testing.caller import CallerDeaths
 from fedexec.testing.deaths import ExecutorDeaths
 from fedexec.testing.workers import WorkerDeaths
@@ -39,9 +41,11 @@ class TestProcessSpawned(Spawned):
     backend = "process"
 
 
+@pytest.mark.thorough
 class TestPoolSpawned(Spawned):
     backend = "pool"
 
 
+@pytest.mark.thorough
 class TestLokySpawned(Spawned):
     backend = "loky"
