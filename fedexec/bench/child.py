@@ -1,6 +1,7 @@
 """The process that one part is measured in: ``python -m fedexec.bench.child``. See running.py.
 
-What a part leaves behind in its process, or breaks, no other part sees.
+What a part leaves behind in its process, or breaks, no other part sees. It says "." when it waits for its
+turn, and goes on when a byte comes; in the end it says what it measured.
 """
 
 import json
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fedexec.bench.groups import open_session
@@ -24,9 +26,16 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not the answer
     part = Part.from_dict(json.loads(_line()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    turns = threading.Semaphore(0)
+    threading.Thread(target=_listen, args=(turns,), daemon=True).start()
+
+    def turn() -> None:
+        answer.write(".")
+        answer.flush()
+        turns.acquire()
+
     try:
-        content: dict[str, Any] = benchmark_of(part)
+        content: dict[str, Any] = benchmark_of(part, turn)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as exc:
@@ -35,16 +44,18 @@ def main() -> None:
     answer.close()
 
 
-def benchmark_of(part: Part) -> dict[str, Any]:
-    """Measure a part and return it as pytest-benchmark writes a benchmark."""
+def benchmark_of(part: Part, turn: Callable[[], object]) -> dict[str, Any]:
+    """Measure a part, asking for a turn before all that works; return it as pytest-benchmark writes it."""
     seconds = []
     with open_session(part) as session:
         for number in range(part.warmup_rounds + part.rounds):
+            turn()
             session.setup()
             began = time.perf_counter()
             session.call()
             if number >= part.warmup_rounds:
                 seconds.append(time.perf_counter() - began)
+        turn()
     return {
         "group": part.group,
         "name": part.name,
@@ -68,9 +79,10 @@ def _line() -> bytes:
     return read
 
 
-def _end_with_parent() -> None:
-    """End in order when who asked is gone, or wants it."""
-    os.read(0, 1)
+def _listen(turns: threading.Semaphore) -> None:
+    """Hear of turns; and end in order when who asked is gone, or wants it."""
+    while os.read(0, 1):
+        turns.release()
     os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -1,6 +1,11 @@
-"""Parts one after the other, each in a process of its own that can be ended, with progress."""
+"""Parts, each in a process of its own that can be ended, with progress.
+
+What is compared with each other is measured in turns, a round of each: a machine that others use too is
+slower in one minute than in the next.
+"""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -12,6 +17,7 @@ from typing import Any, TextIO
 
 from fedexec.bench.document import Document
 from fedexec.bench.parts import Part
+from fedexec.bench.peers import contestants
 from fedexec.report import numbers
 
 __all__ = ["measure", "run_all"]
@@ -30,36 +36,89 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
     """
     left = [part for part in parts if not document.has(part)]
     took: dict[str, list[float]] = {}
-    for index, part in enumerate(left):
-        number = len(parts) - len(left) + index + 1
-        title = part.name.removeprefix("test_")
-        print(f"[{number}/{len(parts)}] {title}", end=" ", file=out, flush=True)
+    for _, group in itertools.groupby(left, key=_compared):
+        batch = list(group)
+        if len(batch) > 1:
+            names = ", ".join(part.strategy for part in batch)
+            print(f"{batch[0].group}s of {batch[0].workload}, in turns: {names}", file=out, flush=True)
         began = time.monotonic()
-        benchmark = measure(part, LIMIT_SECONDS[document.mode])
-        document.add(part, benchmark)
-        took.setdefault(_kind(part), []).append(time.monotonic() - began)
-        print(f"{_result(benchmark)}{_left(took, left[index + 1 :])}", file=out, flush=True)
+        benchmarks = measure(batch, len(batch) * LIMIT_SECONDS[document.mode])
+        share = (time.monotonic() - began) / len(batch)
+        for part, benchmark in zip(batch, benchmarks, strict=True):
+            document.add(part, benchmark)
+            took.setdefault(_kind(part), []).append(share)
+            left = left[1:]
+            title = f"[{len(parts) - len(left)}/{len(parts)}] {part.name.removeprefix('test_')}"
+            print(f"{title} {_result(benchmark)}{_left(took, left)}", file=out, flush=True)
 
 
-def measure(part: Part, limit: float) -> dict[str, Any]:
-    """Measure one part; return its benchmark, or ``{"error": ...}``."""
-    with _child() as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(part.as_dict()) + "\n")
-        process.stdin.flush()
-        timer = _Limit(process, limit)
-        with timer:
-            answer = process.stdout.read()
-    if timer.passed:
-        return {"error": f"took longer than {limit:g} s"}
-    if not answer:
-        return {"error": f"its process ended with {process.returncode}"}
-    found: dict[str, Any] = json.loads(answer)
-    return found
+def _compared(part: Part) -> tuple[str, ...]:
+    """Return what parts have in common that are measured in turns: a peer may be busy out of turn."""
+    if part.group == "round" and not contestants()[part.strategy].peer:
+        return (part.group, part.workload)
+    return (part.name,)
+
+
+def measure(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
+    """Measure some parts in turns; return the benchmark of each, or ``{"error": ...}``."""
+    with contextlib.ExitStack() as stack:
+        children = [_Child(stack.enter_context(_process()), part, limit) for part in parts]
+        for child in children:
+            stack.enter_context(child.timer)
+        for child in children:
+            child.hear()
+        while any(child.waits for child in children):
+            for child in children:
+                if child.waits:
+                    child.take_turn()
+        return [child.answer() for child in children]
+
+
+class _Child:
+    """Our end of a process that measures one part."""
+
+    def __init__(self, process: "subprocess.Popen[str]", part: Part, limit: float) -> None:
+        self.timer = _Limit(process, limit)
+        self._process = process
+        self._limit = limit
+        self._said = ""
+        self._tell(json.dumps(part.as_dict()) + "\n")
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._said == "."
+
+    def hear(self) -> None:
+        """Wait until it says something: that it waits, or the first of what it measured."""
+        assert self._process.stdout is not None
+        self._said = self._process.stdout.read(1)
+
+    def take_turn(self) -> None:
+        """Have it go on until it says something."""
+        self._tell("t")
+        self.hear()
+
+    def answer(self) -> dict[str, Any]:
+        """Return what it measured, once it does not wait any more."""
+        assert self._process.stdout is not None
+        text = self._said + self._process.stdout.read()
+        if self.timer.passed:
+            return {"error": f"took longer than {self._limit:g} s"}
+        if not text:
+            return {"error": f"its process ended with {self._process.wait()}"}
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def _tell(self, text: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: that is heard
+            self._process.stdin.write(text)
+            self._process.stdin.flush()
 
 
 @contextlib.contextmanager
-def _child() -> Iterator["subprocess.Popen[str]"]:
+def _process() -> Iterator["subprocess.Popen[str]"]:
     """Start the child as leader of a group, so that Ctrl+C is ours to pass on, and its end is everybody's."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedexec.bench.child"],
