@@ -114,7 +114,9 @@ def compare_deaths(repeat: int) -> bool:
         if how[0] == "inline":
             continue
         result = run(how, app="simulation_apps:mortal", nodes=10, fraction=1.0, rounds=3, timeout=60)
-        print(f"{engine:32}{result.get('failures', 'the run failed')}")
+        if "failures" not in result:
+            result |= {"failures": "the run failed", "replies": "no"}
+        print(f"{engine:32}{result['failures']} of {result['replies']} replies")
         kept &= how[0] != "standby" or result["failures"] == [1, 0, 0]
     return kept
 

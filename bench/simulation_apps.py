@@ -46,15 +46,16 @@ server = ServerApp()
 
 
 class Counting(FedAvg):
-    """Counts the failures of each round."""
+    """Counts the replies of each round, and the failures among them."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.failures = []
+        self.failures, self.replies = [], []
 
     def aggregate_train(self, server_round, replies):
         """Aggregate what is no failure."""
         replies = list(replies)
+        self.replies.append(len(replies))
         self.failures.append(sum(reply.has_error() for reply in replies))
         return super().aggregate_train(server_round, [reply for reply in replies if reply.has_content()])
 
@@ -76,6 +77,7 @@ def serve(grid: Grid, initial: list, evaluate=None) -> None:
     report = {
         "rounds": time.perf_counter() - begun,
         "failures": strategy.failures,
+        "replies": strategy.replies,
         "accuracy": last.get("accuracy"),
     }
     Path(run["report"]).write_text(json.dumps(report))

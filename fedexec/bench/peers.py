@@ -192,6 +192,14 @@ def _ray(max_calls: int, job: Workload, workers: int) -> Iterator[Caller]:
 
 
 @contextlib.contextmanager
+def _flower(job: Workload, workers: int) -> Iterator[Caller]:
+    from fedexec.bench.engine import engine
+
+    with engine(job.preload, workers, _threads(workers)) as submit:
+        yield Caller.of(submit)
+
+
+@contextlib.contextmanager
 def _fork(job: Workload, workers: int) -> Iterator[Caller]:
     """A process with the same imports that forks, has the child end at once, and waits for it."""
     code = (
@@ -253,6 +261,7 @@ _PEERS = (
     Contestant("deadpool", FRESH, _deadpool, needs=("deadpool",)),
     Contestant("ray-fresh", FRESH, functools.partial(_ray, 1), slow=True, needs=("ray",)),
     Contestant("ray-warm", REUSED, functools.partial(_ray, 0), needs=("ray",)),
+    Contestant("flower-ray", REUSED, _flower, needs=("flwr", "ray")),
     Contestant(FORK, FRESH, _fork),
     Contestant(COPY, THREAD, _copy),
 )

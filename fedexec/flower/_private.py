@@ -5,6 +5,8 @@ them a newer release has moved.
 """
 
 import uuid
+from importlib import import_module
+from typing import Any
 
 from flwr.app import Message, Metadata, RecordDict
 from flwr.clientapp.client_app import LoadClientAppError
@@ -31,6 +33,7 @@ __all__ = [
     "get_project_config",
     "has_main",
     "parse_config_args",
+    "ray_backend",
     "stamp",
 ]
 
@@ -64,3 +67,8 @@ def has_main(app: ServerApp) -> bool:
     return any(
         getattr(app, name, None) for name in ("_main", "_server_fn", "_server", "_strategy", "_config")
     )
+
+
+def ray_backend(config: dict[str, Any]) -> Any:
+    """Start what Flower's own simulation gives messages to; needs Ray."""
+    return import_module("flwr.server.superlink.fleet.vce.backend.raybackend").RayBackend(config)

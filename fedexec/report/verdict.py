@@ -7,10 +7,11 @@ How it decides:
 2. Of those that give all memory back with each client, the fastest is the *safe* one. What differs by less
    than the noise, and never less than 5 %, is as fast; then the smaller peak of memory decides, if it is
    smaller by more than 10 %; else there is no clear winner.
-3. The fastest of all others is the *keeping* one: its workers keep what their clients took. Only if it is
-   faster by more than that margin, it is the one to use.
+3. The fastest of all others, by the same rule, is the *keeping* one: its workers keep what clients took.
+   Only if it is faster than the safe one by more than that margin, it is the one to use.
 4. On a machine that had much else to do there is no verdict: strategies are measured one after the other.
-5. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
+5. Where another one is better, all that are as good are named.
+6. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
    the keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where
    that is inside their noise, of tasks that do nothing), divided by the margin.
 """
@@ -84,19 +85,21 @@ def decide(
     if not able:
         return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
     safe = [row for row in able if row.gives_back]
-    keeping = next((row for row in able if not row.gives_back), None)
+    keepers = [row for row in able if not row.gives_back]
+    keeping = _lightest(keepers) if keepers else None
     if not safe:
         assert keeping is not None
         sentence = f"Use {_what(keeping)}; nothing was measured that gives the memory back."
         return Verdict(use=keeping.strategy, sentence=sentence, notes=notes)
     best = _lightest(safe)
     faster = keeping is not None and _seconds(best) > (1 + _margin(best, keeping)) * _seconds(keeping)
+    even_keepers = _even(keeping, keepers) if keeping is not None else []
     if faster and keeping is not None:
-        return _keep(keeping, best, notes)
-    rivals = [row for row in safe if row is not best and not _differ(best, row)]
-    even = [row for row in rivals if not _lighter(best, row)]
+        return _keep(keeping, even_keepers, best, notes)
+    rivals = _rivals(best, safe)
+    even = _even(best, safe)
     others = [row for row in able if row is not best]
-    switch, seconds = _switch(best, keeping, others)
+    switch, seconds = _switch(best, keeping, even_keepers, others)
     if even:
         return Verdict(
             use=None,
@@ -141,13 +144,27 @@ def _lighter(one: Row, other: Row) -> bool:
     return peaks is not None and peaks[0] < (1 - MEMORY_MARGIN) * peaks[1]
 
 
-def _lightest(safe: Sequence[Row]) -> Row:
+def _lightest(rows: Sequence[Row]) -> Row:
     """Return the fastest; of those as fast, one that takes less memory."""
-    best = safe[0]
-    for row in safe[1:]:
-        if not _differ(safe[0], row) and _lighter(row, best):
+    best = rows[0]
+    for row in rows[1:]:
+        if not _differ(rows[0], row) and _lighter(row, best):
             best = row
     return best
+
+
+def _rivals(best: Row, rows: Sequence[Row]) -> list[Row]:
+    """Return who is as fast."""
+    return [row for row in rows if row is not best and not _differ(best, row)]
+
+
+def _even(best: Row, rows: Sequence[Row]) -> list[Row]:
+    """Return who is as fast and takes as little memory."""
+    return [row for row in _rivals(best, rows) if not _lighter(best, row)]
+
+
+def _or(rows: Sequence[Row]) -> str:
+    return " or ".join(row.strategy for row in rows)
 
 
 def _out(row: Row) -> str | None:
@@ -233,7 +250,7 @@ def _tie(best: Row, even: Sequence[Row], others: Sequence[Row]) -> str:
     return f"{sentence}."
 
 
-def _keep(keeping: Row, best: Row, notes: tuple[str, ...]) -> Verdict:
+def _keep(keeping: Row, even: Sequence[Row], best: Row, notes: tuple[str, ...]) -> Verdict:
     seconds = _break_even(best, keeping)
     compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
     margin = numbers.percent(_margin(best, keeping))
@@ -248,26 +265,29 @@ def _keep(keeping: Row, best: Row, notes: tuple[str, ...]) -> Verdict:
     needed = f"the {numbers.size(kept)} that it keeps on the device" if kept else "the memory that it keeps"
     above = f" or a client computes longer than {numbers.about(seconds)}" if seconds else ""
     return Verdict(
-        use=keeping.strategy,
-        sentence=f"Use {_what(keeping)}; {why}.",
+        use=None if even else keeping.strategy,
+        sentence=_tie(keeping, even, others=[best]) if even else f"Use {_what(keeping)}; {why}.",
         switch=f"Switch to {best.strategy} if {needed} must come back after each client{above}.",
         break_even_seconds=seconds,
         notes=notes,
     )
 
 
-def _switch(best: Row, keeping: Row | None, others: Sequence[Row]) -> tuple[str | None, float | None]:
+def _switch(
+    best: Row, keeping: Row | None, even: Sequence[Row], others: Sequence[Row]
+) -> tuple[str | None, float | None]:
     """Say when another strategy is better than the best, if ever."""
     seconds = _break_even(best, keeping) if keeping is not None else None
     lighter = [row for row in others if _lighter(row, best)]
-    light = min(lighter, key=lambda row: (_memory(row, best) or (0, 0))[0], default=None)
+    light = [row for row in lighter if not any(_lighter(other, row) for other in lighter)]
+    light = [row for row in light if row is light[0] or not _differ(light[0], row)]  # by their seconds
     parts = []
     if seconds and keeping is not None:
-        parts.append(f"to {keeping.strategy} if a client's compute is below {numbers.about(seconds)}")
-    if light is not None:
-        peaks = _memory(light, best)
+        parts.append(f"to {_or([keeping, *even])} if a client's compute is below {numbers.about(seconds)}")
+    if light:
+        peaks = _memory(light[0], best)
         assert peaks is not None
-        target = "" if parts and keeping is light else f"to {light.strategy} if "
+        target = "" if parts and light == [keeping, *even] else f"to {_or(light)} if "
         parts.append(f"{target}memory is below {numbers.size(peaks[1])}")
     return (f"Switch {' or '.join(parts)}." if parts else None), seconds
 

@@ -4,6 +4,7 @@ import pytest
 from planted import strategy, write
 
 from fedexec.report import summarize
+from fedexec.report.schema import REUSED
 
 INLINE = ("inline", 2.0)
 
@@ -77,6 +78,37 @@ def test_compute_below_the_break_even(file):
         "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
         "which on standby costs less than 5 %. Switch to standby if the 1000 MiB that it keeps on the device "
         "must come back after each client or a client computes longer than 0.16 s."
+    )
+
+
+def test_no_clear_winner_among_workers_that_keep(file):
+    verdict = judged(
+        file,
+        strategy("standby", 0.20, compute=0.01, host=400),
+        strategy("loky", 0.061, compute=0.01, host=400),
+        strategy("ray-warm", 0.060, compute=0.01, host=400, isolation=REUSED),
+    )
+    assert verdict.use is None
+    assert verdict.text == (
+        "No clear winner: ray-warm and loky differ by 1.7 %, inside the noise of 5 %; both are faster than "
+        "standby. Switch to standby if the memory that it keeps must come back after each client or a client "
+        "computes longer than 0.56 s."
+    )
+
+
+def test_all_that_are_as_good_are_named_to_switch_to(file):
+    verdict = judged(
+        file,
+        strategy("standby", 2.10, warm=0.006, host=900),
+        strategy("loky", 2.08, warm=0.001, host=900),
+        strategy("ray-warm", 2.09, warm=0.001, host=900, isolation=REUSED),
+        strategy("process", 6.0, host=300),
+        strategy("pool", 6.1, host=310),
+        strategy("tutorial", 9.0, host=300),
+    )
+    assert verdict.switch == (
+        "Switch to loky or ray-warm if a client's compute is below 99 ms "
+        "or to process or pool if memory is below 900 MiB."
     )
 
 
