@@ -1,10 +1,12 @@
 """What tasks that do nothing cost, against another revision: ``python bench/against.py REV``.
 
-A burst of each in turns, so that a shared machine is as slow for one as for the other.
+A burst of each in turns, so that a shared machine is as slow for one as for the other; each of them started
+anew several times, because a process is as fast as its memory happens to lie.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import statistics
@@ -17,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("standby", "process", "pool", "loky")
 BURST, WORKERS = 20, 2
-LEAST = 200  # draws for the interval
+DRAWS = 1000
 
 
 def main() -> None:
@@ -25,7 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("revision", help="a commit")
     parser.add_argument("--backend", nargs="+", default=BACKENDS, metavar="NAME")
-    parser.add_argument("--turns", type=int, default=200, metavar="N", help="bursts of each")
+    parser.add_argument("--starts", type=int, default=10, metavar="N", help="new processes of each")
+    parser.add_argument("--turns", type=int, default=40, metavar="N", help="bursts of each process")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedexec-") as scratch:
         archive = subprocess.run(
@@ -33,10 +36,15 @@ def main() -> None:
             cwd=ROOT, check=True, capture_output=True,
         ).stdout  # fmt: skip
         subprocess.run(["tar", "-x", "-C", scratch], input=archive, check=True)
-        print(f"{BURST} tasks that do nothing, {WORKERS} workers, {arguments.turns} turns")
+        print(
+            f"{BURST} tasks that do nothing, {WORKERS} workers, {arguments.starts} x {arguments.turns} turns"
+        )
         for backend in arguments.backend:
-            with tree(ROOT, backend) as here, tree(Path(scratch), backend) as there:
-                report(backend, in_turns(here, there, arguments.turns))
+            starts = []
+            for _ in range(arguments.starts):
+                with tree(ROOT, backend) as here, tree(Path(scratch), backend) as there:
+                    starts.append(in_turns(here, there, arguments.turns))
+            report(backend, starts)
 
 
 def in_turns(here, there, turns: int) -> list[tuple[float, float]]:
@@ -49,13 +57,14 @@ def in_turns(here, there, turns: int) -> list[tuple[float, float]]:
     return pairs
 
 
-def report(backend: str, pairs: list[tuple[float, float]]) -> None:
-    """Print the median of the ratios, and where it lies in 95 of 100 samples drawn from them."""
-    ratios = [one / other for one, other in pairs]
+def report(backend: str, starts: list[list[tuple[float, float]]]) -> None:
+    """Print the median of the starts' median ratios, and where it lies in 95 of 100 draws of starts."""
+    ratios = [statistics.median(one / other for one, other in pairs) for pairs in starts]
     rng = random.Random(0)
-    drawn = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(LEAST))
-    low, high = drawn[len(drawn) // 40], drawn[-len(drawn) // 40 - 1]
-    mine, yours = (statistics.median(side) / BURST * 1000 for side in zip(*pairs, strict=True))
+    drawn = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
+    low, high = drawn[DRAWS // 40], drawn[-DRAWS // 40]
+    sides = zip(*itertools.chain.from_iterable(starts), strict=True)
+    mine, yours = (statistics.median(side) / BURST * 1000 for side in sides)
     print(
         f"{backend:8} {statistics.median(ratios):.3f} (95 %: {low:.3f} to {high:.3f}); "
         f"a task {mine:.2f} ms, there {yours:.2f} ms",

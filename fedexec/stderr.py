@@ -124,17 +124,22 @@ class _Line:
 
 
 _ready = False
+_listening: tuple[str, int] | None = None  # where, and the pipe's inode
 
 
 def listen(path: str) -> None:
     """Have this process, a worker, write its stderr there; and say where it was if a signal ends it."""
-    global _ready
+    global _ready, _listening
+    with contextlib.suppress(OSError):  # a task has closed it
+        if _listening == (path, os.fstat(2).st_ino):
+            return  # as the worker's task before
     try:
         pipe = os.open(path, os.O_WRONLY)
     except OSError:  # a hardened /proc
         return
     os.dup2(pipe, 2)
     os.close(pipe)
+    _listening = path, os.fstat(2).st_ino
     if not _ready:
         _ready = True
         if not faulthandler.is_enabled():
