@@ -57,6 +57,8 @@ class Courier:
                 if line is not None:
                     exc.quote(line.tail())
                 raise
+            if reply.unread and line is not None:
+                line.tail()
             if reply.kind is not Kind.UNREACHABLE:
                 if reply.kept:
                     parcel.keep()

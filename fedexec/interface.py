@@ -10,7 +10,7 @@ import itertools
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -147,35 +147,35 @@ class Task:
     @property
     def name(self) -> str:
         """The function's name, and its tag if it has one, for messages."""
-        return self._function_name if self.tag is None else f"{self._function_name} [{self.tag}]"
+        name = _name(_innermost(self.fn))
+        return name if self.tag is None else f"{name} [{self.tag}]"
 
     @property
     def kind(self) -> str:
         """What tasks of the same function have in common."""
-        fn = self._function
-        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{self._function_name}"
+        fn = _innermost(self.fn)
+        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{_name(fn)}"
 
     @property
     def repeatable(self) -> bool:
         """Whether it may run again: its function is not declared with :func:`once`."""
-        return not any(hasattr(fn, _ONCE) for fn in self._layers())
-
-    @property
-    def _function(self) -> Callable[..., Any]:
-        return list(self._layers())[-1]
-
-    @property
-    def _function_name(self) -> str:
-        fn = self._function
-        return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
-
-    def _layers(self) -> Iterator[Callable[..., Any]]:
-        """Yield the function as it was given, then what it is a partial of, as deep as it goes."""
-        fn = self.fn
-        yield fn
-        while isinstance(fn, functools.partial):
+        fn: Any = self.fn
+        while not hasattr(fn, _ONCE):
+            if not isinstance(fn, functools.partial):
+                return True
             fn = fn.func
-            yield fn
+        return False
+
+
+def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what a function is a partial of, as deep as it goes."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", None) or type(fn).__qualname__)
 
 
 @dataclass(slots=True)

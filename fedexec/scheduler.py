@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -90,6 +90,38 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON knows them."""
         return asdict(self)
+
+
+class _Deadline:
+    """Ends a task that is late: first so that it can say where it is and clean up.
+
+    Parameters
+    ----------
+    seconds : float
+        From now.
+    kill : callable
+        Takes a signal.
+    """
+
+    def __init__(self, seconds: float, kill: Callable[[int], object]) -> None:
+        self.seconds = seconds
+        self.passed = False
+        self._kill = kill
+        self._ended = threading.Event()
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Take note that the task has ended."""
+        self._ended.set()
+        self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._kill(signal.SIGTERM)
+        if not self._ended.wait(GRACE_SECONDS):
+            self._kill(signal.SIGKILL)
 
 
 class Scheduler:
@@ -306,15 +338,15 @@ class Scheduler:
             return False
 
     def _run(self, task: Task) -> Outcome:
-        attempts = 1 + task.retries if task.repeatable else 1
+        left = task.retries
         while True:
-            attempts -= 1
             try:
                 return self._attempt(task)
             except WorkerDiedError as exc:
                 self._count("worker_deaths")
-                if not attempts or self._killing or task.doomed:
+                if not left or not task.repeatable or self._killing or task.doomed:
                     return Outcome(exception=exc.with_traceback(None))
+                left -= 1
                 log.warning("%s It is run again.", str(exc))  # whoever keeps the record keeps no frames
                 self._count("retries")
             except TaskTimeoutError as exc:
@@ -327,21 +359,17 @@ class Scheduler:
                 return Outcome(exception=exc)
 
     def _attempt(self, task: Task) -> Outcome:
-        timeout = task.timeout
-        expired, ended = threading.Event(), threading.Event()
-        timer = None
-        if timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            timer = threading.Timer(timeout, self._expire, (task, expired, ended))
-            timer.daemon = True
-            timer.start()
+        deadline = None
+        if task.timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
+            deadline = _Deadline(task.timeout, functools.partial(self._kill, task))
         try:
             with self._admission.measuring(task):
                 return self._backend.run(task)
         except WorkerDiedError as exc:
             if task.id in self._excesses:
                 raise self._excesses[task.id] from None
-            if timeout is not None and expired.is_set():
-                late = TaskTimeoutError(task.name, timeout, exc.pid)
+            if deadline is not None and deadline.passed:
+                late = TaskTimeoutError(task.name, deadline.seconds, exc.pid)
                 late.quote(exc.stderr)
                 try:
                     raise late from None
@@ -349,17 +377,9 @@ class Scheduler:
                     del late  # no cycle
             raise
         finally:
-            ended.set()
             self._excesses.pop(task.id, None)
-            if timer is not None:
-                timer.cancel()
-
-    def _expire(self, task: Task, expired: threading.Event, ended: threading.Event) -> None:
-        """End a task that is late: first so that it can say where it is and clean up."""
-        expired.set()
-        self._kill(task, signal.SIGTERM)
-        if not ended.wait(GRACE_SECONDS):
-            self._kill(task)
+            if deadline is not None:
+                deadline.cancel()
 
     def _kill(self, task: Task, number: int = signal.SIGKILL) -> None:
         task.doomed = True

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 
 import cloudpickle
@@ -28,7 +28,7 @@ from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
 from fedexec.settings import Settings
-from fedexec.stderr import listen
+from fedexec.stderr import listen, unread
 from fedexec.transport import Delivery, UnreachableSegmentError
 
 __all__ = [
@@ -97,7 +97,7 @@ class Kind(enum.Enum):
     UNREACHABLE = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """A worker's answer.
 
@@ -111,6 +111,8 @@ class Reply:
     usage : Usage or None
     kept : bool
         The task goes on looking at memory it was sent.
+    unread : bool
+        It has written to stderr what the caller may not have passed on yet.
     out_of_memory : bool
         The exception says that memory ran out, on the host or on a device.
     """
@@ -121,6 +123,7 @@ class Reply:
     traceback: str = ""
     usage: Usage | None = None
     kept: bool = False
+    unread: bool = False
     out_of_memory: bool = False
 
 
@@ -187,7 +190,9 @@ def run(message: bytes) -> bytes:
     delivery = Delivery(message)
     del message
     reply = _run(delivery)
-    return pickle.dumps(reply if delivery.close() else replace(reply, kept=True))
+    reply.kept = not delivery.close()
+    reply.unread = unread()
+    return pickle.dumps(reply)
 
 
 def _run(delivery: Delivery) -> Reply:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from fedexec import stderr
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
@@ -287,6 +288,7 @@ class _Service:
     def prepare(self) -> None:
         """Rehearse in the template: what the interpreter learns from it, no worker has to."""
         os.environ.update(self.wanted.environ)
+        stderr.rehearse()
         for _ in range(REHEARSALS):
             run(self.rehearsal)
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -18,11 +18,10 @@ from fedexec.flower._private import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, become
 __all__ = ["engine"]
 
 RUN_ID = 1
-Submit = Callable[..., "concurrent.futures.Future[Any]"]
 
 
 @contextlib.contextmanager
-def engine(preload: tuple[str, ...], workers: int, threads: int) -> Iterator[Submit]:
+def engine(preload: tuple[str, ...], workers: int, threads: int) -> Iterator[Callable[..., Any]]:
     """Start Flower's pool of Ray actors; yield what sends one a task, as its simulation sends a message."""
     become_server(RUN_ID)
     quiet = {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False}
@@ -36,16 +35,15 @@ def engine(preload: tuple[str, ...], workers: int, threads: int) -> Iterator[Sub
     partitions = itertools.cycle(range(workers))
 
     def run(fn: Callable[..., Any], *args: Any) -> Any:
-        content = RecordDict({"task": ConfigRecord({"pickle": cloudpickle.dumps((fn, args))})})
-        message = Message(content, 1, "train")
+        message = Message(_pack((fn, args)), 1, "train")
         stamp(message)
-        partition = {PARTITION_ID_KEY: next(partitions), NUM_PARTITIONS_KEY: workers}
+        partition: dict[str, Any] = {PARTITION_ID_KEY: next(partitions), NUM_PARTITIONS_KEY: workers}
         reply, _ = backend.process_message(message, Context(RUN_ID, 1, partition, RecordDict(), {}))
-        return pickle.loads(reply.content["task"]["pickle"])
+        return _unpack(reply)
 
     try:
         with concurrent.futures.ThreadPoolExecutor(workers) as messages:
-            yield functools.partial(messages.submit, run)
+            yield lambda fn, *args: messages.submit(run, fn, *args)
     finally:
         backend.terminate()
 
@@ -57,8 +55,15 @@ def task_app(preload: tuple[str, ...], threads: int) -> ClientApp:
 
     @app.train()
     def run(message: Message, context: Context) -> Message:
-        fn, args = pickle.loads(message.content["task"]["pickle"])
-        content = RecordDict({"task": ConfigRecord({"pickle": cloudpickle.dumps(fn(*args))})})
-        return Message(content, reply_to=message)
+        fn, args = _unpack(message)
+        return Message(_pack(fn(*args)), reply_to=message)
 
     return app
+
+
+def _pack(obj: Any) -> RecordDict:
+    return RecordDict({"task": ConfigRecord({"pickle": cloudpickle.dumps(obj)})})
+
+
+def _unpack(message: Message) -> Any:
+    return pickle.loads(cast("bytes", message.content["task"]["pickle"]))

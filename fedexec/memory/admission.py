@@ -169,7 +169,6 @@ class Admission:
         bool
             It ran out of memory in company: admit it once more, when it will have none.
         """
-        same = self._count(task.kind)
         started = self._running.pop(task.id)
         was_alone = self._alone == task.id
         if was_alone:
@@ -177,10 +176,11 @@ class Admission:
         if not self._auto or outcome is None:
             return False
         if outcome.usage is not None:
-            self._learn(task.kind, outcome.usage, was_alone)
+            self._learn(started.kind, outcome.usage, was_alone)
         if not outcome.out_of_memory:
             return False
-        footprint = self._footprints.setdefault(task.kind, Footprint())
+        same = 1 + self._count(started.kind)
+        footprint = self._footprints.setdefault(started.kind, Footprint())
         if was_alone:  # too large by itself, which says nothing of how many others fit
             return False
         if footprint.most == started.most:  # else it ran among those that another has halved since
@@ -223,8 +223,9 @@ class Admission:
         return max(delta or 0, reserved + self._beside)
 
     def _start(self, task: Task, device: Device | None) -> None:
-        footprint = self._footprints.get(task.kind) or Footprint()
-        self._running[task.id] = _Running(task.kind, device, footprint.most)
+        kind = task.kind
+        footprint = self._footprints.get(kind) or Footprint()
+        self._running[task.id] = _Running(kind, device, footprint.most)
         task.device = device.uuid if device is not None and len(self._devices) > 1 else None
 
     def _begin_anew(self) -> None:
