@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("revision", help="a commit")
     parser.add_argument("--backend", nargs="+", default=BACKENDS, metavar="NAME")
+    parser.add_argument("--preload", default="fedexec.workload.training", metavar="MODULE", help="of workers")
     parser.add_argument("--starts", type=int, default=10, metavar="N", help="new processes of each")
     parser.add_argument("--turns", type=int, default=40, metavar="N", help="bursts of each process")
     arguments = parser.parse_args()
@@ -40,9 +41,9 @@ def main() -> None:
             f"{BURST} tasks that do nothing, {WORKERS} workers, {arguments.starts} x {arguments.turns} turns"
         )
         for backend in arguments.backend:
-            starts = []
+            starts, how = [], (backend, arguments.preload)
             for _ in range(arguments.starts):
-                with tree(ROOT, backend) as here, tree(Path(scratch), backend) as there:
+                with tree(ROOT, *how) as here, tree(Path(scratch), *how) as there:
                     starts.append(in_turns(here, there, arguments.turns))
             report(backend, starts)
 
@@ -73,10 +74,10 @@ def report(backend: str, starts: list[list[tuple[float, float]]]) -> None:
 
 
 @contextlib.contextmanager
-def tree(root: Path, backend: str):
+def tree(root: Path, *how: str):
     """Start a process that imports fedexec from a tree; yield what has it run a burst."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--run", backend],
+        [sys.executable, __file__, "--run", *how],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "backends")])},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
@@ -94,12 +95,12 @@ def tree(root: Path, backend: str):
         process.wait()
 
 
-def run_here(backend: str) -> None:
+def run_here(backend: str, module: str) -> None:
     """Be that process."""
     import fedexec
 
     print(fedexec.__file__, flush=True)
-    with fedexec.create_executor(backend, max_workers=WORKERS, preload=["numpy"]) as executor:
+    with fedexec.create_executor(backend, max_workers=WORKERS, preload=[module]) as executor:
         for _ in sys.stdin:
             began = time.perf_counter()
             for future in [executor.submit(os.getpid) for _ in range(BURST)]:
@@ -109,6 +110,6 @@ def run_here(backend: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
-        run_here(sys.argv[2])
+        run_here(*sys.argv[2:])
     else:
         main()
