@@ -321,11 +321,22 @@ def hang_for_good() -> NoReturn:
     hang()
 
 
-def complain_and_die(count: int) -> NoReturn:
-    """Write to stderr, then die."""
+def complain(count: int) -> None:
+    """Write to stderr."""
     for number in range(count):
         print("complaint", number, file=sys.stderr)
+
+
+def complain_and_die(count: int) -> NoReturn:
+    """Write to stderr, then die."""
+    complain(count)
     kill_self()
+
+
+def silence_stderr() -> None:
+    """Put another file in its place, for good."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def leave_behind(count: int) -> list[int]:

@@ -140,6 +140,26 @@ class WorkerDeaths(Suite):
         assert "in segfault" in error.stderr
         assert "complaint" not in error.stderr
 
+    def test_what_a_task_writes_to_stderr_is_passed_on_before_its_result(
+        self, create: Create, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        executor = create(max_workers=1)
+        for count in (1, 0, 2, 200):
+            executor.submit(tasks.complain, count).result(DEADLINE)
+            lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("complaint")]
+            assert lines == [f"complaint {number}" for number in range(count)]
+
+    def test_a_worker_is_heard_whatever_its_tasks_before_did_to_stderr(self, create: Create) -> None:
+        self.need(Capability.SURVIVES_DEATH)
+        if sys.platform != "linux":
+            pytest.skip("nobody listens here")
+        executor = create(max_workers=1, max_tasks_per_child=10)
+        for fn in (tasks.silence_stderr, functools.partial(tasks.complain, 5), tasks.silence_stderr):
+            executor.submit(fn).result(DEADLINE)
+        error = executor.submit(tasks.complain_and_die, 1).exception(DEADLINE)
+        assert isinstance(error, WorkerDiedError)
+        assert error.stderr.splitlines() == ["complaint 0"]
+
     def test_a_task_that_does_not_heed_sigterm_is_killed(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
         timeout = self._ample_timeout(create)
