@@ -1,0 +1,31 @@
+"""Who takes part beside our backends computes the same; each that is installed here."""
+
+import pytest
+
+from fedexec.bench.parts import Part
+from fedexec.bench.peers import COPY, FORK, contestants
+from fedexec.bench.running import measure
+from fedexec.report.schema import KEY
+
+PEERS = [name for name, one in contestants().items() if one.peer and name not in (COPY, FORK)]
+
+
+def found(group, strategy):
+    """Return what is told of two clients that compute, or of one of four that is killed."""
+    part = Part(group=group, strategy=strategy, workload="numpy", clients=2, workers=2)
+    (benchmark,) = measure([part], 120)
+    assert "error" not in benchmark, benchmark
+    return benchmark["extra_info"][KEY]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_computes_what_our_baseline_does(name):
+    if reason := contestants()[name].missing:
+        pytest.skip(reason)
+    assert found("round", name)["digest"] == found("round", "inline")["digest"]
+
+
+def test_flowers_own_engine_lets_one_death_hurt_others():
+    if reason := contestants()["flower-ray"].missing:
+        pytest.skip(reason)
+    assert found("faults", "flower-ray")["faults"]["survived"] < 3
