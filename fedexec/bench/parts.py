@@ -146,7 +146,7 @@ _SIZES = {
     ),
     "full": _Sizes(
         clients={"cnn": 10, "cnn-short": 10, "resnet18": 10, "numpy": 10}, own_clients=10, rounds=9,
-        footprint=("cnn", "resnet18", "numpy"), memory=3, cold=5, warm=40, burst=9, transport=9,
+        footprint=("cnn", "resnet18", "numpy"), memory=3, cold=3, warm=40, burst=9, transport=9,
         scaling_by="cnn-short", workers=(1, 2, 4), more_clients=(10, 100, 1000),
     ),
 }  # fmt: skip
@@ -166,7 +166,8 @@ def _rounds(
             yield Part(group="round", strategy=one.name, rounds=rounds, **common)
         for one in able:
             if own or name in sizes.footprint:
-                yield Part(group="footprint", strategy=one.name, rounds=sizes.memory, **common)
+                rounds = 1 if one.slow else sizes.memory
+                yield Part(group="footprint", strategy=one.name, rounds=rounds, **common)
 
 
 def _starts(sizes: _Sizes, able: Sequence[Contestant], name: str, own: OwnTask | None) -> Iterator[Part]:

@@ -258,7 +258,7 @@ _PEERS = (
     Contestant("ppe-spawn", FRESH, functools.partial(_pool, "spawn"), slow=True),
     Contestant("ppe-forkserver", FRESH, functools.partial(_pool, "forkserver")),
     Contestant("plain-loky", REUSED, _loky, needs=("loky",)),
-    Contestant("deadpool", FRESH, _deadpool, needs=("deadpool",)),
+    Contestant("deadpool", FRESH, _deadpool, slow=True, needs=("deadpool",)),
     Contestant("ray-fresh", FRESH, functools.partial(_ray, 1), slow=True, needs=("ray",)),
     Contestant("ray-warm", REUSED, functools.partial(_ray, 0), needs=("ray",)),
     Contestant("flower-ray", REUSED, _flower, needs=("flwr", "ray")),
