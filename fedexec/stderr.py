@@ -129,7 +129,7 @@ class _Line:
 
 _rehearsed = False
 _path: str | None = None  # what a worker listens to
-_inode: int | None = None  # of that, once it has had a second task
+_pipe: os.stat_result | None = None  # that, once it has had a second task
 
 
 def rehearse() -> None:
@@ -145,15 +145,15 @@ def rehearse() -> None:
 
 def listen(path: str) -> None:
     """Have this process, a worker, write its stderr there; and say where it was if a signal ends it."""
-    global _path, _inode
+    global _path, _pipe
     again = path == _path
     try:
-        if again and _inode == os.fstat(2).st_ino:
+        if again and _pipe is not None and os.path.samestat(_pipe, os.fstat(2)):
             return  # no task has put another in its place
         pipe = os.open(path, os.O_WRONLY)
         os.dup2(pipe, 2)
         os.close(pipe)
-        _inode = os.fstat(2).st_ino if again else None
+        _pipe = os.fstat(2) if again else None
     except OSError:  # a hardened /proc; a task that has closed what is not its own
         return
     _path = path
