@@ -40,6 +40,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as exc:
         content = {"error": f"{type(exc).__name__}: {exc}".strip().splitlines()[0]}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway, and cleans up undisturbed
     json.dump(content, answer)
     answer.close()
 

@@ -7,6 +7,7 @@ import pytest
 
 from fedexec.bench.digests import digest
 from fedexec.bench.parts import MODES, Part, plan
+from fedexec.bench.running import measure
 from fedexec.bench.stats import statistics_of
 from fedexec.bench.workloads import OwnTask
 from fedexec.report.schema import parts_of
@@ -46,3 +47,26 @@ def test_every_part_has_a_name_of_its_own_and_travels(mode):
 def test_the_plan_has_every_group():
     groups = {part.group for part in plan("smoke")}
     assert groups == {"start-up", "overhead", "transport", "round", "footprint", "scaling", "faults"}
+
+
+CLEANS_UP = """
+import atexit, os, time
+
+def clean_up():
+    time.sleep(0.3)
+    os.rename("made", "cleaned up")
+
+def fit():
+    if not os.path.exists("made"):
+        open("made", "x").close()
+        atexit.register(clean_up)
+"""
+
+
+def test_a_process_that_has_measured_cleans_up_undisturbed(tmp_path, monkeypatch):
+    (tmp_path / "tidy.py").write_text(CLEANS_UP)
+    monkeypatch.chdir(tmp_path)
+    own = OwnTask("tidy:fit")
+    (benchmark,) = measure([Part(group="round", strategy="inline", workload=own.task, own=own)], 60)
+    assert "error" not in benchmark
+    assert (tmp_path / "cleaned up").exists()
