@@ -87,13 +87,12 @@ def decide(
     safe = [row for row in able if row.gives_back]
     keepers = [row for row in able if not row.gives_back]
     keeping = _lightest(keepers) if keepers else None
+    even_keepers = _even(keeping, keepers) if keeping is not None else []
     if not safe:
         assert keeping is not None
-        sentence = f"Use {_what(keeping)}; nothing was measured that gives the memory back."
-        return Verdict(use=keeping.strategy, sentence=sentence, notes=notes)
+        return _only_keepers(keeping, even_keepers, notes)
     best = _lightest(safe)
     faster = keeping is not None and _seconds(best) > (1 + _margin(best, keeping)) * _seconds(keeping)
-    even_keepers = _even(keeping, keepers) if keeping is not None else []
     if faster and keeping is not None:
         return _keep(keeping, even_keepers, best, notes)
     rivals = _rivals(best, safe)
@@ -250,6 +249,13 @@ def _tie(best: Row, even: Sequence[Row], others: Sequence[Row]) -> str:
     return f"{sentence}."
 
 
+def _only_keepers(keeping: Row, even: Sequence[Row], notes: tuple[str, ...]) -> Verdict:
+    nothing = "nothing was measured that gives the memory back."
+    if even:
+        return Verdict(use=None, sentence=f"{_tie(keeping, even, others=[])[:-1]}; {nothing}", notes=notes)
+    return Verdict(use=keeping.strategy, sentence=f"Use {_what(keeping)}; {nothing}", notes=notes)
+
+
 def _keep(keeping: Row, even: Sequence[Row], best: Row, notes: tuple[str, ...]) -> Verdict:
     seconds = _break_even(best, keeping)
     compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
@@ -262,7 +268,8 @@ def _keep(keeping: Row, even: Sequence[Row], best: Row, notes: tuple[str, ...]) 
     else:
         why = _more(keeping, best)
     kept = keeping.device_residual
-    needed = f"the {numbers.size(kept)} that it keeps on the device" if kept else "the memory that it keeps"
+    keep = "they keep" if even else "it keeps"
+    needed = f"the {numbers.size(kept)} that {keep} on the device" if kept else f"the memory that {keep}"
     above = f" or a client computes longer than {numbers.about(seconds)}" if seconds else ""
     return Verdict(
         use=None if even else keeping.strategy,

@@ -91,8 +91,20 @@ def test_no_clear_winner_among_workers_that_keep(file):
     assert verdict.use is None
     assert verdict.text == (
         "No clear winner: ray-warm and loky differ by 1.7 %, inside the noise of 5 %; both are faster than "
-        "standby. Switch to standby if the memory that it keeps must come back after each client or a client "
-        "computes longer than 0.56 s."
+        "standby. Switch to standby if the memory that they keep must come back after each client or a "
+        "client computes longer than 0.56 s."
+    )
+
+
+def test_where_nothing_gives_memory_back(file):
+    loky = strategy("loky", 0.061, host=400)
+    warm = strategy("ray-warm", 0.060, host=400, isolation=REUSED)
+    assert judged(file, loky).text == (
+        "Use loky: 164 clients/s with 2 workers; nothing was measured that gives the memory back."
+    )
+    assert judged(file, loky, warm).text == (
+        "No clear winner: ray-warm and loky differ by 1.7 %, inside the noise of 5 %; "
+        "nothing was measured that gives the memory back."
     )
 
 
