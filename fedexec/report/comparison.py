@@ -63,16 +63,18 @@ def compare(first: Run, second: Run) -> tuple[list[Change], list[str]]:
         lost, new = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
         notes += [f"{workload}: {name} is only in {first.label}." for name in lost]
         notes += [f"{workload}: {name} is only in {second.label}." for name in new]
-        old, now = decide(list(before.values())).use, decide(list(after.values())).use
-        told = f"{workload}: the verdict is "
-        notes.append(
-            told + (f"the same, {_named(now)}." if old == now else f"{_named(now)}, was {_named(old)}.")
-        )
+        old = _verdict(first, workload, before)
+        now = _verdict(second, workload, after)
+        told = f"the same, {now}" if old == now else f"{now}, was {old}"
+        notes.append(f"{workload}: the verdict is {told}.")
     return changes, notes
 
 
-def _named(use: str | None) -> str:
-    return use or "no clear winner"
+def _verdict(run: Run, workload: str, table: dict[str, Row]) -> str:
+    """Return who is to be used, or why nobody is named."""
+    if busy := run.busy(workload):
+        return f"withheld ({busy})"
+    return decide(list(table.values())).use or "no clear winner"
 
 
 def _machines(first: Run, second: Run) -> str:

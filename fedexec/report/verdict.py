@@ -9,7 +9,7 @@ How it decides:
    smaller by more than 10 %; else there is no clear winner.
 3. The fastest of all others, by the same rule, is the *keeping* one: its workers keep what clients took.
    Only if it is faster than the safe one by more than that margin, it is the one to use.
-4. On a machine that had much else to do there is no verdict: strategies are measured one after the other.
+4. On a machine that had much else to do there is no verdict: that hits strategies unequally.
 5. Where another one is better, all that are as good are named.
 6. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
    the keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where
@@ -92,11 +92,11 @@ def decide(
         assert keeping is not None
         return _only_keepers(keeping, even_keepers, notes)
     best = _lightest(safe)
+    even = _even(best, safe)
     faster = keeping is not None and _seconds(best) > (1 + _margin(best, keeping)) * _seconds(keeping)
     if faster and keeping is not None:
-        return _keep(keeping, even_keepers, best, notes)
+        return _keep(keeping, even_keepers, best, even, notes)
     rivals = _rivals(best, safe)
-    even = _even(best, safe)
     others = [row for row in able if row is not best]
     switch, seconds = _switch(best, keeping, even_keepers, others)
     if even:
@@ -163,7 +163,8 @@ def _even(best: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def _or(rows: Sequence[Row]) -> str:
-    return " or ".join(row.strategy for row in rows)
+    *names, last = (row.strategy for row in rows)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 def _out(row: Row) -> str | None:
@@ -256,15 +257,15 @@ def _only_keepers(keeping: Row, even: Sequence[Row], notes: tuple[str, ...]) -> 
     return Verdict(use=keeping.strategy, sentence=f"Use {_what(keeping)}; {nothing}", notes=notes)
 
 
-def _keep(keeping: Row, even: Sequence[Row], best: Row, notes: tuple[str, ...]) -> Verdict:
+def _keep(
+    keeping: Row, even: Sequence[Row], best: Row, even_best: Sequence[Row], notes: tuple[str, ...]
+) -> Verdict:
     seconds = _break_even(best, keeping)
+    safe = _or([best, *even_best])
     compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
     margin = numbers.percent(_margin(best, keeping))
     if seconds is not None and keeping.compute is not None and keeping.compute < seconds:
-        why = (
-            f"{compute} is below the {numbers.about(seconds)} from which on {best.strategy} "
-            f"costs less than {margin}"
-        )
+        why = f"{compute} is below the {numbers.about(seconds)} from which on {safe} costs less than {margin}"
     else:
         why = _more(keeping, best)
     kept = keeping.device_residual
@@ -274,7 +275,7 @@ def _keep(keeping: Row, even: Sequence[Row], best: Row, notes: tuple[str, ...]) 
     return Verdict(
         use=None if even else keeping.strategy,
         sentence=_tie(keeping, even, others=[best]) if even else f"Use {_what(keeping)}; {why}.",
-        switch=f"Switch to {best.strategy} if {needed} must come back after each client{above}.",
+        switch=f"Switch to {safe} if {needed} must come back after each client{above}.",
         break_even_seconds=seconds,
         notes=notes,
     )

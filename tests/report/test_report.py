@@ -65,6 +65,13 @@ def test_two_reports_are_compared(good, tmp_path):
     assert "cnn: the verdict is the same, standby." in done.stdout
 
 
+def test_a_run_on_a_busy_machine_has_no_verdict_to_compare(good, tmp_path):
+    busy = write(tmp_path / "busy.json", strategy("standby", 2.1, load=[9.0, 1.0, 1.0]))
+    done = report(good, busy)
+    told = "withheld (the machine was not quiet (load 9 on 2 cores): measure again), was standby."
+    assert f"cnn: the verdict is {told}" in done.stdout
+
+
 def test_another_machine_is_named(good, tmp_path):
     other = write(
         tmp_path / "other.json", [benchmark("round", "standby", [1.0] * 9, "cnn", workload="cnn", cpu="B")]

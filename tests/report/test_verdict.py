@@ -81,6 +81,22 @@ def test_compute_below_the_break_even(file):
     )
 
 
+def test_all_that_give_the_memory_back_as_fast_are_named_to_switch_to(file):
+    verdict = judged(
+        file,
+        strategy("standby", 0.10, compute=0.01),
+        strategy("pool", 0.102, compute=0.01),
+        strategy("process", 0.101, compute=0.01),
+        strategy("tutorial", 9.0, compute=0.01),
+        strategy("loky", 0.06, compute=0.01),
+    )
+    assert verdict.text == (
+        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
+        "which on standby, process or pool costs less than 5 %. Switch to standby, process or pool if the "
+        "memory that it keeps must come back after each client or a client computes longer than 0.16 s."
+    )
+
+
 def test_no_clear_winner_among_workers_that_keep(file):
     verdict = judged(
         file,
