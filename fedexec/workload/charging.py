@@ -69,7 +69,10 @@ class _Charging(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         made = func(*args, **(kwargs or {}))
         if os.getpid() == self._pid:  # a DataLoader's worker inherits this mode, and uses no GPU
-            tree_map_only(torch.Tensor, self._enter, made)
+            if isinstance(made, torch.Tensor):  # nearly always, and then a tree is half of the cost
+                self._enter(made)
+            else:
+                tree_map_only(torch.Tensor, self._enter, made)
         return made
 
     def put(self, array: npt.NDArray[Any]) -> torch.Tensor:
