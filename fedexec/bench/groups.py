@@ -26,7 +26,7 @@ GAP = 0.1  # seconds between two tasks, as between two messages of a server
 SETTLE = 0.3  # seconds after a round, before what is left is measured
 LOOK = 0.2  # seconds between two looks at the host's memory, in the pass that is for memory
 EMULATED = "emulated:24GiB"
-ALONE = 3  # clients that are run alone to tell their phases
+ROUNDS_FOR_ONE_ALONE = 3  # clients are run alone, to tell their phases: a third as many as there are rounds
 
 
 def open_session(part: Part) -> Session:
@@ -146,13 +146,21 @@ class _Readers(_ThereAndBack):
 class _Round(Rounds):
     """Rounds, and before them some clients alone, whose phases are told apart."""
 
-    def open(self, stack: contextlib.ExitStack) -> None:
-        super().open(stack)
-        repeat = 1 if self.contestant.slow or self.part.rounds == 1 else ALONE
+    _alone_before = False
+    _phases: "dict[str, float] | None" = None
+
+    def setup(self) -> None:
+        if not self._alone_before:  # not when opened: others may open at that time
+            self._alone_before = True
+            self._run_alone(max(1, self.part.rounds // ROUNDS_FOR_ONE_ALONE))
+        super().setup()
+
+    def _run_alone(self, repeat: int) -> None:
         self._caller.call(tasks.stamped, self.job.fn, *self._arguments[0])
         empty = [self._alone(tasks.nothing, ()) for _ in range(repeat)]
         full = [self._alone(self.job.fn, self._arguments[0]) for _ in range(repeat)]
-        self._phases = None if None in empty or None in full else _phases(empty, full)
+        if None not in empty and None not in full:
+            self._phases = _phases(empty, full)
 
     def _alone(self, fn: Callable[..., Any], arguments: tuple[Any, ...]) -> "dict[str, float] | None":
         """Run one client and return seconds: start, import, compute, everything, exit."""

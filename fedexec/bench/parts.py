@@ -96,7 +96,7 @@ def plan(mode: str, own: OwnTask | None = None, only: Sequence[str] = ()) -> lis
     sizes = _SIZES[mode]
     light = names[0] if own or mode == "full" else "numpy"  # what workers are prepared for to do nothing
     parts = [
-        *_rounds(sizes, able, names, own),
+        *(part for name in names for part in _rounds(sizes, _who(able, name, mode, names), name, own)),
         *(part for name in _prepared(mode, names) for part in _starts(sizes, able, name, own)),
         *_faults(able, light, own),
     ]
@@ -113,6 +113,11 @@ def plan(mode: str, own: OwnTask | None = None, only: Sequence[str] = ()) -> lis
 def _prepared(mode: str, names: Sequence[str]) -> list[str]:
     """Return the jobs whose preparation is timed: one that imports torch, and one that does not."""
     return ["numpy"] if mode == "smoke" and "numpy" in names else list(dict.fromkeys((names[0], names[-1])))
+
+
+def _who(able: Sequence[Contestant], name: str, mode: str, names: Sequence[str]) -> list[Contestant]:
+    """Return who computes a job; who needs seconds for any client needs them with torch and without."""
+    return [one for one in able if not one.slow or name in _prepared(mode, names)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,30 +157,28 @@ _SIZES = {
 }  # fmt: skip
 
 
-def _rounds(
-    sizes: _Sizes, able: Sequence[Contestant], names: Sequence[str], own: OwnTask | None
-) -> Iterator[Part]:
-    """Yield rounds and footprints: one job after the other, so that what is compared is measured together."""
-    for name in names:
-        clients = sizes.own_clients if own else sizes.clients[name]
-        if not clients:
-            continue
-        common: dict[str, Any] = {"workload": name, "clients": clients, "workers": WORKERS, "own": own}
-        for one in able:
-            rounds = min(3, sizes.rounds) if one.slow else sizes.rounds  # warmed up by the clients alone
-            yield Part(group="round", strategy=one.name, rounds=rounds, **common)
-        for one in able:
-            if own or name in sizes.footprint:
-                rounds = 1 if one.slow else sizes.memory
-                yield Part(group="footprint", strategy=one.name, rounds=rounds, **common)
+def _rounds(sizes: _Sizes, able: Sequence[Contestant], name: str, own: OwnTask | None) -> Iterator[Part]:
+    """Yield rounds and footprints of a job: what is compared is measured together."""
+    clients = sizes.own_clients if own else sizes.clients[name]
+    if not clients:
+        return
+    common: dict[str, Any] = {"workload": name, "clients": clients, "workers": WORKERS, "own": own}
+    for one in able:
+        rounds = min(3, sizes.rounds) if one.slow else sizes.rounds  # warmed up by the clients alone
+        yield Part(group="round", strategy=one.name, rounds=rounds, **common)
+    for one in able:
+        if own or name in sizes.footprint:
+            rounds = 1 if one.slow else sizes.memory
+            yield Part(group="footprint", strategy=one.name, rounds=rounds, **common)
 
 
 def _starts(sizes: _Sizes, able: Sequence[Contestant], name: str, own: OwnTask | None) -> Iterator[Part]:
+    common: dict[str, Any] = {"group": "start-up", "workload": name, "own": own}
     for one in able:
-        common: dict[str, Any] = {"strategy": one.name, "workload": name, "own": own}
-        yield Part(group="start-up", variant="cold", rounds=sizes.cold, **common)
+        yield Part(strategy=one.name, variant="cold", rounds=sizes.cold, **common)
+    for one in able:
         rounds = 3 if one.slow else sizes.warm
-        yield Part(group="start-up", variant="warm", rounds=rounds, warmup_rounds=1, **common)
+        yield Part(strategy=one.name, variant="warm", rounds=rounds, warmup_rounds=1, **common)
 
 
 def _faults(able: Sequence[Contestant], name: str, own: OwnTask | None) -> Iterator[Part]:

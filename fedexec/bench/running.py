@@ -40,7 +40,8 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
         batch = list(group)
         if len(batch) > 1:
             names = ", ".join(part.strategy for part in batch)
-            print(f"{batch[0].group}s of {batch[0].workload}, in turns: {names}", file=out, flush=True)
+            what = " ".join(filter(None, (batch[0].variant, f"{batch[0].group}s")))
+            print(f"{what} of {batch[0].workload}, in turns: {names}", file=out, flush=True)
         began = time.monotonic()
         benchmarks = measure(batch, len(batch) * LIMIT_SECONDS[document.mode])
         share = (time.monotonic() - began) / len(batch)
@@ -54,7 +55,8 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
 
 def _compared(part: Part) -> tuple[str, ...]:
     """Return what parts have in common that are measured in turns: a peer may be busy out of turn."""
-    if part.group == "round" and not contestants()[part.strategy].peer:
+    in_turns = part.group == "round" or (part.group == "start-up" and part.variant == "warm")
+    if in_turns and not contestants()[part.strategy].peer:
         return (part.group, part.workload)
     return (part.name,)
 

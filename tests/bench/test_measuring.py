@@ -1,5 +1,6 @@
 """What measures: the statistics, the fingerprints, the plan."""
 
+import itertools
 import random
 
 import numpy as np
@@ -70,3 +71,27 @@ def test_a_process_that_has_measured_cleans_up_undisturbed(tmp_path, monkeypatch
     (benchmark,) = measure([Part(group="round", strategy="inline", workload=own.task, own=own)], 60)
     assert "error" not in benchmark
     assert (tmp_path / "cleaned up").exists()
+
+
+TELLS_WHEN = """
+import time
+
+def fit():
+    began = time.monotonic()
+    time.sleep(0.2)
+    with open("when", "a") as file:
+        print(began, time.monotonic(), file=file)
+"""
+
+
+def test_what_is_measured_in_turns_computes_while_nobody_else_does(tmp_path, monkeypatch):
+    (tmp_path / "telling.py").write_text(TELLS_WHEN)
+    monkeypatch.chdir(tmp_path)
+    own = OwnTask("telling:fit")
+    part = Part(group="round", strategy="inline", workload=own.task, own=own, rounds=2)
+    for benchmark in measure([part, part], 60):
+        assert benchmark["extra_info"]["fedexec"]["phases"]["compute"] == pytest.approx(0.2, abs=0.1)
+    when = [tuple(map(float, line.split())) for line in (tmp_path / "when").read_text().splitlines()]
+    assert len(when) == 2 * (2 + 2), "two rounds of a client, and two alone before them"
+    ordered = sorted(when)
+    assert all(end <= began for (_, end), (began, _) in itertools.pairwise(ordered))
