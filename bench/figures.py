@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fedexec.report import page, summarize
-from fedexec.report.text import figures, machine_line
+from fedexec.report.text import machine_line, overview
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -33,7 +33,7 @@ def _wanted() -> dict[Path, str]:
         summary = summarize([file])
         made = file.with_suffix(".html")
         wanted[made] = page(summary)
-        blocks += [figures(section) for section in summary.sections]
+        blocks.append(overview(summary))
         link = made.relative_to(ROOT).as_posix()
         blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({link}).")
     before, _, rest = README.read_text().partition(BEGIN)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from fedexec.bench.document import Document
+from fedexec.bench.estimate import Estimate
 from fedexec.bench.parts import Part
 from fedexec.bench.peers import contestants
 from fedexec.report import numbers
@@ -35,7 +36,8 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
         On Ctrl+C; the document holds what was finished, and nothing is left running.
     """
     left = [part for part in parts if not document.has(part)]
-    took: dict[str, list[float]] = {}
+    estimate = Estimate()
+    print(f"{numbers.count(len(left), 'benchmark')}{_left(estimate.seconds(left))}", file=out, flush=True)
     for _, group in itertools.groupby(left, key=_compared):
         batch = list(group)
         if len(batch) > 1:
@@ -44,13 +46,12 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
             print(f"{what} of {batch[0].workload}, in turns: {names}", file=out, flush=True)
         began = time.monotonic()
         benchmarks = measure(batch, len(batch) * LIMIT_SECONDS[document.mode])
-        share = (time.monotonic() - began) / len(batch)
+        estimate.add(batch, time.monotonic() - began)
         for part, benchmark in zip(batch, benchmarks, strict=True):
             document.add(part, benchmark)
-            took.setdefault(_kind(part), []).append(share)
             left = left[1:]
             title = f"[{len(parts) - len(left)}/{len(parts)}] {part.name.removeprefix('test_')}"
-            print(f"{title} {_result(benchmark)}{_left(took, left)}", file=out, flush=True)
+            print(f"{title} {_result(benchmark)}{_left(estimate.seconds(left))}", file=out, flush=True)
 
 
 def _compared(part: Part) -> tuple[str, ...]:
@@ -168,10 +169,6 @@ class _Limit:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _kind(part: Part) -> str:
-    return f"{part.group} {part.workload}"
-
-
 def _result(benchmark: dict[str, Any]) -> str:
     if "error" in benchmark:
         return f"FAILED: {benchmark['error']}"
@@ -179,15 +176,6 @@ def _result(benchmark: dict[str, Any]) -> str:
     return f"{numbers.seconds(stats['median'])}"
 
 
-def _left(took: dict[str, list[float]], parts: Sequence[Part]) -> str:
-    """Guess the time left: a part takes what others of its group and job took, else what all did."""
-    if not parts:
-        return ""
-    everything = [seconds for some in took.values() for seconds in some]
-    usual = sum(everything) / len(everything)
-    total = 0.0
-    for part in parts:
-        known = took.get(_kind(part))
-        total += sum(known) / len(known) if known else usual
-    minutes, seconds = divmod(round(total), 60)
-    return f"   about {minutes}:{seconds:02} left"
+def _left(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"   about {minutes}:{rest:02} left" if seconds else ""

@@ -8,7 +8,7 @@ from fedexec.report.reading import Run
 from fedexec.report.summary import Comparison, Section, Summary
 from fedexec.report.table import COLUMNS
 
-__all__ = ["ON_A_GPU", "figures", "gpu_line", "machine_line", "markdown", "table"]
+__all__ = ["ON_A_GPU", "gpu_line", "machine_line", "markdown", "overview", "table"]
 
 ON_A_GPU = "With real contexts on a GPU"
 
@@ -91,10 +91,12 @@ def _comparison(one: Comparison) -> str:
     return "\n\n".join(blocks)
 
 
-def figures(section: Section) -> str:
-    """Write the verdict, and the few columns that an overview needs."""
+def overview(summary: Summary) -> str:
+    """Write every verdict, and for the first job the few columns that an overview needs."""
     keys = ("strategy", "isolation", "clients_per_second", "warm", "overhead", "device_residual", "contained")
     columns = [column for column in COLUMNS if column.key in keys]
-    body = [[column.text(row) for column in columns] for row in section.table if row.failed is None]
-    head = [column.title for column in columns]
-    return f"**{section.workload}** ({section.conditions}): {section.verdict.text}\n\n{table(head, body)}"
+    blocks = [f"**{one.workload}** ({one.conditions}): {one.verdict.text}" for one in summary.sections]
+    for section in summary.sections[:1]:
+        body = [[column.text(row) for column in columns] for row in section.table if row.failed is None]
+        blocks.insert(1, table([column.title for column in columns], body))
+    return "\n\n".join(blocks)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedexec.bench.digests import digest
+from fedexec.bench.estimate import Estimate, usual_seconds
 from fedexec.bench.parts import MODES, Part, plan
 from fedexec.bench.running import measure
 from fedexec.bench.stats import statistics_of
@@ -48,6 +49,20 @@ def test_every_part_has_a_name_of_its_own_and_travels(mode):
 def test_the_plan_has_every_group():
     groups = {part.group for part in plan("smoke")}
     assert groups == {"start-up", "overhead", "transport", "round", "footprint", "scaling", "faults"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_time_left_is_corrected_by_what_parts_took(mode):
+    for own in (None, OwnTask("mine:fit", "mine:arguments")):
+        parts = plan(mode, own)
+        done, left = parts[:5], parts[5:]
+        usual = {part.name: usual_seconds(part) for part in parts}
+        assert min(usual.values()) > 0
+        estimate = Estimate()
+        assert estimate.seconds(left) == pytest.approx(sum(usual[part.name] for part in left))
+        estimate.add(done, 3 * sum(usual[part.name] for part in done))
+        assert estimate.seconds(left) == pytest.approx(3 * sum(usual[part.name] for part in left))
+        assert estimate.seconds([]) == 0
 
 
 CLEANS_UP = """
