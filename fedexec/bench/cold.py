@@ -1,7 +1,9 @@
 """A program that starts a contestant when it is told to: ``python -m fedexec.bench.cold PART``."""
 
 import json
+import os
 import sys
+from importlib import import_module
 
 from fedexec.bench import tasks
 from fedexec.bench.parts import Part
@@ -11,18 +13,22 @@ from fedexec.bench.workloads import workload
 
 def main() -> None:
     """Say "ready", wait for a line, start and run one task, say "done", and wait for the end."""
+    answer = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries, and modules of the user's, print is not the answer
     part = Part.from_dict(json.loads(sys.argv[1]))
     job, contestant = workload(part.workload, part.own), contestants()[part.strategy]
-    print("ready", flush=True)
+    for name in contestant.imports:
+        import_module(name)
+    print("ready", file=answer)
     if not sys.stdin.readline():
         return
     try:
         with contestant.opens(job, part.workers) as caller:
             caller.call(tasks.nothing)
-            print("done", flush=True)
+            print("done", file=answer)
             sys.stdin.read()
     except Exception as exc:
-        print(f"{type(exc).__name__}: {exc}".replace("\n", " "), flush=True)
+        print(f"{type(exc).__name__}: {exc}".replace("\n", " "), file=answer)
 
 
 if __name__ == "__main__":

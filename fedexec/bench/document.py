@@ -1,15 +1,18 @@
 """The file that `fedexec bench` writes: pytest-benchmark's JSON, whole after every part, to go on from."""
 
 import datetime as dt
+import hashlib
 import json
 import os
 import subprocess
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fedexec.bench import machine
 from fedexec.bench.parts import MODES, Part
+from fedexec.bench.workloads import OwnTask
 from fedexec.errors import FedexecError
 from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import UnreadableError, read
@@ -38,6 +41,8 @@ class Document:
     """
 
     def __init__(self, path: Path, mode: str, parts: list[Part], missing: Mapping[str, str]) -> None:
+        self._commit = _commit()
+        self._inputs = _inputs(parts[0].own, self._commit)
         assert mode in MODES
         self.path, self.mode, self._missing = path, mode, dict(missing)
         self._names = [part.name for part in parts]
@@ -66,6 +71,9 @@ class Document:
             or run.course.planned != self._names
         ):
             raise OtherRunError(f"{self.path} is of another kind of run; {advice}")
+        changed = [name for name, value in self._inputs.items() if run.course.inputs.get(name) != value]
+        if changed:
+            raise OtherRunError(f"{self.path} was measured with other {' and '.join(changed)}; {advice}")
         for one in run.measurements:
             if one.record.machine != machine.fingerprint():
                 raise OtherRunError(f"{self.path} is of another machine, {one.record.cpu}; {advice}")
@@ -95,10 +103,16 @@ class Document:
 
     def write(self) -> None:
         """Write the file in one go: it is never half."""
-        course = Course(mode=self.mode, planned=self._names, failed=self._failed, missing=self._missing)
+        course = Course(
+            mode=self.mode,
+            planned=self._names,
+            failed=self._failed,
+            missing=self._missing,
+            inputs=self._inputs,
+        )
         content = {
             "machine_info": machine.info(),
-            "commit_info": _commit(),
+            "commit_info": self._commit,
             "benchmarks": [self._benchmarks[name] for name in self._names if name in self._benchmarks],
             "datetime": dt.datetime.now(dt.UTC).isoformat(),
             "version": VERSION,
@@ -107,6 +121,27 @@ class Document:
         beside = self.path.with_name(f".{self.path.name}.part")
         beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
         beside.replace(self.path)
+
+
+def _inputs(own: OwnTask | None, commit: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the figures depend on; values of the environment may be secret, so only its fingerprint."""
+    environment = sorted(f"{name}={value}" for name, value in os.environ.items() if "FEDEXEC" in name)
+    found = {"settings (FEDEXEC_...)": _fingerprint("\n".join(environment)), "code": commit["id"]}
+    if own is not None:
+        found |= {
+            "arguments": own.arguments or "",
+            "source": _fingerprint("".join(map(_source, own.modules))),
+        }
+    return found
+
+
+def _source(module: str) -> str:
+    file = import_module(module).__file__
+    return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _commit() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fedexec.report.schema import FRESH
 __all__ = ["open_session"]
 
 GAP = 0.1  # seconds between two tasks, as between two messages of a server
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 SETTLE = 0.3  # seconds after a round, before what is left is measured
 LOOK = 0.2  # seconds between two looks at the host's memory, in the pass that is for memory
 EMULATED = "emulated:24GiB"
@@ -170,10 +171,10 @@ class _Round(Rounds):
         after = tasks.clock()
         if stamp.born is None:
             return None
-        born = max(before, stamp.born)  # of a worker that stood by: before it was needed
+        start, imports = _beginning(before, stamp.born, stamp.entered)
         return {
-            "start": born - before,
-            "import": max(0.0, stamp.entered - born),
+            "start": start,
+            "import": imports,
             "compute": stamp.left - stamp.entered,
             "all": after - before,
             "exit": _until_gone(stamp.pid) if self.contestant.isolation == FRESH else 0.0,
@@ -181,6 +182,16 @@ class _Round(Rounds):
 
     def measured(self) -> dict[str, Any]:
         return super().measured() | {"phases": self._phases}
+
+
+def _beginning(asked: float, born: float, entered: float) -> tuple[float, float]:
+    """Return the seconds until a worker was born, and from then until it entered the task."""
+    if born <= asked:  # it stood by
+        return 0.0, 0.0
+    imports = max(0.0, entered - born)
+    if imports < TICK:  # births are told in ticks
+        imports = 0.0
+    return max(0.0, entered - asked - imports), imports
 
 
 def _phases(empty: list[Any], full: list[Any]) -> dict[str, float]:
@@ -212,7 +223,7 @@ class _Footprint(Rounds):
     def open(self, stack: contextlib.ExitStack) -> None:
         if self.job.charges and not devices():
             stack.enter_context(environment(FEDEXEC_DEVICE=EMULATED))
-        found: tuple[Device, ...] = devices() if self.job.charges else ()
+        found: tuple[Device, ...] = devices() if self.job.charges or self.part.own else ()
         is_emulated = any(device.is_emulated for device in found)  # by us, or by whoever set the variable
         self._emulated = os.environ["FEDEXEC_DEVICE"] if is_emulated else None
         self._timeline = Timeline(found)
@@ -263,7 +274,7 @@ class _Footprint(Rounds):
             "device_residual_bytes": None,
             "device_end_bytes": None,
         }
-        for device in timeline.watched[:1]:
+        for device in sorted(timeline.watched, key=lambda one: timeline.devices[one.uuid].peak or 0)[-1:]:
             memory |= {
                 "device": device.name,
                 "device_total_bytes": device.total_bytes(),

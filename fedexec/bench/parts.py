@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedexec.bench.peers import COPY, FORK, Contestant, contestants
+from fedexec.bench.peers import COPY, FORK, TUTORIAL, Contestant, contestants
 from fedexec.bench.workloads import BUILT_IN, OwnTask
 from fedexec.report.schema import THREAD, name_of
 from fedexec.settings import available_cores
@@ -117,7 +117,8 @@ def _prepared(mode: str, names: Sequence[str]) -> list[str]:
 
 def _who(able: Sequence[Contestant], name: str, mode: str, names: Sequence[str]) -> list[Contestant]:
     """Return who computes a job; who needs seconds for any client needs them with torch and without."""
-    return [one for one in able if not one.slow or name in _prepared(mode, names)]
+    told = _prepared(mode, names)
+    return [one for one in able if not one.slow or one.name == TUTORIAL or name in told]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +209,8 @@ def _extras(mode: str, sizes: _Sizes, able: Sequence[Contestant], first: str) ->
         group="transport", strategy=COPY, variant="there-and-back", workload=first, rounds=sizes.transport,
         warmup_rounds=1,
     )  # fmt: skip
-    for clients in (1, 8) if mode == "full" else ():
+    standby = any(one.name == "standby" for one in able)
+    for clients in (1, 8) if mode == "full" and standby else ():
         yield Part(
             group="transport", strategy="standby", variant=f"{clients}-readers", workload=first,
             clients=clients, workers=WORKERS, rounds=15, warmup_rounds=1,

@@ -22,12 +22,14 @@ import fedexec
 from fedexec.bench import tasks
 from fedexec.bench.workloads import Workload
 from fedexec.interface import Capability
+from fedexec.registry import load
 from fedexec.report.schema import FRESH, REUSED, THREAD
 from fedexec.settings import available_cores
 from fedexec.worker import THREAD_VARIABLES
 
-__all__ = ["COPY", "FORK", "Caller", "Contestant", "contestants"]
+__all__ = ["COPY", "FORK", "TUTORIAL", "Caller", "Contestant", "contestants"]
 
+TUTORIAL = "tutorial"
 FORK, COPY = "fork", "copy"  # what nothing can be faster than: no real contestants
 
 
@@ -67,6 +69,10 @@ class Contestant:
         Needs seconds for each task.
     needs : tuple of str
         Packages.
+    imports : tuple of str
+        Modules that a program has imported before it asks for a worker.
+    broken : str or None
+        Why it cannot take part, if that is known.
     """
 
     name: str
@@ -75,12 +81,14 @@ class Contestant:
     peer: bool = True
     slow: bool = False
     needs: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    broken: str | None = None
 
     @property
     def missing(self) -> str | None:
         """Why it cannot take part here."""
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        return f"{absent[0]} is not installed" if absent else None
+        return f"{absent[0]} is not installed" if absent else self.broken
 
 
 def contestants() -> dict[str, Contestant]:
@@ -90,12 +98,24 @@ def contestants() -> dict[str, Contestant]:
 
 def _backends() -> Iterator[Contestant]:
     for info in fedexec.backends():
-        promises = info.capabilities or Capability(0)
+        promises, broken = info.capabilities, None
+        if promises is None:  # a plug-in, which only its class tells
+            try:
+                promises = load(info.name).capabilities
+            except fedexec.BackendUnavailableError as exc:
+                promises, broken = Capability(0), str(exc)
         isolation = THREAD
         if Capability.ISOLATED in promises:
             isolation = FRESH if Capability.FRESH_PROCESS in promises else REUSED
-        needs = (info.requires,) if info.requires else ()
-        yield Contestant(info.name, isolation, functools.partial(_ours, info.name), peer=False, needs=needs)
+        yield Contestant(
+            info.name,
+            isolation,
+            functools.partial(_ours, info.name),
+            peer=False,
+            needs=(info.requires,) if info.requires else (),
+            imports=(info.target.partition(":")[0],),
+            broken=broken,
+        )
 
 
 def _threads(workers: int) -> int:
@@ -253,15 +273,21 @@ def _copy(job: Workload, workers: int) -> Iterator[Caller]:
     yield Caller(call, call)
 
 
+_POOLS = ("concurrent.futures.process",)
 _PEERS = (
-    Contestant("tutorial", FRESH, _tutorial, slow=True, needs=("flwr", "torch", "torchvision")),
-    Contestant("ppe-spawn", FRESH, functools.partial(_pool, "spawn"), slow=True),
-    Contestant("ppe-forkserver", FRESH, functools.partial(_pool, "forkserver")),
-    Contestant("plain-loky", REUSED, _loky, needs=("loky",)),
-    Contestant("deadpool", FRESH, _deadpool, slow=True, needs=("deadpool",)),
-    Contestant("ray-fresh", FRESH, functools.partial(_ray, 1), slow=True, needs=("ray",)),
-    Contestant("ray-warm", REUSED, functools.partial(_ray, 0), needs=("ray",)),
-    Contestant("flower-ray", REUSED, _flower, needs=("flwr", "ray")),
+    Contestant(
+        TUTORIAL, FRESH, _tutorial, slow=True, needs=("flwr", "torch", "torchvision"),
+        imports=("fedexec.bench.tutorial",),
+    ),
+    Contestant("ppe-spawn", FRESH, functools.partial(_pool, "spawn"), slow=True, imports=_POOLS),
+    Contestant("ppe-forkserver", FRESH, functools.partial(_pool, "forkserver"), imports=_POOLS),
+    Contestant("plain-loky", REUSED, _loky, needs=("loky",), imports=("loky",)),
+    Contestant("deadpool", FRESH, _deadpool, slow=True, needs=("deadpool",), imports=("deadpool",)),
+    Contestant("ray-fresh", FRESH, functools.partial(_ray, 1), slow=True, needs=("ray",), imports=("ray",)),
+    Contestant("ray-warm", REUSED, functools.partial(_ray, 0), needs=("ray",), imports=("ray",)),
+    Contestant(
+        "flower-ray", REUSED, _flower, needs=("flwr", "ray"), imports=("fedexec.bench.engine", "ray")
+    ),
     Contestant(FORK, FRESH, _fork),
     Contestant(COPY, THREAD, _copy),
-)
+)  # fmt: skip

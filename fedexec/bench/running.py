@@ -11,8 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from fedexec.bench.document import Document
@@ -35,17 +36,18 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
     KeyboardInterrupt
         On Ctrl+C; the document holds what was finished, and nothing is left running.
     """
-    left = [part for part in parts if not document.has(part)]
+    batches = [list(batch) for _, batch in itertools.groupby(parts, key=_compared)]
+    batches = [batch for batch in batches if not all(document.has(part) for part in batch)]
+    left = [part for batch in batches for part in batch]
     estimate = Estimate()
     print(f"{numbers.count(len(left), 'benchmark')}{_left(estimate.seconds(left))}", file=out, flush=True)
-    for _, group in itertools.groupby(left, key=_compared):
-        batch = list(group)
+    for batch in batches:
         if len(batch) > 1:
             names = ", ".join(part.strategy for part in batch)
             what = " ".join(filter(None, (batch[0].variant, f"{batch[0].group}s")))
             print(f"{what} of {batch[0].workload}, in turns: {names}", file=out, flush=True)
         began = time.monotonic()
-        benchmarks = measure(batch, len(batch) * LIMIT_SECONDS[document.mode])
+        benchmarks = measure(batch, LIMIT_SECONDS[document.mode])
         estimate.add(batch, time.monotonic() - began)
         for part, benchmark in zip(batch, benchmarks, strict=True):
             document.add(part, benchmark)
@@ -63,11 +65,17 @@ def _compared(part: Part) -> tuple[str, ...]:
 
 
 def measure(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
-    """Measure some parts in turns; return the benchmark of each, or ``{"error": ...}``."""
-    with contextlib.ExitStack() as stack:
-        children = [_Child(stack.enter_context(_process()), part, limit) for part in parts]
-        for child in children:
-            stack.enter_context(child.timer)
+    """Measure some parts in turns; return the benchmark of each, or ``{"error": ...}``.
+
+    Parameters
+    ----------
+    limit : float
+        Seconds that each of them may take, its own turns only.
+    """
+    children: list[_Child] = []
+    try:
+        for part in parts:
+            children.append(_Child(part, limit))
         for child in children:
             child.hear()
         while any(child.waits for child in children):
@@ -75,16 +83,38 @@ def measure(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
                 if child.waits:
                     child.take_turn()
         return [child.answer() for child in children]
+    finally:
+        _end(children)
+
+
+def _end(children: "Sequence[_Child]") -> None:
+    """Let all end in order, at once; who does not, or is left behind by one, is killed."""
+    try:
+        deadline = time.monotonic() + GRACE_SECONDS
+        for child in children:
+            child.let_end()
+        for child in children:
+            child.wait_until(deadline)
+    finally:  # also when Ctrl+C is pressed again
+        for child in children:
+            child.kill()
 
 
 class _Child:
-    """Our end of a process that measures one part."""
+    """A process that measures one part, leader of a group: Ctrl+C is ours to pass on."""
 
-    def __init__(self, process: "subprocess.Popen[str]", part: Part, limit: float) -> None:
-        self.timer = _Limit(process, limit)
-        self._process = process
-        self._limit = limit
+    def __init__(self, part: Part, limit: float) -> None:
+        self._limit = self._left = limit
+        self._passed = False
         self._said = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fedexec.bench.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            process_group=0,
+        )
         self._tell(json.dumps(part.as_dict()) + "\n")
 
     @property
@@ -94,8 +124,7 @@ class _Child:
 
     def hear(self) -> None:
         """Wait until it says something: that it waits, or the first of what it measured."""
-        assert self._process.stdout is not None
-        self._said = self._process.stdout.read(1)
+        self._said = self._read(1)
 
     def take_turn(self) -> None:
         """Have it go on until it says something."""
@@ -104,69 +133,57 @@ class _Child:
 
     def answer(self) -> dict[str, Any]:
         """Return what it measured, once it does not wait any more."""
-        assert self._process.stdout is not None
-        text = self._said + self._process.stdout.read()
-        if self.timer.passed:
+        text = self._said + self._read()
+        if self._passed:
             return {"error": f"took longer than {self._limit:g} s"}
-        if not text:
-            return {"error": f"its process ended with {self._process.wait()}"}
-        found: dict[str, Any] = json.loads(text)
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError:
+            self.wait_until(time.monotonic() + GRACE_SECONDS)
+            return {"error": f"its process ended with {self._process.returncode}"}
         return found
+
+    def let_end(self) -> None:
+        """Close its stdin, which asks it to end."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def wait_until(self, deadline: float) -> None:
+        """Wait until it has ended, but not for ever."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+
+    def kill(self) -> None:
+        """Kill it, and whoever it has left behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _read(self, size: int = -1) -> str:
+        """Read what it says, for as long as it may take."""
+        assert self._process.stdout is not None
+        began = time.monotonic()
+        timer = threading.Timer(self._left, self._pass)
+        timer.start()
+        try:
+            return self._process.stdout.read(size)
+        finally:
+            timer.cancel()
+            self._left = max(0.0, self._left - (time.monotonic() - began))
+
+    def _pass(self) -> None:
+        self._passed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _tell(self, text: str) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: that is heard
             self._process.stdin.write(text)
             self._process.stdin.flush()
-
-
-@contextlib.contextmanager
-def _process() -> Iterator["subprocess.Popen[str]"]:
-    """Start the child as leader of a group, so that Ctrl+C is ours to pass on, and its end is everybody's."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedexec.bench.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        process_group=0,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()  # which asks it to end
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # whoever a peer has left behind
-        process.wait()
-        process.stdout.close()
-
-
-class _Limit:
-    """Kills a process that takes too long."""
-
-    def __init__(self, process: "subprocess.Popen[str]", seconds: float) -> None:
-        import threading
-
-        self.passed = False
-        self._process = process
-        self._timer = threading.Timer(seconds, self._pass)
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._timer.cancel()
-
-    def _pass(self) -> None:
-        self.passed = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _result(benchmark: dict[str, Any]) -> str:

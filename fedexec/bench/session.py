@@ -13,7 +13,7 @@ from fedexec.bench.digests import digest
 from fedexec.bench.parts import Part
 from fedexec.bench.peers import Caller, contestants
 from fedexec.bench.workloads import workload
-from fedexec.report.schema import THREAD, Record
+from fedexec.report.schema import THREAD, VARIES, Record
 from fedexec.settings import available_cores
 from fedexec.worker import THREAD_VARIABLES
 
@@ -143,7 +143,7 @@ class Rounds(Session):
 
     def measured(self) -> dict[str, Any]:
         """Return results and compute."""
-        found = self._digests.pop() if len(self._digests) == 1 else "varies" if self._digests else None
+        found = self._digests.pop() if len(self._digests) == 1 else VARIES if self._digests else None
         return {
             "digest": found,
             "compute_seconds": statistics.median(self._computes) if self._computes else None,

@@ -71,6 +71,11 @@ class OwnTask:
     task: str
     arguments: str | None = None
 
+    @property
+    def modules(self) -> list[str]:
+        """Where they stand."""
+        return sorted({name.partition(":")[0] for name in (self.task, self.arguments) if name})
+
 
 _CNN = {
     "initial": tasks.initial_weights,

@@ -14,7 +14,7 @@ from typing import Any
 from fedexec.bench import machine
 from fedexec.bench.document import Document, OtherRunError
 from fedexec.bench.parts import missing, plan
-from fedexec.bench.peers import contestants
+from fedexec.bench.peers import COPY, FORK, contestants
 from fedexec.bench.running import run_all
 from fedexec.bench.workloads import OwnTask, TaskError, workload
 from fedexec.cli import options
@@ -41,15 +41,18 @@ def command(arguments: argparse.Namespace) -> int:
     own = OwnTask(arguments.task, arguments.arguments) if arguments.task else None
     if own is not None:
         _check(own)
-    only = _only(arguments.only)
+    only = _only(arguments.only, arguments.mode)
     parts = plan(arguments.mode, own, only)
+    if not any(part.group == "round" for part in parts):
+        raise options.UsageError("nobody is left to be measured")
     document = Document(path, arguments.mode, parts, missing(arguments.mode, only))
     try:
         found = document.go_on()
     except OtherRunError as exc:
         raise options.UsageError(str(exc)) from exc
     if found:
-        print(f"{path} holds {found} of {len(parts)} benchmarks: going on", file=sys.stderr)
+        then = "going on" if found < len(parts) else "delete it to measure anew"
+        print(f"{path} holds {found} of {len(parts)} benchmarks: {then}", file=sys.stderr)
     load = (machine.load() or [0.0])[0]
     if is_busy(load, available_cores()):
         print(
@@ -65,13 +68,14 @@ def command(arguments: argparse.Namespace) -> int:
     return INCOMPLETE if document.failed else 0
 
 
-def _only(names: str | None) -> list[str]:
+def _only(names: str | None, mode: str) -> list[str]:
     """Read the names of who is to take part."""
     only = [name.strip() for name in names.split(",")] if names else []
-    known = contestants()
+    known = [name for name in contestants() if name not in (COPY, FORK)]
+    absent = missing(mode)
     for name in only:
-        if name not in known or known[name].missing:
-            why = known[name].missing if name in known else f"there are {', '.join(known)}"
+        if name not in known or name in absent:
+            why = absent.get(name, f"there are {', '.join(known)}")
             raise options.UsageError(f"--only {name}: {why}")
     return only
 

@@ -19,6 +19,7 @@ __all__ = [
     "REUSED",
     "SCHEMA",
     "THREAD",
+    "VARIES",
     "Course",
     "Record",
     "name_of",
@@ -32,6 +33,7 @@ KEY = "fedexec"
 GPU_KEY = "fedexec-gpu"  # the schema stands under it in what `make gpu` writes
 GROUPS = ("start-up", "overhead", "transport", "round", "footprint", "scaling", "faults")
 PHASES = ("start", "import", "transfer", "compute", "exit")
+VARIES = "varies"  # instead of a digest
 FRESH, REUSED, THREAD = "fresh process", "reused process", "none"
 ISOLATIONS = (FRESH, REUSED, THREAD)
 
@@ -145,12 +147,15 @@ class Course:
         Name of a benchmark to its error.
     missing : dict of str to str
         Strategies that cannot run here, and why.
+    inputs : dict of str to str
+        What the figures depend on beside the machine: a run that was interrupted goes on with the same only.
     """
 
     mode: str
     planned: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return this as JSON knows it."""
@@ -159,7 +164,12 @@ class Course:
     @classmethod
     def from_dict(cls, content: Any) -> "Course":
         """Read what :meth:`as_dict` wrote; see :meth:`Record.from_dict`."""
-        return _read(cls, content, {})
+        made = _read(cls, content, {})
+        kinds = {"mode": str, "planned": list, "failed": dict, "missing": dict, "inputs": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(made, name), kind):
+                raise ValueError(f"not whole: {name}")
+        return made
 
 
 def name_of(group: str, strategy: str, *rest: str) -> str:

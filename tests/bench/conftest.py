@@ -14,6 +14,9 @@ def fit(weights, client):
 def arguments(client):
     return [1.0, 2.0], client
 
+def others(client):
+    return [3.0], client
+
 def fails(weights, client):
     raise ValueError("no such client")
 
@@ -23,16 +26,31 @@ def differs():
 def slow():
     time.sleep(60)
 
+def stubborn():
+    open("began", "w").close()
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
 def listed(client):
     return [client]
 
 number = 7
 """
 
+LOUD = """
+from mine import arguments, fit
+
+print("imported: nobody is to take that for an answer")
+"""
+
 
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "mine.py").write_text(JOBS)
+    (tmp_path / "loud.py").write_text(LOUD)
     return tmp_path
 
 

@@ -10,12 +10,15 @@ import time
 import psutil
 import pytest
 
+from fedexec.testing.tasks import poll
+
 ONLY = ("--smoke", "--only", "standby,inline")
 OWN = (*ONLY, "--task", "mine:fit", "--arguments", "mine:arguments")
 
 
 def test_a_task_of_the_users_is_measured(fedexec, place):
-    code, out, err = fedexec("bench", *OWN, "--json", "own.json")
+    own = ("--task", "loud:fit", "--arguments", "loud:arguments")
+    code, out, err = fedexec("bench", *ONLY, *own, "--json", "own.json")
     assert code == 0, err
     assert "Wrote own.json" in out and "left" in err
     content = json.loads((place / "own.json").read_text())
@@ -37,7 +40,7 @@ def test_a_task_of_the_users_is_measured(fedexec, place):
         cwd=place,
     )
     assert compared.returncode == 0, compared.stderr
-    assert "test_round[standby/mine:fit]" in compared.stdout
+    assert "test_round[standby/loud:fit]" in compared.stdout
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(start, fedexec, place):
@@ -60,11 +63,42 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(start, fedexec, 
     assert code == 3
     assert "the run was interrupted" in err
 
+    others = [*OWN[:-1], "mine:others"]
+    code, _, err = fedexec("bench", *others, "--json", "own.json")
+    assert code == 2
+    assert "own.json was measured with other arguments; name another file" in err
+
     code, _, err = fedexec("bench", *OWN, "--json", "own.json")
     assert code == 0
     planned = len(json.loads(file.read_text())["fedexec"]["planned"])
     assert f"holds {done} of {planned} benchmarks: going on" in err
     assert len(re.findall(r"^\[", err, re.MULTILINE)) == planned - done
+
+
+def test_a_file_that_is_whole_is_not_taken_for_a_new_measurement(fedexec, place):
+    code, _, err = fedexec("bench", *OWN, "--json", "own.json")
+    assert code == 0, err
+    code, _, err = fedexec("bench", *OWN, "--json", "own.json")
+    assert code == 0
+    assert "delete it to measure anew" in err
+    with (place / "mine.py").open("a") as file:
+        file.write("# changed\n")
+    code, _, err = fedexec("bench", *OWN, "--json", "own.json")
+    assert code == 2
+    assert "own.json was measured with other source; name another file" in err
+
+
+def test_a_second_ctrl_c_leaves_nobody_either(start, place):
+    process = start("bench", *ONLY, "--task", "mine:stubborn", "--json", "own.json")
+    poll(lambda: (place / "began").exists(), "a client computes")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
 
 
 def test_a_task_that_fails_is_named_and_the_rest_goes_on(fedexec, place):
@@ -97,6 +131,8 @@ def test_a_file_of_another_run_is_not_overwritten(fedexec, place):
         (["--json", "missing/own.json"], "--json missing/own.json cannot be written"),
         (["--json", "-"], "--json names a file"),
         (["--only", "standby,ray9"], "--only ray9: there are standby, "),
+        (["--only", "fork"], "--only fork: there are standby, "),
+        (["--only", "ppe-spawn"], "--only ppe-spawn: only with --full"),
     ],
 )
 def test_wrong_usage_is_one_line(fedexec, argv, says):
