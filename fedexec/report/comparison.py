@@ -1,6 +1,5 @@
 """Two runs beside each other: before and after, or one machine and another."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,13 +52,21 @@ def compare(first: Run, second: Run) -> tuple[list[Change], list[str]]:
     """
     changes: list[Change] = []
     notes = [] if same_machine(first, second) else [_machines(first, second)]
+    notes += [f"{one} is only in {first.label}." for one in workloads(first) if one not in workloads(second)]
     for workload in workloads(second):
         before = {row.strategy: row for row in rows(first, workload)}
         after = {row.strategy: row for row in rows(second, workload)}
         if not before:
             notes.append(f"{workload} is only in {second.label}.")
             continue
-        changes += [_change(workload, before[name], after[name]) for name in _both(before, after)]
+        both = _both(before, after)
+        if [name for name in both if before[name].conditions != after[name].conditions]:
+            notes.append(
+                f"{workload}: rounds are not compared: {before[both[0]].conditions} in {first.label}, "
+                f"{after[both[0]].conditions} in {second.label}."
+            )
+            both = []
+        changes += [_change(workload, before[name], after[name]) for name in both]
         lost, new = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
         notes += [f"{workload}: {name} is only in {first.label}." for name in lost]
         notes += [f"{workload}: {name} is only in {second.label}." for name in new]
@@ -72,9 +79,9 @@ def compare(first: Run, second: Run) -> tuple[list[Change], list[str]]:
 
 def _verdict(run: Run, workload: str, table: dict[str, Row]) -> str:
     """Return who is to be used, or why nobody is named."""
-    if busy := run.busy(workload):
-        return f"withheld ({busy})"
-    return decide(list(table.values())).use or "no clear winner"
+    verdict = decide(list(table.values()), busy=run.busy(workload))
+    kind, _, why = verdict.sentence.removesuffix(".").partition(": ")
+    return verdict.use or (f"none ({why})" if kind == "No verdict" else "no clear winner")
 
 
 def _machines(first: Run, second: Run) -> str:
@@ -84,7 +91,7 @@ def _machines(first: Run, second: Run) -> str:
     )
 
 
-def _both(before: dict[str, Row], after: dict[str, Row]) -> Iterable[str]:
+def _both(before: dict[str, Row], after: dict[str, Row]) -> list[str]:
     return [
         name for name in after if name in before and after[name].round_median and before[name].round_median
     ]

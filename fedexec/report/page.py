@@ -146,7 +146,9 @@ def _comparison(one: Comparison, class_of: Mapping[str, str]) -> str:
             (change.words, change.words, "words"),
         )
         head = tag("th", swatch + html.escape(change.strategy), scope="row", data_value=change.strategy)
-        rest = (tag("td", html.escape(text), data_value=value, class_=kind) for value, text, kind in cells)
+        rest = (
+            tag("td", html.escape(text), data_value=str(value), class_=kind) for value, text, kind in cells
+        )
         body += tag("tr", head + "".join(rest))
     caption = tag("caption", "Median seconds of a round")
     table = tag("table", caption + tag("thead", tag("tr", heads)) + tag("tbody", body), class_="sorts")

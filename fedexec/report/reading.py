@@ -1,6 +1,7 @@
 """Files of benchmarks: read and checked, so that whatever is wrong with one has a name."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ class Measurement:
     Attributes
     ----------
     seconds : tuple of float
-        Of each round, in the order they were measured.
+        Of each round, in the order they were measured; empty where a file does not keep them.
+    rounds : int
     """
 
     name: str
     record: Record
     seconds: tuple[float, ...]
+    rounds: int
     median: float
     iqr: float
 
@@ -50,7 +53,7 @@ class Run:
     Attributes
     ----------
     label : str
-        The file's name.
+        The file's name; its path, where others have the same name.
     machine : dict
         pytest-benchmark's ``machine_info``.
     course : Course or None
@@ -79,7 +82,7 @@ class Run:
 
     def busy(self, workload: str) -> str | None:
         """Say that the machine had other work during these rounds, so that their seconds decide nothing."""
-        cores = (self.machine.get("cpu") or {}).get("count")
+        cores = self.machine["cpu"].get("count")
         loads = [one.record.load[0] for one in self.of("round", workload) if one.record.load]
         if not cores or not loads or not is_busy(statistics.median(loads), cores):
             return None
@@ -115,8 +118,13 @@ def is_busy(load: float, cores: int) -> bool:
     return load > BUSY * cores + OWN
 
 
-def read(path: Path) -> Run | GpuRun:
+def read(path: Path, label: str | None = None) -> Run | GpuRun:
     """Read one file: of `fedexec bench`, or of `make gpu`.
+
+    Parameters
+    ----------
+    label : str, optional
+        What it is called in a report. Default: its name.
 
     Raises
     ------
@@ -131,7 +139,7 @@ def read(path: Path) -> Run | GpuRun:
         raise UnreadableError(f"{path}: that is no JSON: {exc}") from exc
     if isinstance(content, dict) and GPU_KEY in content:
         try:
-            return GpuRun.from_dict(path.name, content)
+            return GpuRun.from_dict(label or path.name, content)
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise UnreadableError(f"{path}: {exc}; was it written by `make gpu`?") from exc
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
@@ -141,10 +149,15 @@ def read(path: Path) -> Run | GpuRun:
         measured = tuple(_measurement(one) for one in content["benchmarks"])
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UnreadableError(f"{path}: {exc}; was it written by `fedexec bench`?") from exc
-    commit = (content.get("commit_info") or {}).get("id")
-    return Run(
-        path.name, content.get("datetime", ""), commit, content.get("machine_info") or {}, course, measured
-    )
+    commit, machine = _dict(content, "commit_info").get("id"), _dict(content, "machine_info")
+    machine["cpu"] = _dict(machine, "cpu")
+    return Run(label or path.name, str(content.get("datetime") or ""), commit, machine, course, measured)
+
+
+def _dict(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what describes a run, which no figure depends on; what is none is taken for nothing."""
+    found = content.get(name)
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _measurement(benchmark: dict[str, Any]) -> Measurement:
@@ -154,4 +167,8 @@ def _measurement(benchmark: dict[str, Any]) -> Measurement:
     except ValueError as exc:
         raise ValueError(f"benchmark {name}: {exc}") from exc
     seconds = tuple(float(second) for second in stats.get("data") or ())
-    return Measurement(name, record, seconds, float(stats["median"]), float(stats["iqr"]))
+    rounds = int(stats.get("rounds", len(seconds)))
+    median, iqr = float(stats["median"]), float(stats["iqr"])
+    if not all(0 < value < math.inf for value in (median, *seconds)) or not 0 <= iqr < math.inf:
+        raise ValueError(f"benchmark {name}: its seconds are no seconds")
+    return Measurement(name, record, seconds, rounds, median, iqr)

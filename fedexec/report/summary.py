@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedexec.report import numbers
 from fedexec.report.comparison import Change, compare
 from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import Run, UnreadableError, read
@@ -27,8 +28,8 @@ class Section:
     @property
     def conditions(self) -> str:
         """What the figures hold for."""
-        row = next((row for row in self.table if row.failed is None), self.table[0])
-        return f"{row.clients} clients a round, {row.workers} at once"
+        row = next((row for row in self.table if row.round_median is not None), None)
+        return row.conditions if row else numbers.NOT_MEASURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,10 @@ def summarize(paths: Sequence[Path]) -> Summary:
     runs: list[Run] = []
     gpus: list[GpuRun] = []
     problems = []
+    names = [path.name for path in paths]
     for path in paths:
         try:
-            found = read(path)
+            found = read(path, str(path) if names.count(path.name) > 1 else path.name)
             if isinstance(found, GpuRun):
                 gpus.append(found)
             else:

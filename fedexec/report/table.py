@@ -7,7 +7,7 @@ from typing import Any
 from fedexec.report import numbers
 from fedexec.report.numbers import NOT_MEASURED
 from fedexec.report.reading import Measurement, Run
-from fedexec.report.schema import FRESH, THREAD, Record, parts_of
+from fedexec.report.schema import FRESH, THREAD, VARIES, Record, parts_of
 
 __all__ = ["COLUMNS", "Column", "Row", "rows", "workloads"]
 
@@ -33,12 +33,14 @@ class Row:
         Whether a worker that dies hurts no other client and the executor goes on.
     equal : bool or None
         Whether the clients returned what they return in the caller's own process, to the bit.
+    varies : bool
+        They return something else each time in the caller's own process, too.
     n : int
         Rounds.
     noise : float
         Of a round's median; see :attr:`fedexec.report.reading.Measurement.noise`.
     failed : str or None
-        Why it could not be measured.
+        What of it could not be measured, and why.
     """
 
     strategy: str
@@ -74,6 +76,11 @@ class Row:
         if self.device_residual is not None:
             return self.device_residual == 0 and self.isolation == FRESH
         return self.isolation == FRESH
+
+    @property
+    def conditions(self) -> str:
+        """What the figures hold for."""
+        return f"{numbers.count(self.clients, 'client')} a round, {self.workers} at once"
 
     @property
     def isolated(self) -> bool:
@@ -142,26 +149,30 @@ COLUMNS = (
 
 
 def workloads(run: Run) -> list[str]:
-    """Return what was computed in rounds, measured or not, in the order of the run."""
-    return list(dict.fromkeys(one.record.workload for one in run.of("round") if one.record.workload))
+    """Return what was computed in rounds, in the order of the run; last what failed everywhere."""
+    measured = [one.record.workload for one in run.of("round") if one.record.workload]
+    failed = [rest[0] for group, _, rest, _ in _failed_parts(run) if group == "round" and rest]
+    return list(dict.fromkeys(measured + failed))
 
 
 def rows(run: Run, workload: str) -> list[Row]:
     """Gather the table of one workload, the fastest first, what failed last."""
     measured = {one.record.strategy: one for one in run.of("round", workload)}
     baseline = measured.get(IN_PROCESS)
-    table = [_row(run, one, baseline) for one in measured.values()]
+    table = [_row(run, workload, one, baseline) for one in measured.values()]
     table += [_failed(run, strategy, error) for strategy, error in _failures(run, workload, measured).items()]
     return sorted(table, key=lambda row: (row.failed is not None, row.round_median or 0.0))
 
 
-def _row(run: Run, one: Measurement, baseline: Measurement | None) -> Row:
+def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None) -> Row:
     record = one.record
-    memory_of = _last(run.of("footprint", record.workload), record.strategy)
+    memory_of = _last(run.of("footprint", workload), record.strategy)
     memory = (memory_of.record.memory if memory_of else None) or {}
     faults = _last(run.of("faults"), record.strategy)
     found = dict(faults.record.faults or {}) if faults else {}
     cold, warm = (_start(run, record, variant) for variant in ("cold", "warm"))
+    expected = baseline.record.digest if baseline else None
+    passes = [record, *([memory_of.record] if memory_of else [])]
     return Row(
         strategy=record.strategy,
         isolation=record.isolation,
@@ -181,14 +192,14 @@ def _row(run: Run, one: Measurement, baseline: Measurement | None) -> Row:
         emulated=memory_of.record.emulated if memory_of else None,
         contained=_contains(record.isolation, found),
         survived=f"{found['survived']} of {found['others']}" if found else None,
-        equal=_same(record.digest, baseline.record.digest if baseline else None),
-        varies=record.digest == "varies",
-        n=len(one.seconds),
+        equal=_same(record.digest, expected),
+        varies=record.digest == VARIES and expected in (VARIES, None),
+        n=one.rounds,
         noise=one.noise,
         compute=record.compute_seconds,
-        out_of_memory=(memory_of.record.out_of_memory if memory_of else record.out_of_memory) or 0,
-        tasks=(memory_of.record.tasks if memory_of else record.tasks) or 0,
-        failed=_error(run, record.strategy),
+        out_of_memory=sum(each.out_of_memory or 0 for each in passes),
+        tasks=sum(each.tasks or 0 for each in passes),
+        failed=_error(run, record.strategy, workload),
     )
 
 
@@ -214,23 +225,31 @@ def _last(found: Iterable[Measurement], strategy: str) -> Measurement | None:
 
 
 def _same(digest: str | None, expected: str | None) -> bool | None:
-    return None if None in (digest, expected) or "varies" in (digest, expected) else digest == expected
+    return None if digest is None or expected in (None, VARIES) else digest == expected
 
 
-def _error(run: Run, strategy: str) -> str | None:
-    """Return the first thing that failed for a strategy."""
-    failed = run.course.failed if run.course else {}
-    return next((error for name, error in failed.items() if parts_of(name)[1] == strategy), None)
+def _failed_parts(run: Run) -> list[tuple[str, str, list[str], str]]:
+    """Return group, strategy, the rest of the name, and the error of what failed."""
+    return [(*parts_of(name), error) for name, error in (run.course.failed if run.course else {}).items()]
+
+
+def _error(run: Run, strategy: str, workload: str) -> str | None:
+    """Return the first thing that failed for a strategy, of what this workload is judged by."""
+    judged_by: tuple[tuple[str, list[str]], ...]
+    judged_by = (("round", [workload]), ("footprint", [workload]), ("faults", []))
+    for group, name, rest, error in _failed_parts(run):
+        if name == strategy and (group, rest) in judged_by:
+            return f"{group}: {error}"
+    return None
 
 
 def _failures(run: Run, workload: str, measured: dict[str, Measurement]) -> dict[str, str]:
     """Return the strategies whose round of that workload failed, and why."""
-    found = {}
-    for name, error in (run.course.failed if run.course else {}).items():
-        group, strategy, rest = parts_of(name)
-        if group == "round" and rest == [workload] and strategy not in measured:
-            found[strategy] = error
-    return found
+    return {
+        strategy: f"{group}: {error}"
+        for group, strategy, rest, error in _failed_parts(run)
+        if group == "round" and rest == [workload] and strategy not in measured
+    }
 
 
 def _failed(run: Run, strategy: str, error: str) -> Row:

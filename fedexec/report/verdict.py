@@ -10,10 +10,12 @@ How it decides:
 3. The fastest of all others, by the same rule, is the *keeping* one: its workers keep what clients took.
    Only if it is faster than the safe one by more than that margin, it is the one to use.
 4. On a machine that had much else to do there is no verdict: that hits strategies unequally.
-5. Where another one is better, all that are as good are named.
-6. The break-even is the compute of one client from which on the safe strategy costs less than the margin over
-   the keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where
-   that is inside their noise, of tasks that do nothing), divided by the margin.
+5. Where another one is better, all that are as good are named; but no peer that is as fast as the best of
+   fedexec's own backends, which a flag chooses.
+6. The break-even is the compute of one client from which on the safe strategy costs less than 5 % over the
+   keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where they
+   are as fast, of tasks that do nothing), divided by 5 %. Where the keeping one is slower there is none, nor
+   where it would lie above what clients computed as fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,8 +86,9 @@ def decide(
         return Verdict(use=None, sentence=f"No verdict: {busy}.", notes=notes)
     if not able:
         return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
-    safe = [row for row in able if row.gives_back]
-    keepers = [row for row in able if not row.gives_back]
+    safe = _without_even_peers([row for row in able if row.gives_back])
+    keepers = _without_even_peers([row for row in able if not row.gives_back])
+    able = sorted((*safe, *keepers), key=_seconds)
     keeping = _lightest(keepers) if keepers else None
     even_keepers = _even(keeping, keepers) if keeping is not None else []
     if not safe:
@@ -93,8 +96,7 @@ def decide(
         return _only_keepers(keeping, even_keepers, notes)
     best = _lightest(safe)
     even = _even(best, safe)
-    faster = keeping is not None and _seconds(best) > (1 + _margin(best, keeping)) * _seconds(keeping)
-    if faster and keeping is not None:
+    if keeping is not None and _faster(keeping, best):
         return _keep(keeping, even_keepers, best, even, notes)
     rivals = _rivals(best, safe)
     others = [row for row in able if row is not best]
@@ -116,6 +118,12 @@ def decide(
     )
 
 
+def _without_even_peers(rows: Sequence[Row]) -> list[Row]:
+    """Leave out peers that are as fast as the best of our own."""
+    own = next((row for row in rows if not row.peer), None)
+    return [row for row in rows if own is None or not row.peer or _differ(row, own)]
+
+
 def _seconds(row: Row) -> float:
     return row.round_median or 0.0
 
@@ -124,9 +132,18 @@ def _margin(one: Row, other: Row) -> float:
     return max(MARGIN, one.noise + other.noise)
 
 
-def _differ(one: Row, other: Row) -> bool:
+def _apart(one: Row, other: Row) -> float:
+    """Return how much longer the slower of the two takes, as a share."""
     fast, slow = sorted((one, other), key=_seconds)
-    return _seconds(slow) > (1 + _margin(one, other)) * _seconds(fast)
+    return _seconds(slow) / _seconds(fast) - 1
+
+
+def _differ(one: Row, other: Row) -> bool:
+    return _apart(one, other) > _margin(one, other)
+
+
+def _faster(one: Row, other: Row) -> bool:
+    return _seconds(one) < _seconds(other) and _differ(one, other)
 
 
 def _memory(one: Row, other: Row) -> tuple[int, int] | None:
@@ -170,7 +187,7 @@ def _or(rows: Sequence[Row]) -> str:
 def _out(row: Row) -> str | None:
     """Return why a strategy cannot be recommended."""
     if row.failed is not None:
-        return f"failed: {row.failed}"
+        return f"failed in {row.failed}"
     if row.out_of_memory:
         return f"ran out of memory with {row.out_of_memory} of {numbers.count(row.tasks, 'client')}"
     if not row.isolated:
@@ -194,7 +211,9 @@ def _notes(
         notes.append("Device memory: not measured.")
     emulated = sorted({row.emulated for row in table if row.emulated})
     notes += [f"Device memory is EMULATED ({how}): no GPU was measured." for how in emulated]
-    if able and any(row.equal is None for row in able):
+    if any(row.varies for row in able):
+        notes.append("The clients return something else each time: whether results are equal was not told.")
+    elif able and any(row.equal is None for row in able):
         notes.append("Whether the results are equal: not measured everywhere.")
     if able and any(row.contained is None for row in able):
         notes.append("Whether faults are contained: not measured everywhere.")
@@ -238,13 +257,13 @@ def _use(best: Row, table: Sequence[Row], safe: Sequence[Row], rivals: Sequence[
 
 def _tie(best: Row, even: Sequence[Row], others: Sequence[Row]) -> str:
     names = [best.strategy, *(row.strategy for row in even)]
-    spread = max(_seconds(row) for row in (best, *even)) / min(_seconds(row) for row in (best, *even)) - 1
+    spread = max(_apart(best, row) for row in even)
     margin = max(_margin(best, row) for row in even)
     sentence = (
         f"No clear winner: {', '.join(names[:-1])} and {names[-1]} differ by {numbers.percent(spread)}, "
         f"inside the noise of {numbers.percent(margin)}"
     )
-    slower = [row for row in others if _seconds(row) > _seconds(best)]
+    slower = [row for row in others if all(_faster(one, row) for one in (best, *even))]
     if slower and len(even) == 1:
         sentence += f"; both are faster than {slower[0].strategy}"
     return f"{sentence}."
@@ -263,8 +282,8 @@ def _keep(
     seconds = _break_even(best, keeping)
     safe = _or([best, *even_best])
     compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
-    margin = numbers.percent(_margin(best, keeping))
-    if seconds is not None and keeping.compute is not None and keeping.compute < seconds:
+    if seconds is not None and keeping.compute is not None:
+        margin = numbers.percent(MARGIN)
         why = f"{compute} is below the {numbers.about(seconds)} from which on {safe} costs less than {margin}"
     else:
         why = _more(keeping, best)
@@ -302,14 +321,15 @@ def _switch(
 
 def _break_even(safe: Row, keeping: Row) -> float | None:
     """Return the compute of a client from which on `safe` costs less than the margin; None if always."""
-    slots = safe.workers / safe.clients
-    margin = _margin(safe, keeping)
-    extra = (_seconds(safe) - _seconds(keeping)) * slots
-    other = 0.0  # seconds a client that `keeping` needs beside its compute
-    if keeping.compute is not None:
-        other = max(0.0, _seconds(keeping) * slots - keeping.compute)
-    if extra <= (safe.noise + keeping.noise) * _seconds(keeping) * slots:
-        if safe.warm is None or keeping.warm is None:
-            return None
-        extra, other = safe.warm - keeping.warm, keeping.warm
-    return extra / margin - other if extra / margin > other else None
+    if _faster(keeping, safe):
+        slots = safe.workers / safe.clients
+        extra = (_seconds(safe) - _seconds(keeping)) * slots
+        other = 0.0  # seconds a client that `keeping` needs beside its compute
+        if keeping.compute is not None:
+            other = max(0.0, _seconds(keeping) * slots - keeping.compute)
+        return extra / MARGIN - other
+    if _faster(safe, keeping) or safe.warm is None or keeping.warm is None:
+        return None
+    seconds = (safe.warm - keeping.warm) / MARGIN - keeping.warm
+    is_below = keeping.compute is None or seconds < keeping.compute  # which was computed as fast
+    return seconds if seconds > 0 and is_below else None

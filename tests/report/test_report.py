@@ -65,10 +65,52 @@ def test_two_reports_are_compared(good, tmp_path):
     assert "cnn: the verdict is the same, standby." in done.stdout
 
 
+def test_rounds_of_other_sizes_are_not_compared(good, tmp_path):
+    full = write(
+        tmp_path / "full.json", strategy("standby", 5.2, clients=25), strategy("pool", 5.2, workload="x")
+    )
+    done = report(good, full)
+    assert "cnn: rounds are not compared: 10 clients a round, 2 at once in good.json, 25 cl" in done.stdout
+    assert "slower" not in done.stdout
+    back = report(full, good)
+    assert "x is only in full.json." in back.stdout
+
+
+def test_files_of_one_name_are_told_apart(good, tmp_path):
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / good.name).write_text(good.read_text())
+    done = report(good, other / good.name)
+    assert f"## {good} → {other / good.name}" in done.stdout
+
+
+def test_what_failed_elsewhere_disqualifies_nobody_here(tmp_path):
+    failed = {
+        "test_round[standby/numpy]": "Hangs: for ever",
+        "test_transport[standby/there-and-back]": "Breaks: at once",
+    }
+    file = write(tmp_path / "some.json", strategy("standby", 2.1), strategy("pool", 9.0), failed=failed)
+    done = report(file)
+    assert done.returncode == 3
+    assert "Use standby" in done.stdout
+    numpy = done.stdout.partition("## numpy")[2]
+    assert "No verdict: nothing was measured that could be used." in numpy
+    assert "Not considered: standby failed in round: Hangs: for ever." in numpy
+
+
+def test_a_file_that_keeps_no_single_rounds_is_read(tmp_path):
+    made = strategy("standby", 2.1)
+    for part in made:
+        part["stats"] |= {"rounds": len(part["stats"].pop("data"))}
+    done = report(write(tmp_path / "saved.json", made))
+    assert done.returncode == 0
+    assert "Use standby: 4.76 clients/s" in done.stdout
+
+
 def test_a_run_on_a_busy_machine_has_no_verdict_to_compare(good, tmp_path):
     busy = write(tmp_path / "busy.json", strategy("standby", 2.1, load=[9.0, 1.0, 1.0]))
     done = report(good, busy)
-    told = "withheld (the machine was not quiet (load 9 on 2 cores): measure again), was standby."
+    told = "none (the machine was not quiet (load 9 on 2 cores): measure again), was standby."
     assert f"cnn: the verdict is {told}" in done.stdout
 
 
@@ -162,6 +204,35 @@ def test_a_record_that_is_not_whole_is_named(tmp_path, damage, says):
     done = report(path)
     assert done.returncode == 1
     assert "benchmark test_round[standby/cnn]: " in done.stderr and says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"fedexec": {"schema": 1, "mode": "quick", "failed": None}}, "not whole: failed"),
+        ({"benchmarks": [benchmark("round", "standby", [0.0] * 9, "cnn")]}, "its seconds are no seconds"),
+        (
+            {"benchmarks": [benchmark("round", "standby", [float("nan")], "cnn")]},
+            "its seconds are no seconds",
+        ),
+    ],
+)
+def test_a_file_that_is_damaged_is_named(tmp_path, damage, says):
+    done = report(write(tmp_path / "damaged.json", **damage))
+    assert done.returncode == 1
+    assert says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_only_describes_a_run_may_be_missing(tmp_path):
+    file = write(
+        tmp_path / "bare.json",
+        strategy("standby", 2.1),
+        datetime=None,
+        machine_info={"cpu": "x"},
+        commit_info=[],
+    )
+    done = report(file)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_output_that_cannot_be_written_is_wrong_usage(good, tmp_path):

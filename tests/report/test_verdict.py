@@ -112,6 +112,20 @@ def test_no_clear_winner_among_workers_that_keep(file):
     )
 
 
+def test_a_peer_that_is_as_fast_is_no_rival(file):
+    verdict = judged(
+        file,
+        strategy("standby", 0.20, compute=0.01, host=400),
+        strategy("loky", 0.061, compute=0.01, host=400),
+        strategy("plain-loky", 0.060, compute=0.01, host=400, isolation=REUSED, peer=True),
+    )
+    assert verdict.sentence.startswith(
+        "Use loky: 164 clients/s with 2 workers; a client's compute of 10.0 ms is"
+    )
+    faster = strategy("plain-loky", 0.03, compute=0.01, host=400, isolation=REUSED, peer=True)
+    assert judged(file, strategy("loky", 0.061, host=400), faster).use == "plain-loky"
+
+
 def test_where_nothing_gives_memory_back(file):
     loky = strategy("loky", 0.061, host=400)
     warm = strategy("ray-warm", 0.060, host=400, isolation=REUSED)
@@ -157,13 +171,14 @@ def test_a_backend_that_failed_is_out(file):
         failed={"test_footprint[pool/cnn]": "WorkerDiedError: it was killed"},
     )
     assert verdict.text == "Use standby: 4.76 clients/s with 2 workers, 186 % more than process."
-    assert "Not considered: pool failed: WorkerDiedError: it was killed." in verdict.notes
+    assert "Not considered: pool failed in footprint: WorkerDiedError: it was killed." in verdict.notes
 
 
 @pytest.mark.parametrize(
     ("wrong", "note"),
     [
         ({"digest": "other"}, "computed something else"),
+        ({"digest": "varies"}, "computed something else"),
         ({"survived": 0}, "does not contain faults: when one worker died, 0 of 3 other clients finished"),
         ({"n": 2}, "only 2 rounds measured"),
     ],
@@ -199,6 +214,49 @@ def test_nothing_to_recommend(file):
     assert (verdict.use, verdict.text) == (None, "No verdict: nothing was measured that could be used.")
 
 
-def test_no_break_even_where_keeping_workers_buys_nothing(file):
-    verdict = judged(file, strategy("standby", 2.1, warm=0.001), strategy("loky", 2.1, warm=0.002))
+@pytest.mark.parametrize(
+    ("standby", "loky"),
+    [
+        ((2.1, 0.4, 0.001), (2.1, 0.4, 0.002)),  # a task that does nothing takes loky as long
+        ((2.1, 0.4, 0.006), (3.0, 0.4, 0.001)),  # loky is slower
+        ((0.100, 0.01, 0.006), (0.0975, 0.01, 0.001)),  # it would be 99 ms: rounds of 10 ms were as fast
+    ],
+)
+def test_no_break_even_where_keeping_workers_buys_nothing(file, standby, loky):
+    verdict = judged(
+        file,
+        *(
+            strategy(name, median, compute=compute, warm=warm)
+            for name, (median, compute, warm) in (("standby", standby), ("loky", loky))
+        ),
+    )
     assert (verdict.use, verdict.switch, verdict.break_even_seconds) == ("standby", None, None)
+
+
+def test_only_who_is_slower_than_both_of_a_tie_is_said_to_be(file):
+    verdict = judged(
+        file, strategy("standby", 2.10), strategy("pool", 2.19), strategy("process", 2.22), strategy("x", 3.0)
+    )
+    assert verdict.text == (
+        "No clear winner: standby and pool differ by 4.3 %, inside the noise of 5 %; both are faster than x."
+    )
+
+
+def test_clients_that_return_something_else_each_time(file):
+    path = write(
+        file, strategy("inline", 2.0, survived=0, digest="varies"), strategy("standby", 2.1, digest="varies")
+    )
+    (section,) = summarize([path]).sections
+    assert section.verdict.use == "standby"
+    assert (
+        "The clients return something else each time: whether results are equal was not told."
+        in section.verdict.notes
+    )
+
+
+def test_what_did_not_fit_in_either_pass_is_counted(file):
+    kept = strategy("kept", 1.0)
+    kept[0]["extra_info"]["fedexec"] |= {"tasks": 20, "out_of_memory": 3}
+    verdict = judged(file, strategy("standby", 2.1), kept)
+    assert verdict.use == "standby"
+    assert "Not considered: kept ran out of memory with 3 of 120 clients." in verdict.notes
