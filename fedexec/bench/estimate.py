@@ -9,7 +9,7 @@ from fedexec.bench.workloads import BUILT_IN
 __all__ = ["Estimate", "usual_seconds"]
 
 IMPORTS = {"torch": 3.5, None: 0.7}  # seconds until a worker has imported what it needs
-COMPUTE = {"cnn": 0.6, "cnn-short": 0.03, "resnet18": 0.3, "numpy": 0.05}  # seconds a client
+COMPUTE = {"cnn": 0.6, "cnn-short": 0.03, "resnet18": 0.5, "numpy": 0.05}  # seconds a client
 OF_OTHERS = 1.0  # of a function that nothing is known of
 CALL = 0.15  # a pause, and a task that does nothing
 
