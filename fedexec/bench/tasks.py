@@ -140,29 +140,36 @@ def initial_resnet() -> Weights:
 
 
 def warm_up_resnet() -> None:
-    """Take a step."""
-    fit_resnet(initial_resnet(), 0)
+    """Take a step, on the CPU: where workers are forked from, no device may be touched."""
+    import torch
+
+    _step_of_resnet(initial_resnet(), 0, torch.device("cpu"), torch.from_numpy)
 
 
 def fit_resnet(weights: Weights, client: int) -> Weights:
     """Take one step with eight random images."""
+    from fedexec.workload.charging import computing
+
+    with computing() as (device, put):
+        return _step_of_resnet(weights, client, device, put)
+
+
+def _step_of_resnet(weights: Weights, client: int, device: Any, put: Callable[[Any], Any]) -> Weights:
     import torch
     from torchvision.models import resnet18
 
     from fedexec.workload import training
-    from fedexec.workload.charging import computing
 
-    with computing() as (device, put):
-        model = resnet18(num_classes=10)
-        training.set_weights(model, weights)
-        model.to(device)
-        seeded = torch.Generator().manual_seed(client)
-        images = put(torch.rand(8, 3, 64, 64, generator=seeded).numpy())
-        labels = put(torch.randint(10, (8,), generator=seeded).numpy())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return training.get_weights(model)
+    model = resnet18(num_classes=10)
+    training.set_weights(model, weights)
+    model.to(device)
+    seeded = torch.Generator().manual_seed(client)
+    images = put(torch.rand(8, 3, 64, 64, generator=seeded).numpy())
+    labels = put(torch.randint(10, (8,), generator=seeded).numpy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return training.get_weights(model)
 
 
 def initial_numpy() -> Weights:

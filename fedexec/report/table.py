@@ -31,6 +31,10 @@ class Row:
         How the device was emulated.
     contained : bool or None
         Whether a worker that dies hurts no other client and the executor goes on.
+    survived : str or None
+        How many of the other clients finish, when a worker dies.
+    survived_all : bool or None
+        Whether all of them did.
     equal : bool or None
         Whether the clients returned what they return in the caller's own process, to the bit.
     varies : bool
@@ -61,6 +65,7 @@ class Row:
     emulated: str | None = None
     contained: bool | None = None
     survived: str | None = None
+    survived_all: bool | None = None
     equal: bool | None = None
     varies: bool = False
     n: int = 0
@@ -192,6 +197,7 @@ def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None
         emulated=memory_of.record.emulated if memory_of else None,
         contained=_contains(record.isolation, found),
         survived=f"{found['survived']} of {found['others']}" if found else None,
+        survived_all=found["survived"] == found["others"] if found else None,
         equal=_same(record.digest, expected),
         varies=record.digest == VARIES and expected in (VARIES, None),
         n=one.rounds,

@@ -194,8 +194,10 @@ def _out(row: Row) -> str | None:
         return "is the baseline: no isolation"
     if row.equal is False:
         return "computed something else"
+    if row.contained is False and row.survived_all:
+        return "could not go on after one worker died"
     if row.contained is False:
-        return f"does not contain faults: when one worker died, {row.survived} other clients finished"
+        return f"lost the work of others: when one worker died, {row.survived} other clients finished"
     if row.n < LEAST_ROUNDS:
         return f"only {numbers.count(row.n, 'round')} measured"
     return None

@@ -1,7 +1,10 @@
 """What measures: the statistics, the fingerprints, the plan."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from fedexec.bench.parts import MODES, Part, plan
 from fedexec.bench.peers import contestants
 from fedexec.bench.running import measure
 from fedexec.bench.stats import statistics_of
-from fedexec.bench.workloads import OwnTask
+from fedexec.bench.workloads import BUILT_IN, OwnTask
 from fedexec.report.schema import FRESH, parts_of
 
 
@@ -64,6 +67,26 @@ def test_the_time_left_is_corrected_by_what_parts_took(mode):
         estimate.add(done, 3 * sum(usual[part.name] for part in done))
         assert estimate.seconds(left) == pytest.approx(3 * sum(usual[part.name] for part in left))
         assert estimate.seconds([]) == 0
+
+
+WARMS_UP = """
+import sys
+from fedexec.bench.workloads import BUILT_IN
+from fedexec.memory.device import devices
+(device,) = devices()
+BUILT_IN[sys.argv[1]].warmup()
+print(device.used_bytes())
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, job in BUILT_IN.items() if job.warmup])
+def test_a_warm_up_touches_no_device(name):
+    if missing := BUILT_IN[name].missing:
+        pytest.skip(f"needs {missing}")
+    command = [sys.executable, "-c", WARMS_UP, name]
+    environ = os.environ | {"FEDEXEC_DEVICE": "emulated:24GiB"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr
 
 
 CLEANS_UP = """

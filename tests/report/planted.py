@@ -36,7 +36,7 @@ def benchmark(group, strategy, seconds, *rest, **record):
 
 def strategy(
     name, median, *, noise=0.01, compute=0.4, host=500, residual=None, peak=None, digest="d", survived=3,
-    out_of_memory=0, warm=None, n=9, workload="cnn", **record,
+    usable=True, out_of_memory=0, warm=None, n=9, workload="cnn", **record,
 ):  # fmt: skip
     """Return the benchmarks of one strategy: a round of ten clients, two at once, and what goes with it."""
     memory = {
@@ -55,7 +55,7 @@ def strategy(
             "footprint", name, [median], workload, memory=memory, tasks=100, out_of_memory=out_of_memory,
             emulated="emulated:24GiB" if peak is not None else None, **common,
         ),
-        benchmark("faults", name, [0.1], faults={"survived": survived, "others": 3, "usable": survived == 3}),
+        benchmark("faults", name, [0.1], faults={"survived": survived, "others": 3, "usable": usable}),
     ]  # fmt: skip
     if warm is not None:
         made.append(benchmark("start-up", name, spread(warm), "warm", variant="warm"))

@@ -179,7 +179,8 @@ def test_a_backend_that_failed_is_out(file):
     [
         ({"digest": "other"}, "computed something else"),
         ({"digest": "varies"}, "computed something else"),
-        ({"survived": 0}, "does not contain faults: when one worker died, 0 of 3 other clients finished"),
+        ({"survived": 0}, "lost the work of others: when one worker died, 0 of 3 other clients finished"),
+        ({"usable": False}, "could not go on after one worker died"),
         ({"n": 2}, "only 2 rounds measured"),
     ],
 )
