@@ -185,13 +185,15 @@ class _Round(Rounds):
 
 
 def _beginning(asked: float, born: float, entered: float) -> tuple[float, float]:
-    """Return the seconds until a worker was born, and from then until it entered the task."""
-    if born <= asked:  # it stood by
-        return 0.0, 0.0
-    imports = max(0.0, entered - born)
-    if imports < TICK:  # births are told in ticks
+    """Return the seconds until a worker was born, and from then until it entered the task.
+
+    One that was born before has none of the first, and of the second the rest. Births are told in ticks: what
+    is shorter is not told apart.
+    """
+    imports = max(0.0, entered - max(asked, born))
+    if imports < TICK:
         imports = 0.0
-    return max(0.0, entered - asked - imports), imports
+    return (max(0.0, entered - asked - imports) if born > asked else 0.0), imports
 
 
 def _phases(empty: list[Any], full: list[Any]) -> dict[str, float]:
