@@ -1,6 +1,7 @@
 """`python -m pytest bench`: what it saves, pytest-benchmark compares with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,11 @@ def bench(tmp_path):
     def run(*argv):
         command = [sys.executable, "-m", "pytest", "bench", "--mode", "smoke", "-q", "-p", "no:cacheprovider"]
         only = ["-k", "round and numpy and inline", f"--benchmark-storage={tmp_path.as_uri()}"]
-        return subprocess.run([*command, *only, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120)
+        # pytest-benchmark measures nothing in a worker of xdist, which these would make it take itself for.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        return subprocess.run(
+            [*command, *only, *argv], capture_output=True, text=True, cwd=ROOT, env=environ, timeout=120
+        )
 
     return run
 
