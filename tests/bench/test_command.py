@@ -74,15 +74,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(start, fedexec, 
     assert f"holds {done} of {planned} benchmarks: going on" in err
     assert len(re.findall(r"^\[", err, re.MULTILINE)) == planned - done
 
-
-def test_a_file_that_is_whole_is_not_taken_for_a_new_measurement(fedexec, place):
-    code, _, err = fedexec("bench", *OWN, "--json", "own.json")
-    assert code == 0, err
     code, _, err = fedexec("bench", *OWN, "--json", "own.json")
     assert code == 0
-    assert "delete it to measure anew" in err
-    with (place / "mine.py").open("a") as file:
-        file.write("# changed\n")
+    assert "delete it to measure anew" in err, "a file that is whole is no new measurement"
+    with (place / "mine.py").open("a") as lines:
+        lines.write("# changed\n")
     code, _, err = fedexec("bench", *OWN, "--json", "own.json")
     assert code == 2
     assert "own.json was measured with other source; name another file" in err
