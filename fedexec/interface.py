@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fedexec.settings import Settings
 
-__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "once"]
+__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]
 
 
 class Capability(enum.Flag):
@@ -153,8 +153,7 @@ class Task:
     @property
     def kind(self) -> str:
         """What tasks of the same function have in common."""
-        fn = _innermost(self.fn)
-        return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{_name(fn)}"
+        return function_name(self.fn)
 
     @property
     def repeatable(self) -> bool:
@@ -165,6 +164,12 @@ class Task:
                 return True
             fn = fn.func
         return False
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+    """Return module and name of a function; of a partial, those of the function that it calls at last."""
+    fn = _innermost(fn)
+    return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{_name(fn)}"
 
 
 def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -141,6 +141,29 @@ def rehearse() -> None:
     if not faulthandler.is_enabled():
         faulthandler.enable(2)
     faulthandler.register(signal.SIGTERM, 2, chain=True)
+    os.register_at_fork(before=_hold_sigterm, after_in_child=_end_quietly, after_in_parent=_heed_sigterm)
+
+
+_masks = threading.local()  # of the thread that forks: the signals that it had blocked before
+
+
+def _hold_sigterm() -> None:
+    """Have SIGTERM wait until a process that a task forks no longer says where it was."""
+    if _path is not None:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _heed_sigterm() -> None:
+    if _path is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _end_quietly() -> None:
+    """Have what a worker forks say nothing when SIGTERM ends it: a task ends its own children that way."""
+    if _path is not None:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else the task has a handler of its own
+            faulthandler.unregister(signal.SIGTERM)
+        _heed_sigterm()
 
 
 def listen(path: str) -> None:

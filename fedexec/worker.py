@@ -4,6 +4,8 @@ A worker calls :func:`setup` once and :func:`run` for each task, whatever backen
 Nothing heavy may be imported here: this is the first thing that every worker imports.
 """
 
+import _signal  # type: ignore[import-not-found]  # what a worker calls through `signal` costs it 50 pages
+import atexit
 import enum
 import multiprocessing
 import multiprocessing.connection
@@ -18,12 +20,15 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import util
+from typing import Any, NoReturn
 
 import cloudpickle
 
 if sys.platform == "linux":
     import fcntl
 
+from fedexec import inheritance
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
@@ -38,12 +43,15 @@ __all__ = [
     "device_environment",
     "end_with_caller",
     "environment",
+    "find_thread_pools",
+    "leave",
     "limit_threads",
     "preload",
     "run",
     "setup",
 ]
 
+LEAVE_SECONDS = 5.0  # that a worker whose work is done may take to end
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -58,7 +66,7 @@ class WorkerSetup:
     @classmethod
     def of(cls, settings: Settings, hooks: Hooks) -> "WorkerSetup":
         """Pack what is asked of a worker."""
-        packed = cloudpickle.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
+        packed = inheritance.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
         return cls(environment(settings), settings.preload, packed)
 
 
@@ -127,6 +135,9 @@ class Reply:
     out_of_memory: bool = False
 
 
+_SIGALRM = int(signal.SIGALRM) if hasattr(signal, "setitimer") else None
+_SIG_DFL, _SIG_UNBLOCK = int(signal.SIG_DFL), int(getattr(signal, "SIG_UNBLOCK", 0))
+_util: Any = util  # its underscored names, which type checkers do not know
 _setup_failure: bytes | None = None
 _setup_seconds: float | None = None
 _idle_bytes: int | None = None
@@ -156,16 +167,44 @@ def setup(wanted: WorkerSetup) -> None:
 
 
 def limit_threads(environ: Mapping[str, str]) -> None:
-    """Hold libraries that are loaded later to our share of the cores, and torch if it is loaded already."""
+    """Hold this process to its share of the cores: libraries that are loaded, and those that will be."""
     for name, value in environ.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
+    _limit_thread_pools(environ)
     torch = sys.modules.get("torch")
-    threads = environ["OMP_NUM_THREADS"].partition(",")[0]  # OpenMP allows a list, one a nesting level
-    if torch is not None and threads.isdecimal():
-        number = max(1, int(threads))
-        if number != torch.get_num_threads():
-            torch.set_num_threads(number)
+    number = _threads_of(environ, "OMP_NUM_THREADS")
+    if torch is not None and number and number != torch.get_num_threads():
+        torch.set_num_threads(number)
+
+
+def find_thread_pools() -> None:
+    """Look, once, for the loaded libraries that compute with threads: where workers are forked from.
+
+    There they were loaded with one thread, and they read their environment only once.
+    """
+    global _thread_pools
+    from threadpoolctl import ThreadpoolController
+
+    _thread_pools = ThreadpoolController()
+
+
+_thread_pools: Any = None  # of the libraries that were loaded before this worker was forked
+
+
+def _limit_thread_pools(environ: Mapping[str, str]) -> None:
+    variables = {"openmp": "OMP_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openblas": "OPENBLAS_NUM_THREADS"}
+    for library in () if _thread_pools is None else _thread_pools.lib_controllers:
+        variable = variables.get(library.user_api) or variables.get(library.internal_api)
+        number = _threads_of(environ, variable) if variable else 0
+        if number and number != library.num_threads:
+            library.set_num_threads(number)
+
+
+def _threads_of(environ: Mapping[str, str], variable: str) -> int:
+    """Return a number of threads; 0 if it is none. OpenMP allows a list, one number a nesting level."""
+    number = environ.get(variable, "").partition(",")[0]
+    return max(1, int(number)) if number.isdecimal() else 0
 
 
 def preload(modules: Iterable[str]) -> None:
@@ -300,3 +339,28 @@ def end_with_caller() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="fedexec-end-with-caller", daemon=True).start()
+
+
+def leave() -> NoReturn:
+    """End this worker, whose work is done, whatever its tasks have left running.
+
+    In the order of a script's end: threads first, and with them the pools of concurrent.futures, joblib and
+    loky; then multiprocessing's children and other exit functions. A worker that multiprocessing ends waits
+    for children first, and joblib's idle ones then keep it for minutes. What takes longer than LEAVE_SECONDS
+    ends with the worker, as its children do.
+    """
+    code = 1
+    try:
+        if _SIGALRM is not None:
+            # The kernel ends a worker that is stuck, even where a thread holds Python's global lock.
+            _signal.signal(_SIGALRM, _SIG_DFL)
+            _signal.pthread_sigmask(_SIG_UNBLOCK, (_SIGALRM,))
+            _signal.setitimer(_signal.ITIMER_REAL, LEAVE_SECONDS)
+        threading._shutdown()  # type: ignore[attr-defined]  # what an interpreter that ends calls
+        atexit._run_exitfuncs()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        _util._flush_std_streams()
+        os._exit(code)

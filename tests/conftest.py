@@ -2,7 +2,9 @@ import signal
 
 import pytest
 
-from fedexec.memory import device, emulated
+pytest.register_assert_rewrite("fedexec.testing")  # The suites' assertions say what they found.
+
+from fedexec.memory import device, emulated  # noqa: E402
 
 # What a shell starts in the background ignores Ctrl+C, and so would the programs that these tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -8,28 +8,31 @@ It builds on names of multiprocessing that its documentation does not mention: `
 ``Popen._launch``, the same in CPython 3.11 and 3.13.
 """
 
+import contextlib
 import io
 import logging
 import multiprocessing.context
 import multiprocessing.queues
 import multiprocessing.synchronize  # these two so that they are in the template: workers of pools need them
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from multiprocessing.forkserver import read_signed
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
 from types import ModuleType
 from typing import Any
 
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.settings import Settings
+from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
-from fedexec_backends._template import Template, preparation
+from fedexec_backends._template import Template, UnfitTemplateError, preparation
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 
@@ -57,17 +60,51 @@ class Launcher:
     def __init__(
         self, settings: Settings, hooks: Hooks, backend: str, service: Service | None = None
     ) -> None:
+        _open_standard_streams()
         start_tracker_apart(resource_tracker)
         self.template: Template | None = None
+        self._insists = settings.sources.get("start_method", "default") != "default"
         if settings.start_method == "forkserver":
             self.template = Template(
-                settings.preload, hooks.warmup, settings.preload_timeout, backend, service
+                settings.preload,
+                hooks.warmup,
+                settings.preload_timeout,
+                backend,
+                service,
+                environment(settings),
             )
 
     def start(self) -> None:
-        """Import the preload, where one process does it for all; PreloadError if that fails."""
-        if self.template is not None:
+        """Import the preload, where one process does it for all.
+
+        A template that is unfit to be forked is given up, with one warning: workers are then fresh
+        interpreters that import the preload themselves.
+
+        Raises
+        ------
+        PreloadError
+            A module cannot be imported; or it makes the template unfit, and the user insists on forks, or
+            fresh interpreters cannot be started here.
+        """
+        if self.template is None:
+            return
+        try:
             self.template.start()
+        except UnfitTemplateError as exc:
+            if self._insists:
+                exc.add_note('start_method="forkserver" was asked for; with "spawn" workers start afresh.')
+                raise
+            if not _can_spawn():
+                exc.add_note(
+                    f"Nor can fresh interpreters be started: {spawn.get_executable()!r} cannot be executed."
+                )
+                raise
+            log.warning(
+                "%s. Until then each worker is a fresh interpreter, which takes longer to start "
+                '(start_method="spawn" does the same without this warning).',
+                str(exc),
+            )
+            self.template = None
 
     def stop(self) -> None:
         """End the template, if there is one."""
@@ -114,7 +151,7 @@ class WorkerContext(multiprocessing.context.SpawnContext):
 class WorkerProcess(BaseProcess):
     """A process of this context."""
 
-    _start_method = "spawn"  # what the worker's own children start with
+    _start_method = None  # The worker's own children start as the caller's do.
     _launcher: Launcher | None = None
     _stays_here: tuple[str, ...] = ("_launcher", "_popen")  # attributes that the worker does not get
 
@@ -122,11 +159,59 @@ class WorkerProcess(BaseProcess):
         assert self._launcher is not None
         return self._launcher.launch(process)
 
+    def start(self) -> None:
+        """Start it, also from a daemonic process: ours end with their caller, however it ends."""
+        with _daemonic_lifted():
+            super().start()
+
+    def run(self) -> None:
+        """Do a worker's work, then end."""
+        super().run()
+        leave()
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self._stays_here} | {"_popen": None}
 
 
 WorkerContext.worker_class = WorkerProcess
+
+
+_lifting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _daemonic_lifted() -> Iterator[None]:
+    """Let a daemonic process start another one, which multiprocessing refuses lest that one outlive it."""
+    config = current_process()._config  # type: ignore[attr-defined]
+    if not config.get("daemon"):
+        yield
+        return
+    with _lifting:
+        was_daemonic = config.pop("daemon", None)
+        try:
+            yield
+        finally:
+            if was_daemonic is not None:
+                config["daemon"] = was_daemonic
+
+
+def _can_spawn() -> bool:
+    """Return whether a fresh interpreter can be started."""
+    return shutil.which(os.fsdecode(spawn.get_executable() or "")) is not None
+
+
+def _open_standard_streams() -> None:
+    """Have descriptors 0, 1 and 2 lead somewhere: a daemon may have closed them.
+
+    Otherwise pipes of ours get these numbers, and whoever reads, writes or closes a standard stream, in this
+    process or in a worker, hits one of them.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free.
+            os.set_inheritable(opened, True)
 
 
 def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:

@@ -18,15 +18,14 @@ import socket
 import sys
 import threading
 import traceback
-from multiprocessing import context, process, resource_tracker, spawn, util
+from multiprocessing import process, resource_tracker, spawn, util
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from fedexec.errors import PreloadError
-from fedexec.worker import preload
-from fedexec_backends import _pages
+from fedexec.worker import find_thread_pools, leave, preload
+from fedexec_backends import _fitness, _pages
 
 __all__ = ["Service", "inherited_fd", "main"]
 
@@ -68,18 +67,26 @@ def main() -> NoReturn:
         control.sendall(json.dumps(report).encode() + b"\n")
 
     try:
+        put_back = _fitness.show_devices()
         for module in wanted["modules"]:
             tell(doing=module)
             preload([module])
-            _check_fit_to_fork()
+            _require_fitness(module)
         if wanted["warmup"] is not None:
-            tell(doing="warmup")
+            tell(doing=wanted["warmup_name"])
+            before = set(sys.modules)
             pickle.loads(wanted["warmup"])()
-            _check_fit_to_fork()
+            _require_fitness(_whose(before) or wanted["warmup_name"])
+        put_back()
+        if wanted["threads"]:
+            find_thread_pools()
         service = pickle.loads(wanted["service"])
         if service is not None:
             _become_like_a_worker(wanted["parent"])
             service.prepare()
+    except _UnfitError as exc:
+        tell(unfit=exc.reason, module=exc.module)
+        os._exit(1)
     except PreloadError as exc:
         tell(traceback=exc.traceback)
         os._exit(1)
@@ -104,7 +111,6 @@ def _become_like_a_worker(parent: tuple[str, int]) -> None:
     _process._process_counter = itertools.count(1)
     _process._children = set()
     _process._parent_process = _process._ParentProcess(*parent, None)  # a worker adds its sentinel
-    context._force_start_method("spawn")
     _util._finalizer_registry.clear()
 
 
@@ -117,23 +123,33 @@ def _end_on_hangup(control: socket.socket, on: bool) -> None:
         os._exit(1)  # nothing is ever sent to a template that is not ready: the caller is gone already
 
 
-def _check_fit_to_fork() -> None:
-    """Refuse what does not survive a fork: threads, and CUDA."""
-    tasks = Path("/proc/self/task")
-    threads = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
-    if threads > 1:
-        names = [thread.name for thread in threading.enumerate()[1:]]
-        known = f" ({', '.join(names)})" if names else ""
-        raise RuntimeError(
-            f"it left {threads - 1} thread(s) running{known}, which a forked worker would lose. "
-            "Start them in the initializer instead, or use start_method='spawn'"
-        )
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        raise RuntimeError(
-            "it initialised CUDA, which a forked worker cannot use. "
-            "Do that in the initializer instead, or use start_method='spawn'"
-        )
+class _UnfitError(Exception):
+    """A module has made this process unfit to be forked."""
+
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(module, reason)
+        self.module, self.reason = module, reason
+
+
+def _require_fitness(module: str) -> None:
+    """Raise _UnfitError if this process is unfit to be forked since `module` was imported."""
+    if reason := _fitness.why_unfit():
+        raise _UnfitError(module, reason)
+
+
+def _whose(before: set[str]) -> str:
+    """Name the user's own modules that a warm-up has imported, so that a complaint leads to them."""
+    new = [name for name in sys.modules if name not in before and _is_users_own(name)]
+    packages = {name.rpartition(".")[0] for name in new}
+    return ", ".join(name for name in new if name not in packages)
+
+
+def _is_users_own(name: str) -> bool:
+    """Return whether a module is neither Python's nor installed nor ours."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None or name.partition(".")[0] in ("fedexec", "fedexec_backends"):
+        return False
+    return not file.startswith(os.path.dirname(os.__file__)) and "-packages" not in file  # noqa: PTH120
 
 
 class _Forker:
@@ -172,7 +188,7 @@ class _Forker:
         if not message:
             return False
         data_fd, status_fd, tracker_fd, *inherited = fds
-        pid = os.fork()
+        pid = _fitness.fork()
         if pid == 0:
             self._become_worker(data_fd, [status_fd, *self._status_fds.values()], tracker_fd, inherited)
         try:
@@ -227,7 +243,6 @@ class _Forker:
                 code = spawn._main(data_fd, os.dup(data_fd))
             else:
                 _serve(self._service, data_fd, *inherited)
-                code = 0
         except EOFError:
             pass  # the caller ended, or gave this worker up
         except BaseException:
@@ -243,10 +258,8 @@ def _serve(service: Service, sentinel: int, connection: int) -> None:
     _process._parent_process._sentinel = sentinel  # nothing is written to it: it ends with the caller
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
     _util._run_after_forkers()
-    try:
-        service.serve(Connection(connection))
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]
+    service.serve(Connection(connection))
+    leave()
 
 
 def _end_group(pid: int) -> None:

@@ -8,6 +8,7 @@ the module (the standard one ignores it silently); it sees the caller's ``sys.pa
 This is the caller's end; what runs in the template is :mod:`fedexec_backends._forker`.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,21 +18,41 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from multiprocessing import process, spawn, util
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing import get_start_method, process, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from fedexec.errors import PreloadError
+from fedexec.interface import function_name
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
 
-__all__ = ["Template", "preparation"]
+__all__ = ["Template", "UnfitTemplateError", "preparation"]
 
 _util: Any = util  # its underscored names, which type checkers do not know
+
+
+class UnfitTemplateError(PreloadError):
+    """What a module has done to the template makes it unfit to be forked.
+
+    Parameters
+    ----------
+    module : str
+        The one that did it.
+    reason : str
+        What it did, and what a worker would lose or could not use.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"Workers cannot be forked from a process that has imported {self.module}: {self.traceback}. "
+            "Do that in initializer= or in the task instead"
+        )
 
 
 class Template:
@@ -49,6 +70,9 @@ class Template:
         The backend's own module, which every worker needs before anything else.
     service : Service, optional
         What every worker does; without it, each reads a process object that says so.
+    environ : mapping of str to str, optional
+        Variables of its workers: the devices that they see, which the template sees too, and how many threads
+        they compute with. The template itself has one, for fork's sake.
     """
 
     def __init__(
@@ -58,10 +82,15 @@ class Template:
         timeout: float = 120.0,
         backend: str = __name__,
         service: Service | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.service = service
+        one_thread = dict.fromkeys(THREAD_VARIABLES, "1")
+        self._environ = dict(environ or {}) | one_thread
+        self._more_threads = not one_thread.items() <= (environ or one_thread).items()
         self._modules = (backend, *modules)
         self._warmup = None if warmup is None else cloudpickle.dumps(warmup)
+        self._warmup_name = "" if warmup is None else function_name(warmup)
         self._timeout = timeout
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -117,12 +146,14 @@ class Template:
             "parent": (process.current_process().name, os.getpid()),
             "modules": self._modules,
             "warmup": self._warmup,
+            "warmup_name": self._warmup_name,
+            "threads": self._more_threads,
             "service": pickle.dumps(self.service),
         }
         command = [sys.executable, *_util._args_from_interpreter_flags()]
         command += [
             "-c",
-            f"import sys; sys.path[:] = {sys.path!r}; from {_forker.__name__} import main; main()",
+            f"import sys; sys.path[:] = {_sys_path()!r}; from {_forker.__name__} import main; main()",
         ]
         # Ctrl+C is the caller's business: blocked until the template has a group of its own and ignores it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -131,8 +162,7 @@ class Template:
                 [*command, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                # One thread, for fork's sake; workers get their share of the cores when they are set up.
-                env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
+                env=os.environ | self._environ,
                 process_group=0,
             )
         finally:
@@ -160,6 +190,8 @@ class Template:
                     report = json.loads(reports.readline() or b'{"traceback": "the template process died"}')
                 except TimeoutError:
                     raise PreloadError(doing, f"not done after {self._timeout:g} s") from None
+                if "unfit" in report:
+                    raise UnfitTemplateError(report["module"], report["unfit"])
                 if "traceback" in report:
                     raise PreloadError(doing, report["traceback"])
                 if "ready" in report:
@@ -179,12 +211,33 @@ class Template:
 def preparation(name: str) -> dict[str, Any]:
     """Return what multiprocessing tells a process of its parent's, but for the parent's ``__main__``.
 
+    Unlike multiprocessing's own function it does not choose a start method for this process, which could not
+    choose another one afterwards, and it does without a working directory that exists.
+
     Parameters
     ----------
     name : str
         Of the new process.
     """
-    data = spawn.get_preparation_data(name)
-    # Bytes, because the key's own type refuses to be pickled while no process is being started.
-    data["authkey"] = bytes(data["authkey"])
-    return {key: value for key, value in data.items() if not key.startswith("init_main")}
+    told = {
+        "name": name,
+        # Bytes, because the key's own type refuses to be pickled while no process is being started.
+        "authkey": bytes(process.current_process().authkey),
+        "log_to_stderr": _util._log_to_stderr,
+        "sys_path": _sys_path(),
+        "sys_argv": sys.argv,
+        "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
+    }
+    if _util._logger is not None:
+        told["log_level"] = _util._logger.getEffectiveLevel()
+    if (chosen := get_start_method(allow_none=True)) is not None:
+        told["start_method"] = chosen  # of processes that tasks start, as it is here
+    with contextlib.suppress(OSError):
+        told["dir"] = str(Path.cwd())  # else the worker stays where it is: in the directory that was removed
+    return told
+
+
+def _sys_path() -> list[str]:
+    """Return ``sys.path`` for another process: without what import ignores, and "" by its name."""
+    here = process.ORIGINAL_DIR or ""  # type: ignore[attr-defined]
+    return [str(entry or here) for entry in sys.path if isinstance(entry, str)]

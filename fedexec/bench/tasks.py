@@ -143,7 +143,10 @@ def warm_up_resnet() -> None:
     """Take a step, on the CPU: where workers are forked from, no device may be touched."""
     import torch
 
-    _step_of_resnet(initial_resnet(), 0, torch.device("cpu"), torch.from_numpy)
+    from fedexec.memory.device import hidden
+
+    with hidden():
+        _step_of_resnet(initial_resnet(), 0, torch.device("cpu"), torch.from_numpy)
 
 
 def fit_resnet(weights: Weights, client: int) -> Weights:

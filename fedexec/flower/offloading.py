@@ -33,6 +33,7 @@ from fedexec.errors import SettingsError
 from fedexec.executor import Executor
 from fedexec.flower.records import Packed, pack, unpack
 from fedexec.interface import Capability, Hooks
+from fedexec.memory.device import hidden
 
 __all__ = ["app_settings", "offload", "set_isolated", "warm_torch"]
 
@@ -210,9 +211,12 @@ def _warm(packed: list[bytes]) -> None:
 
 def warm_torch() -> None:
     """Take a training step, if torch is there: what it imports and sets up then takes 2 s a process."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
+    if "torch" in sys.modules:
+        with hidden():
+            _take_step(sys.modules["torch"])
+
+
+def _take_step(torch: Any) -> None:
     nn = torch.nn
     with torch.random.fork_rng(devices=[]):
         net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 2))

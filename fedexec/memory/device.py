@@ -1,13 +1,14 @@
 """What a device is to fedexec: how much memory it has, and who holds how much of it."""
 
+import contextlib
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fedexec.errors import DeviceError
 
-__all__ = ["LEDGER_VARIABLE", "Device", "assign", "assigned", "devices", "is_emulated"]
+__all__ = ["LEDGER_VARIABLE", "Device", "assign", "assigned", "devices", "hidden", "is_emulated"]
 
 LEDGER_VARIABLE = "FEDEXEC_EMULATED_LEDGER"  # where the processes of one program find its emulated device
 
@@ -85,6 +86,24 @@ def devices(choice: str | None = None) -> tuple[Device, ...]:
 def is_emulated(choice: str) -> bool:
     """Return whether this is how an emulated device is chosen."""
     return choice.partition(":")[0] == "emulated"
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Hide every GPU from what this process does meanwhile, so that it can be forked afterwards.
+
+    A step of Adam on the CPU, ``pin_memory`` or ``torch.amp.GradScaler`` has torch start CUDA where it sees a
+    device, and torch then refuses CUDA in every process that is forked later.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 _assigned: str | None = None

@@ -1,14 +1,23 @@
 """The conformance suite: an executor over this backend behaves like those of :mod:`concurrent.futures`."""
 
 from fedexec.testing.calls import CallConformance
+from fedexec.testing.children import ChildrenConformance
 from fedexec.testing.lifecycle import LifecycleConformance
 from fedexec.testing.pickling import PicklingConformance
 from fedexec.testing.scripts import ScriptConformance
+from fedexec.testing.surroundings import SurroundingsConformance
 
 __all__ = ["ExecutorConformance"]
 
 
-class ExecutorConformance(CallConformance, PicklingConformance, LifecycleConformance, ScriptConformance):
+class ExecutorConformance(
+    CallConformance,
+    PicklingConformance,
+    LifecycleConformance,
+    ScriptConformance,
+    ChildrenConformance,
+    SurroundingsConformance,
+):
     """Every test of conformance; inherit from it and name your backend.
 
     Attributes

@@ -1,6 +1,8 @@
 """Functions and classes the suites run in workers; importable there, and light."""
 
+import concurrent.futures
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
+
+from fedexec import worker
 
 DEADLINE = 30.0
 """Seconds after which a test gives up on something that should long have happened."""
@@ -382,3 +386,69 @@ def allocate(size: int) -> int:
     held = resident()
     del data
     return held
+
+
+def hurry_to_leave(seconds: float) -> None:
+    """Give this worker less time to end; an initializer."""
+    worker.LEAVE_SECONDS = seconds
+
+
+def leave_a_thread() -> int:
+    """Leave a thread that never ends, and that an interpreter would wait for."""
+    thread = threading.Thread(target=time.sleep, args=(3600,))
+    thread.start()
+    return thread.native_id or 0
+
+
+def leave_a_pool() -> int:
+    """Leave the processes of a multiprocessing.Pool waiting."""
+    pool = multiprocessing.get_context("fork").Pool(1)
+    _left.append(pool)
+    return int(pool.apply(os.getpid))
+
+
+def leave_an_executor() -> int:
+    """Leave the process of a ProcessPoolExecutor at work."""
+    executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    _left.append(executor)
+    pid = executor.submit(os.getpid).result()
+    executor.submit(time.sleep, 3600)
+    return pid
+
+
+def leave_a_process() -> int:
+    """Leave a process that never ends, and that multiprocessing would wait for."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+    child.start()
+    return child.pid or 0
+
+
+_left: list[Any] = []
+
+
+def write_later(path: str) -> None:
+    """Have a thread finish a file after the task is done."""
+
+    def write() -> None:
+        time.sleep(0.3)
+        Path(path).write_text("whole")
+
+    threading.Thread(target=write).start()
+
+
+def end_child_that_handles_sigterm() -> int | None:
+    """Return the exit code of a forked child that exits with 7 when SIGTERM comes."""
+    context = multiprocessing.get_context("fork")
+    ready, is_ready = context.Pipe(duplex=False)
+    child = context.Process(target=_exit_on_sigterm, args=(is_ready,))
+    child.start()
+    ready.recv()
+    child.terminate()
+    child.join()
+    return child.exitcode
+
+
+def _exit_on_sigterm(is_ready: Connection) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    is_ready.send(True)
+    time.sleep(3600)

@@ -13,6 +13,7 @@ import torch._dynamo  # torch imports these 893 modules at the first optimizer s
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from fedexec.memory.device import hidden
 from fedexec.workload.charging import computing
 from fedexec.workload.data import DataSpec, load_data
 
@@ -72,6 +73,7 @@ def initial_weights(seed: int) -> Weights:
         return get_weights(Net())
 
 
+@hidden()
 def warm_up(data: DataSpec) -> None:
     """Read the data set into this process and take one training step, on the CPU."""
     for client in (None, 0):

@@ -1,0 +1,103 @@
+"""Conformance: tasks that start threads and processes of their own, as they may do anywhere else."""
+
+import os
+import time
+from pathlib import Path
+
+from fedexec.interface import Capability
+from fedexec.testing import tasks
+from fedexec.testing.suite import Create, Suite
+
+__all__ = ["ChildrenConformance"]
+
+HURRY = 0.5  # seconds that a worker may take to end, in these tests
+
+
+class ChildrenConformance(Suite):
+    """A task starts what it likes, and what it leaves running keeps neither its worker nor the executor."""
+
+    def test_a_task_starts_processes_as_the_caller_would(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import multiprocessing
+            from fedexec import create_executor
+
+            def method():
+                return multiprocessing.get_start_method()
+
+            with create_executor() as executor:
+                print(executor.submit(method).result() == multiprocessing.get_all_start_methods()[0])
+            multiprocessing.set_start_method("spawn")  # An executor has not chosen for its caller.
+            with create_executor() as executor:
+                print(executor.submit(method).result())
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["True", "spawn"], "", 0)
+
+    def test_a_task_may_end_its_own_children(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import multiprocessing
+            import time
+            from fedexec import create_executor
+
+            def run():
+                with multiprocessing.get_context("fork").Pool(2) as pool:  # ends them with SIGTERM
+                    numbers = pool.map(abs, [-1, -2])
+                child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+                child.start()
+                child.terminate()
+                child.join()
+                return numbers, child.exitcode
+
+            with create_executor() as executor:
+                print(executor.submit(run).result())
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["([1, 2], -15)"], "", 0)
+
+    def test_what_a_task_leaves_running_does_not_keep_the_executor(self, create: Create) -> None:
+        self.need(Capability.ISOLATED)
+        executor = create(max_workers=1, initializer=tasks.hurry_to_leave, initargs=(HURRY,))
+        executor.submit(int).result()
+        begun = time.monotonic()
+        for leave in (
+            tasks.leave_a_thread,
+            tasks.leave_a_pool,
+            tasks.leave_an_executor,
+            tasks.leave_a_process,
+        ):
+            assert executor.submit(leave).result(tasks.DEADLINE) > 0
+        executor.shutdown()
+        assert time.monotonic() - begun < 10, "one of them was waited for"
+
+    def test_what_a_task_leaves_running_ends_with_its_worker(self, create: Create) -> None:
+        self.need(Capability.ISOLATED)
+        executor = create(max_workers=1, initializer=tasks.hurry_to_leave, initargs=(HURRY,))
+        child = executor.submit(tasks.leave_a_process).result(tasks.DEADLINE)
+        executor.shutdown()
+        tasks.poll(lambda: not _is_alive(child), "the process that the task had left ended")
+
+    def test_a_thread_that_a_task_leaves_may_finish(self, create: Create, tmp_path: Path) -> None:
+        """A checkpoint that is still being written, say."""
+        self.need(Capability.ISOLATED)
+        executor = create(max_workers=1)
+        executor.submit(tasks.write_later, str(tmp_path / "checkpoint")).result(tasks.DEADLINE)
+        executor.shutdown()
+        assert (tmp_path / "checkpoint").read_text() == "whole"
+
+    def test_a_handler_of_its_own_works_in_a_tasks_children(self, create: Create) -> None:
+        self.need(Capability.ISOLATED)
+        assert create(max_workers=1).submit(tasks.end_child_that_handles_sigterm).result(tasks.DEADLINE) == 7
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,209 @@
+"""Conformance: programs in which an executor is made in a place that is not as it should be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedexec.errors import PreloadError
+from fedexec.interface import Capability
+from fedexec.testing import tasks
+from fedexec.testing.suite import Create, Suite
+
+__all__ = ["SurroundingsConformance"]
+
+LEAVES_A_THREAD = """
+import threading, time
+threading.Thread(target=time.sleep, args=(3600,), name="busybody", daemon=True).start()
+VALUE = 42
+"""
+
+
+class SurroundingsConformance(Suite):
+    """An executor works inside of something else, or says in one sentence what to do."""
+
+    def test_it_works_in_a_daemonic_process(self, temp: Path) -> None:
+        """In a worker of multiprocessing.Pool, of Dask, of Celery."""
+        out, err, code = self.run_script(
+            """
+            import multiprocessing
+
+            def use(number):
+                from fedexec import create_executor
+                with create_executor(max_workers=1) as executor:
+                    return executor.submit(abs, number).result(30), multiprocessing.current_process().daemon
+
+            if __name__ == "__main__":
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    print(pool.apply(use, (-3,)))
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["(3, True)"], "", 0)
+
+    def test_it_works_without_standard_streams(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import os, subprocess, sys
+
+            source = '''
+            import os, sys
+            from fedexec import create_executor
+            with create_executor() as executor:
+                results = list(executor.map(abs, [-1, -2, -3]))
+            with open(sys.argv[1], "w") as file:
+                file.write(str(results))
+            '''.replace("\\n            ", "\\n")
+            command = 'exec "$@" <&- >&- 2>&-'
+            script = [sys.executable, "-c", source, sys.argv[1]]
+            print(subprocess.run(["sh", "-c", command, "sh", *script]).returncode)
+            """,
+            temp,
+            temp / "results",
+        )
+        assert (out, err, code) == (["0"], "", 0)
+        assert (temp / "results").read_text() == "[1, 2, 3]"
+
+    def test_it_works_in_a_directory_that_was_removed(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import os, sys
+
+            os.mkdir(sys.argv[1])
+            os.chdir(sys.argv[1])
+            os.rmdir(sys.argv[1])
+            from fedexec import create_executor
+            with create_executor() as executor:
+                print(list(executor.map(abs, [-1, -2, -3])))
+            """,
+            temp,
+            temp / "removed",
+        )
+        assert (out, err, code) == (["[1, 2, 3]"], "", 0)
+
+    def test_a_path_that_import_ignores_is_ignored(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import pathlib, sys
+
+            sys.path += [pathlib.Path("/nowhere"), b"bytes", None, 3]
+            from fedexec import create_executor
+            with create_executor() as executor:
+                print(executor.submit(abs, -3).result())
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["3"], "", 0)
+
+    def test_a_preload_that_leaves_a_thread_gets_fresh_interpreters(
+        self,
+        create: Create,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        self.need(Capability.ISOLATED)
+        (tmp_path / "leaves_a_thread.py").write_text(LEAVES_A_THREAD)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        executor = create(preload=["json", "leaves_a_thread"], start_method=None)
+        results = [executor.submit(_value_and_threads) for _ in range(3)]
+        assert [future.result(tasks.DEADLINE) for future in results] == [(42, ["busybody"])] * 3
+        if sys.platform == "linux":  # elsewhere nothing is forked
+            (warning,) = [record for record in caplog.records if "forked" in record.getMessage()]
+            assert "leaves_a_thread: it left 1 thread(s) running" in warning.getMessage()
+            assert "busybody" in warning.getMessage()
+
+    def test_a_preload_that_leaves_a_thread_is_refused_where_forks_are_asked_for(
+        self, create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.need(Capability.ISOLATED)
+        (tmp_path / "leaves_a_thread.py").write_text(LEAVES_A_THREAD)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        with pytest.raises(PreloadError, match=r"leaves_a_thread: it left 1 thread.*busybody") as caught:
+            create(preload=["json", "leaves_a_thread"], start_method="forkserver")
+        assert caught.value.module == "leaves_a_thread"
+        assert any("spawn" in note for note in caught.value.__notes__)
+
+    def test_a_preload_is_refused_where_no_interpreter_can_be_started_either(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            f"""
+            import multiprocessing, os, pathlib, sys
+            import fedexec
+
+            fedexec.create_executor().shutdown()  # starts multiprocessing's own helpers
+            os.environ.pop("FEDEXEC_START_METHOD")
+            pathlib.Path(sys.argv[1], "leaves_a_thread.py").write_text({LEAVES_A_THREAD!r})
+            sys.path.insert(0, sys.argv[1])
+            multiprocessing.set_executable("/nonexistent/python")
+            try:
+                fedexec.create_executor(preload=["leaves_a_thread"])
+            except fedexec.PreloadError as exc:
+                print(exc, *exc.__notes__)
+            """,
+            temp,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert "leaves_a_thread" in out[0]
+        assert "'/nonexistent/python' cannot be executed" in out[0]
+
+    def test_initargs_may_hold_locks_queues_and_pipes(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import multiprocessing
+            from fedexec import create_executor
+
+            def initialize(*shared):
+                import builtins
+                builtins.shared = shared
+
+            def use(number):
+                import builtins
+                lock, queue, total, event, writer = builtins.shared
+                with lock:
+                    total.value += number
+                queue.put(number)
+                event.set()
+                writer.send(number)
+
+            context = multiprocessing.get_context("spawn")
+            reader, writer = context.Pipe(duplex=False)
+            shared = context.Lock(), context.Queue(), context.Value("i", 0), context.Event(), writer
+            with create_executor(initializer=initialize, initargs=shared) as executor:
+                list(executor.map(use, [1, 2, 3]))
+            print(sorted(shared[1].get() for _ in range(3)), sorted(reader.recv() for _ in range(3)))
+            print(shared[2].value, shared[3].is_set())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["[1, 2, 3] [1, 2, 3]", "6 True"]
+
+    def test_a_lock_that_no_worker_could_inherit_is_refused_with_the_way_out(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import multiprocessing
+            from fedexec import create_executor
+
+            for shared in multiprocessing.get_context("fork").Queue(), multiprocessing.Pipe()[0]:
+                try:
+                    create_executor(initializer=print, initargs=(shared,))
+                except RuntimeError as exc:
+                    print(exc, *getattr(exc, "__notes__", ()))
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert "get_context('spawn')" in out[0]
+        assert "duplex=False" in out[1]
+
+
+def _value_and_threads() -> tuple[int, list[str]]:
+    import threading
+
+    import leaves_a_thread  # type: ignore[import-not-found]
+
+    names = [thread.name for thread in threading.enumerate()]
+    return leaves_a_thread.VALUE, [name for name in names if name == "busybody"]
