@@ -27,9 +27,10 @@ USES = {  # a library that starts threads at its import, and what a worker does 
 }
 
 
-LEAVES_A_THREAD = (
-    "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
-)
+LEAVES_A_THREAD = """
+import threading, time
+threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
+"""
 
 
 @pytest.fixture

@@ -38,10 +38,12 @@ def _missing():
         import torch
     except ImportError:
         return "needs torch: pip install 'fedexec[flower]'"
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
-        "1"  # else the question starts a driver that no fork survives
-    )
-    return None if torch.cuda.is_available() else "this torch was built without CUDA"
+    # Else the question starts a driver that no fork survives. Templates set it by themselves.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    try:
+        return None if torch.cuda.is_available() else "this torch was built without CUDA"
+    finally:
+        del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
 
 
 @pytest.fixture

@@ -20,3 +20,23 @@ def multiply():
     import torch
 
     return float((torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).sum())
+
+
+def sum_on_device_of(module):
+    """Compute on the device that a module has chosen; return its kind and the sum of eight ones."""
+    import importlib
+
+    import torch
+
+    device = importlib.import_module(module).DEVICE
+    return device.type, float(torch.ones(8, device=device).sum())
+
+
+def step_of_adam():
+    """Take a step of AdamW on the CPU, for which torch starts CUDA where it sees a GPU."""
+    import torch
+
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()

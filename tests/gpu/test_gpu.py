@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -70,6 +71,31 @@ def test_auto_fills_the_gpu_and_never_runs_out(gpu, measured, backend):
     assert footprint.at_once == by_hand
     assert (stats.failed, stats.retries) == (0, 0)
     assert peak <= 0.9 * total + NOISE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_module_may_choose_its_device_at_its_top(gpu, backend, tmp_path, monkeypatch, caplog):
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+    (tmp_path / "client_of_mine.py").write_text(
+        'import torch\nDEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with fedexec.create_executor(backend, max_workers=1, preload=["client_of_mine"]) as executor:
+        for _ in range(2):
+            assert executor.submit(gpu_jobs.sum_on_device_of, "client_of_mine").result() == ("cuda", 8.0)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_what_starts_cuda_in_a_template_gives_way_to_fresh_interpreters(gpu, measured, caplog):
+    said = {}
+    for warmup in (gpu_jobs.step_of_adam, gpu_jobs.multiply):
+        caplog.clear()
+        with fedexec.create_executor("standby", max_workers=1, warmup=warmup) as executor:
+            assert executor.submit(gpu_jobs.multiply).result() == 512.0
+        (record,) = caplog.records
+        said[warmup.__name__] = record.getMessage()
+        assert f"gpu_jobs.{warmup.__name__}" in said[warmup.__name__]
+    measured(**said)
 
 
 def test_out_of_memory_is_torchs_own_error_and_the_next_task_runs(gpu):

@@ -176,6 +176,9 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
 
 nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 
+#undef nvmlInit /* nvml.h makes it another name of nvmlInit_v2; torch calls it by this one */
+nvmlReturn_t nvmlInit(void) { return nvmlInitWithFlags(0); }
+
 nvmlReturn_t nvmlShutdown(void) {
     TRY(begin(__func__, ""));
     started_in = 0;

@@ -4,18 +4,14 @@ What the stub cannot show is whether a real driver's figures are true.
 """
 
 import ctypes
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-STUB = Path(__file__).with_name("nvml_stub.c")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "FEDEXEC_DEVICE", "NVML_STUB", "NVML_STUB_TRACE")
 
 # More than 32 bits, and nothing that a rounding would leave as it is.
@@ -74,41 +70,6 @@ def run(body, **env):
     answers = [line.removeprefix("ANSWER") for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert len(answers) == 1, done.stdout
     return json.loads(answers[0])
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    """Return the folder of the compiled stub."""
-    pynvml = pytest.importorskip("pynvml", reason="needs pynvml: pip install nvidia-ml-py")
-    compiler = shutil.which("gcc")
-    nvidia = importlib.util.find_spec("nvidia")
-    roots = [] if nvidia is None else nvidia.submodule_search_locations
-    header = next((path for root in roots for path in Path(root).glob("*/include/nvml.h")), None)
-    if compiler is None or header is None:
-        missing = "gcc" if compiler is None else "nvml.h: pip install nvidia-nvml-dev-cu12"
-        pytest.skip(f"needs {missing}")
-    memory, process = pynvml.c_nvmlMemory_t, pynvml.c_nvmlProcessInfo_t
-    layout = {
-        "MEMORY_SIZE": ctypes.sizeof(memory),
-        "MEMORY_TOTAL": memory.total.offset,
-        "MEMORY_FREE": memory.free.offset,
-        "MEMORY_USED": memory.used.offset,
-        "PROCESS_SIZE": ctypes.sizeof(process),
-        "PROCESS_PID": process.pid.offset,
-        "PROCESS_USED": process.usedGpuMemory.offset,
-        "PROCESS_GPU_INSTANCE": process.gpuInstanceId.offset,
-        "PROCESS_COMPUTE_INSTANCE": process.computeInstanceId.offset,
-        "NAME_LENGTH": pynvml.NVML_DEVICE_NAME_V2_BUFFER_SIZE,
-        "UUID_LENGTH": pynvml.NVML_DEVICE_UUID_V2_BUFFER_SIZE,
-    }
-    folder = tmp_path_factory.mktemp("nvml")
-    command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command += [f"-D{name}={value}" for name, value in layout.items()]
-    command += ["-Wl,-soname,libnvidia-ml.so.1", f"-I{header.parent}"]
-    command += [str(STUB), "-o", str(folder / "libnvidia-ml.so.1")]
-    compiled = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert compiled.returncode == 0, compiled.stderr
-    return folder
 
 
 @pytest.fixture
