@@ -63,8 +63,10 @@ class Courier:
                 if reply.kept:
                     parcel.keep()
                 return _outcome(reply, parcel, task)
-        log.warning("workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback)
-        self._pool.disable()
+        if self._pool.disable():
+            log.warning(
+                "workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback
+            )
         return self.deliver(task, call)
 
     def rehearsal(self) -> bytes:

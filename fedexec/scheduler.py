@@ -8,6 +8,7 @@ and a broken pool can hurt only what was running.
 import concurrent.futures
 import functools
 import logging
+import os
 import signal
 import threading
 import time
@@ -133,6 +134,7 @@ class Scheduler:
         self._backend = backend
         self._settings = settings
         self._admission = admission
+        self._pid = os.getpid()
         # A lock to be taken as it is: in the Condition's own __enter__ Ctrl+C could leave it locked for ever.
         self._lock = threading.RLock()  # guards everything below
         self._changed = threading.Condition(self._lock)
@@ -155,6 +157,7 @@ class Scheduler:
 
     def submit(self, task: Task) -> Future[Any]:
         """Queue a task; RuntimeError after shutdown, BrokenProcessPool after an initializer failed."""
+        self._refuse_elsewhere()
         future: Future[Any] = Future()
         with self._lock:
             if self._broken is not None:
@@ -172,6 +175,8 @@ class Scheduler:
 
     def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
         """Take no more; with `kill`, end the workers of what runs. Returns at once."""
+        if self._is_elsewhere():
+            return
         with self._lock:
             unused = not self._slots and not self._closing
             self._closing = True
@@ -193,6 +198,7 @@ class Scheduler:
 
     def end(self, future: concurrent.futures.Future[Any]) -> None:
         """Cancel a task that waits; end the worker of one that runs, if the backend can."""
+        self._refuse_elsewhere()
         if future.cancel():
             return
         with self._lock:
@@ -205,6 +211,8 @@ class Scheduler:
 
         Slots that wait here at the same time do not wait for each other.
         """
+        if self._is_elsewhere():
+            return
         me = threading.current_thread()
         with self._lock:
             threads = list(self._threads)
@@ -221,6 +229,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Return what has been done so far."""
+        self._refuse_elsewhere()
         with self._lock:
             counts = self._counts
             return Stats(
@@ -239,13 +248,31 @@ class Scheduler:
 
     def running(self) -> list[Task]:
         """Return the tasks that run now."""
+        self._refuse_elsewhere()
         with self._lock:
             return list(self._running)
 
     def footprints(self) -> dict[str, Footprint]:
         """Return kind of task to what it takes."""
+        self._refuse_elsewhere()
         with self._lock:
             return self._admission.footprints()
+
+    # ------------------------------------------------------------ in a process that was forked
+
+    def _is_elsewhere(self) -> bool:
+        """Return whether this process was forked from the executor's, whose threads do not exist here.
+
+        Then no lock may be taken: one of them may have held it.
+        """
+        return os.getpid() != self._pid
+
+    def _refuse_elsewhere(self) -> None:
+        if self._is_elsewhere():
+            raise RuntimeError(
+                f"This executor belongs to process {self._pid}, and this is process {os.getpid()}, which was "
+                "forked from it: make an executor here."
+            )
 
     # ------------------------------------------------------------ a slot's life
 
@@ -435,6 +462,15 @@ def drain_before_exit_of(backend_class: type[Backend]) -> None:
     backend's module has been imported by now, so this hook runs before theirs. There is no public name.
     """
     threading._register_atexit(_drain)  # type: ignore[attr-defined]
+
+
+def _forget_in_child() -> None:
+    """Leave the executors of a process to it: in one that is forked from it their threads do not exist."""
+    _schedulers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _drain() -> None:

@@ -440,9 +440,11 @@ class SegmentPool:
         )
         return Parcel(pickle.dumps(message), self, there, back)
 
-    def disable(self) -> None:
-        """Send everything in messages from now on."""
-        self._enabled = False
+    def disable(self) -> bool:
+        """Send everything in messages from now on; return whether that is new."""
+        with self._lock:
+            was_enabled, self._enabled = self._enabled, False
+        return was_enabled
 
     def used_bytes(self) -> int:
         """Return how much memory the segments take, those that wait to be reused included."""

@@ -27,6 +27,7 @@ from multiprocessing.process import BaseProcess, current_process
 from types import ModuleType
 from typing import Any
 
+from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.settings import Settings
@@ -176,6 +177,16 @@ class WorkerProcess(BaseProcess):
 WorkerContext.worker_class = WorkerProcess
 
 
+def _disown_in_child() -> None:
+    """Keep multiprocessing from waiting, in a process that the caller forks, for the caller's workers."""
+    children = multiprocessing.process._children  # type: ignore[attr-defined]
+    children.difference_update([child for child in children if isinstance(child, WorkerProcess)])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_in_child)
+
+
 _lifting = threading.Lock()
 
 
@@ -228,7 +239,15 @@ def exit_code(process: BaseProcess) -> int | None:
 
 def _close_all(fds: list[int]) -> None:
     for fd in fds:
+        forks.let_go(fd)
         os.close(fd)
+
+
+def _lifeline() -> tuple[int, int]:
+    """Make a pipe whose reading end tells a worker that this process is gone, whatever it has forked."""
+    with forks.no_fork():
+        reading, writing = os.pipe()
+        return reading, forks.hold(writing)
 
 
 def _kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
@@ -337,7 +356,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     def _fork(self) -> int:
         """Ask the template for a worker; return the end of the pipe it reads its process object from."""
         status_r, status_w = os.pipe()
-        data_r, data_w = os.pipe()
+        data_r, data_w = _lifeline()
         # The worker sees the end of this process as the end of the data pipe: we keep its writing end open.
         fds = [status_r, data_w]
         self.finalizer = util.Finalize(self, _close_all, (fds,))
@@ -407,9 +426,9 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
         self._fds.append(tracker)
         data = _packed(process, self)
         status_r, status_w = os.pipe()
-        data_r, data_w = os.pipe()
+        data_r, data_w = _lifeline()
         self.sentinel = status_r
-        self.finalizer = util.Finalize(self, _util.close_fds, (status_r, data_w))
+        self.finalizer = util.Finalize(self, _close_all, ([status_r, data_w],))
         # Blocked until the worker leads a group of its own: Ctrl+C is this process's business.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

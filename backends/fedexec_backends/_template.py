@@ -26,6 +26,7 @@ from typing import Any
 
 import cloudpickle
 
+from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import function_name
 from fedexec.worker import THREAD_VARIABLES
@@ -140,7 +141,9 @@ class Template:
         return self._control
 
     def _launch(self) -> None:
-        ours, theirs = socket.socketpair()
+        with forks.no_fork():
+            ours, theirs = socket.socketpair()
+            forks.hold(ours.fileno())
         wanted = {
             "preparation": preparation("fedexec-worker"),
             "parent": (process.current_process().name, os.getpid()),
@@ -201,6 +204,7 @@ class Template:
 
     def _discard(self) -> None:
         if self._control is not None:
+            forks.let_go(self._control.fileno())
             self._control.close()
             self._control = None
         if self._process is not None:

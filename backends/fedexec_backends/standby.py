@@ -118,6 +118,8 @@ class StandbyBackend(Backend):
 
     def _call(self, task: Task, lent: "list[_Worker]", message: bytes) -> bytes:
         """Have a worker run a packed task; the worker is added to `lent`, to be given back."""
+        while lent:  # the worker of a first delivery, which could not open the caller's shared memory
+            self._give_back(task, lent.pop(), None)
         # Workers that ended while they waited are no fault of the task; all of them, and three more, are.
         for left in range(self.settings.standby + 3, 0, -1):
             worker = self._take(task)

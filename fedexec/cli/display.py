@@ -29,9 +29,10 @@ class Display:
     """
 
     def __init__(self, rounds: int | None, *, quiet: bool, stderr: bool = False) -> None:
-        self._console = Console(quiet=quiet, stderr=stderr, highlight=False)
+        # Text of others is text: errors, names and paths may have brackets, which rich would take for markup.
+        self._console = Console(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("clients"),
@@ -59,7 +60,7 @@ class Display:
         """Say what runs, and who chose it."""
         source = settings.sources.get("backend", "default")
         self._console.print(
-            f"backend [bold]{settings.backend}[/] ({source}), "
+            f"backend {settings.backend} ({source}), "
             f"{'at most ' if settings.auto else ''}{settings.max_workers} workers, "
             f"{settings.threads_per_worker} thread(s) each"
         )
@@ -91,7 +92,7 @@ class Display:
             f"accuracy {_number(_accuracy(current.metrics))}  {current.seconds:.1f} s"
         )
         for failure in current.failures:
-            self._console.print(f"  [red]client {failure['client']}: {failure['reason']}[/]", markup=True)
+            self._console.print(f"  client {failure['client']}: {failure['reason']}", style="red")
 
     def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""

@@ -2,6 +2,7 @@
 
 from fedexec.testing.calls import CallConformance
 from fedexec.testing.children import ChildrenConformance
+from fedexec.testing.forks import ForkConformance
 from fedexec.testing.lifecycle import LifecycleConformance
 from fedexec.testing.pickling import PicklingConformance
 from fedexec.testing.scripts import ScriptConformance
@@ -16,6 +17,7 @@ class ExecutorConformance(
     LifecycleConformance,
     ScriptConformance,
     ChildrenConformance,
+    ForkConformance,
     SurroundingsConformance,
 ):
     """Every test of conformance; inherit from it and name your backend.

@@ -4,6 +4,7 @@ pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
 from fedexec.cli.display import Display
+from fedexec.flower import Round
 from fedexec.settings import resolve
 
 
@@ -11,3 +12,12 @@ from fedexec.settings import resolve
 def test_a_number_that_memory_decides_is_a_bound(capsys, workers, said):
     Display(1, quiet=False).chosen(resolve({"max_workers": workers}))
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["in the [columns]", "no file: [/data/client0]", "[bold]loud[/]", ":smile: [0]"]
+)
+def test_what_others_wrote_is_shown_as_they_wrote_it(capsys, text):
+    display = Display(1, quiet=False)
+    display.progress(Round(1, clients=[0], failures=[{"client": 0, "reason": text}], seconds=1.0), 1)
+    assert f"client 0: {text}" in capsys.readouterr().out
