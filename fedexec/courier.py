@@ -5,6 +5,7 @@ What happens at the other end is :mod:`fedexec.worker`.
 
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
 from typing import Any
@@ -34,6 +35,8 @@ class Courier:
     def __init__(self, *, shared_memory: bool) -> None:
         self._pool = transport.SegmentPool(enabled=shared_memory and transport.supported())
         self._stderr = Relay()
+        self._first_path = tuple(entry for entry in sys.path if isinstance(entry, str))
+        self._path_has_changed = False
 
     def deliver(self, task: Task, call: Callable[[bytes], bytes]) -> Outcome:
         """Run a task in a worker.
@@ -74,6 +77,13 @@ class Courier:
         with self._pool.parcel((bool, (), {})) as parcel:
             return parcel.message
 
+    def _path(self) -> tuple[str, ...] | None:
+        """Return ``sys.path``, once it is no longer what workers were started with."""
+        now = tuple(entry for entry in sys.path if isinstance(entry, str))
+        if now != self._first_path:
+            self._path_has_changed = True  # Reused workers must hear of it too when it changes back.
+        return now if self._path_has_changed else None
+
     def close(self) -> None:
         """Give back the shared memory that no result needs any more, and the pipes. No worker is left."""
         self._pool.close()
@@ -82,7 +92,7 @@ class Courier:
     def _pack(self, task: Task, stderr: str | None) -> transport.Parcel:
         call = (task.fn, task.args, dict(task.kwargs))
         try:
-            return self._pool.parcel(call, task.submitted, task.device, stderr)
+            return self._pool.parcel(call, task.submitted, task.device, stderr, task.seed, self._path())
         except BaseException as exc:
             exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
             raise

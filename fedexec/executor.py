@@ -45,6 +45,7 @@ def create_executor(
     shared_memory: bool | None = None,
     preload_timeout: float | None = None,
     log_level: str | None = None,
+    seed: int | None = None,
 ) -> "Executor":
     """Create an executor. What is not given is read from the environment (``FEDEXEC_BACKEND``, ...).
 
@@ -76,7 +77,9 @@ def create_executor(
         Default: ``cores // max_workers``, at least 1.
     warmup : callable, optional
         Called once, after the preload, in the process that workers are forked from: what it imports, loads
-        and caches every worker has. It must leave no thread behind and not touch CUDA.
+        and caches every worker has. What it does must survive a fork: where it leaves a thread that a worker
+        would miss, or starts CUDA (see :func:`fedexec.memory.device.hidden`), workers start as fresh
+        interpreters instead, without it.
     max_tasks_per_child : int, optional
         How many tasks a worker of ``standby`` runs before it ends. Default 1.
     standby : int, optional
@@ -87,6 +90,10 @@ def create_executor(
         Seconds that the preload and the warm-up may take. Default 120.
     log_level : str, optional
         Level of the logger ``fedexec``.
+    seed : int, optional
+        At least 0. Each task's global generators (:mod:`random`, numpy, torch) follow from it and from how
+        many tasks were submitted before, the same on every isolating backend. Default: those of different
+        tasks are independent.
 
     Returns
     -------
@@ -123,6 +130,7 @@ def create_executor(
             "shared_memory": shared_memory,
             "preload_timeout": preload_timeout,
             "log_level": log_level,
+            "seed": seed,
         }
     )
     return Executor(settings, Hooks(initializer, initargs, warmup))
@@ -137,6 +145,7 @@ _NEEDS = {  # setting -> the promises of which one must be made for it to hold
     "max_tasks_per_child": Capability.STANDS_BY,
     "standby": Capability.STANDS_BY,
     "shared_memory": Capability.SHARES_MEMORY,
+    "seed": Capability.ISOLATED,
 }
 
 

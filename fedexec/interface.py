@@ -130,6 +130,8 @@ class Task:
         How often it runs again when its worker died.
     tag : str or None
         What the caller calls it, for messages: "client 7".
+    seed : int or None
+        Of the random numbers that it draws.
     """
 
     fn: Callable[..., Any]
@@ -142,6 +144,7 @@ class Task:
     timeout: float | None = None
     retries: int = 0
     tag: str | None = None
+    seed: int | None = None
     id: int = field(default_factory=_task_ids.__next__)
 
     @property

@@ -29,6 +29,7 @@ from fedexec.interface import Backend, Capability, Outcome, Task, Usage
 from fedexec.memory.admission import Admission, Footprint
 from fedexec.memory.device import Device
 from fedexec.memory.watch import Watch
+from fedexec.seeding import derive
 from fedexec.settings import Settings
 
 __all__ = ["Future", "Scheduler", "Stats", "drain_before_exit_of"]
@@ -165,6 +166,8 @@ class Scheduler:
             if self._closing:
                 when = "interpreter shutdown" if _interpreter_ends else "shutdown"
                 raise RuntimeError(f"cannot schedule new futures after {when}")
+            if self._settings.seed is not None:
+                task.seed = derive(self._settings.seed, self._counts["submitted"])
             self._queue.append((task, future))
             self._counts["submitted"] += 1
             if self._idle >= len(self._queue):

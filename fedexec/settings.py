@@ -64,6 +64,8 @@ class Settings:
         Seconds that the preload and the warm-up may take.
     log_level : str or None
         Level of the ``fedexec`` logger; None leaves it to the application.
+    seed : int or None
+        What each task's random numbers follow from, with its number; None leaves them to the system.
     sources : mapping of str to str
         Field name to who set it: "argument", "flag", the environment variable, "config" or "default".
     """
@@ -85,6 +87,7 @@ class Settings:
     shared_memory: bool = True
     preload_timeout: float = 120.0
     log_level: str | None = None
+    seed: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -241,6 +244,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "shared_memory": _switch,
     "preload_timeout": _seconds,
     "log_level": _log_level,
+    "seed": _whole(0, "must not be negative"),
 }
 
 

@@ -92,6 +92,8 @@ class _Message:
     answer: _Place | None = None  # where the result's buffers may go
     device: str | None = None  # that the worker is to compute on
     stderr: str | None = None  # where it is to write that
+    seed: int | None = None  # of the random numbers that it is to draw
+    path: tuple[str, ...] | None = None  # its sys.path, if that is another than at its start
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -243,6 +245,16 @@ class Delivery:
     def stderr(self) -> str | None:
         """Where to write stderr; see :mod:`fedexec.stderr`."""
         return self._message.stderr
+
+    @property
+    def seed(self) -> int | None:
+        """What its random numbers follow from."""
+        return self._message.seed
+
+    @property
+    def path(self) -> tuple[str, ...] | None:
+        """The caller's ``sys.path``; None where it is what it was when the worker was started."""
+        return self._message.path
 
     def open(self) -> Any:
         """Unpickle the object.
@@ -405,7 +417,13 @@ class SegmentPool:
         self._closed = threading.Event()
 
     def parcel(
-        self, obj: Any, since: float = math.inf, device: str | None = None, stderr: str | None = None
+        self,
+        obj: Any,
+        since: float = math.inf,
+        device: str | None = None,
+        stderr: str | None = None,
+        seed: int | None = None,
+        path: tuple[str, ...] | None = None,
     ) -> "Parcel":
         """Pack an object to be sent.
 
@@ -418,6 +436,10 @@ class SegmentPool:
             UUID of the device that the receiver is to compute on.
         stderr : str, optional
             Where the receiver is to write its stderr.
+        seed : int, optional
+            What the receiver's random numbers are to follow from.
+        path : tuple of str, optional
+            The ``sys.path`` by which the receiver is to find modules.
 
         Raises
         ------
@@ -426,18 +448,17 @@ class SegmentPool:
         """
         data, buffers = _dump(obj)
         layout, size = _lay_out(buffers)
+        where: dict[str, Any] = {"device": device, "stderr": stderr, "seed": seed, "path": path}
         if not self._enabled:
-            message = _Message(data, tuple(map(bytes, buffers)), device=device, stderr=stderr)
+            message = _Message(data, tuple(map(bytes, buffers)), **where)
             return Parcel(pickle.dumps(message), self, None, None)
         back = self._take(size)
         if size < THRESHOLD:
             inside = tuple(map(bytes, buffers))
-            message = _Message(data, inside, answer=back.place, device=device, stderr=stderr)
+            message = _Message(data, inside, answer=back.place, **where)
             return Parcel(pickle.dumps(message), self, None, back)
         there = self._place(layout, size, buffers, since)
-        message = _Message(
-            data, place=there.place, layout=layout, answer=back.place, device=device, stderr=stderr
-        )
+        message = _Message(data, place=there.place, layout=layout, answer=back.place, **where)
         return Parcel(pickle.dumps(message), self, there, back)
 
     def disable(self) -> bool:

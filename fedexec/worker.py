@@ -28,7 +28,7 @@ import cloudpickle
 if sys.platform == "linux":
     import fcntl
 
-from fedexec import inheritance
+from fedexec import inheritance, seeding
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
@@ -149,6 +149,7 @@ def setup(wanted: WorkerSetup) -> None:
     started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
+    seeding.renew()
     limit_threads(wanted.environ)
     try:
         preload(wanted.preload)
@@ -237,9 +238,18 @@ def run(message: bytes) -> bytes:
 def _run(delivery: Delivery) -> Reply:
     if delivery.stderr is not None:
         listen(delivery.stderr)
+    with seeding.seeded(delivery.seed):
+        return _run_seeded(delivery)
+
+
+def _run_seeded(delivery: Delivery) -> Reply:
     try:
         device.assign(delivery.device)  # before anything is unpickled that might start it
+        if delivery.path is not None:
+            sys.path[:] = delivery.path
         fn, args, kwargs = delivery.open()
+        if delivery.seed is not None:
+            seeding.seed_all(delivery.seed)  # again: what was unpickled may have drawn
     except UnreachableSegmentError as exc:
         return Reply(Kind.UNREACHABLE, b"", os.getpid(), str(exc))
     except BaseException as exc:

@@ -5,7 +5,6 @@ The other end is :mod:`fedexec.flower.grid`.
 
 import contextlib
 import functools
-import random
 import sys
 import time
 import traceback
@@ -15,15 +14,15 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
-import numpy as np
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
+from fedexec.seeding import seed_all
 
-__all__ = ["Answer", "AppRef", "Job", "check", "load", "run", "seed_all", "warm"]
+__all__ = ["Answer", "AppRef", "Job", "check", "load", "run", "warm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +191,6 @@ def _check_reply(reply: Any, metadata: Metadata) -> None:
         raise TypeError(f"the ClientApp returned a {type(reply).__name__} where a Message is due")
     if reply.metadata.reply_to_message_id != metadata.message_id:
         raise ValueError("the ClientApp returned a Message that is no reply: make it with reply_to=message")
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, numpy and, if it is loaded, torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.manual_seed(seed)
 
 
 def _line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 from fedexec import registry
 from fedexec.executor import Executor
 from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
-from fedexec.flower.clientapp import AppRef, check, import_app, seed_all, warm
+from fedexec.flower.clientapp import AppRef, check, import_app, warm
 from fedexec.flower.grid import ExecutorGrid, NodeConfig
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.journal import Journal
@@ -23,6 +23,7 @@ from fedexec.flower.observe import observed
 from fedexec.flower.offloading import app_settings
 from fedexec.interface import Capability, Hooks
 from fedexec.scheduler import Stats
+from fedexec.seeding import seed_all
 from fedexec.settings import Settings, resolve
 from fedexec.worker import environment, limit_threads
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
 
-from fedexec import worker
+from fedexec import seeding, worker
 
 DEADLINE = 30.0
 """Seconds after which a test gives up on something that should long have happened."""
@@ -424,6 +424,44 @@ def leave_a_process() -> int:
 
 
 _left: list[Any] = []
+
+
+def draw() -> tuple[float, float]:
+    """Draw from Python's generator and from numpy's, which may have to be imported for it."""
+    import random
+
+    import numpy.random
+
+    return random.random(), float(numpy.random.rand())
+
+
+class DrawsAtUnpickle:
+    """Unpickling it draws a random number."""
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return draw, ()
+
+
+def drawn_by_the_first_task_of(seed: int) -> tuple[float, float]:
+    """Return what :func:`draw` returns in the first task of any executor with a seed."""
+    import random
+
+    import numpy as np
+
+    derived = seeding.derive(seed, 0)
+    return random.Random(derived).random(), float(np.random.RandomState(derived % 2**32).rand())
+
+
+def draw_with(_: object) -> tuple[float, float]:
+    """Draw, whatever the argument is."""
+    return draw()
+
+
+def draw_after_death(marker: Path) -> tuple[float, float]:
+    """Draw, and die at the first call before that is told."""
+    drawn = draw()
+    die_once(marker)
+    return drawn
 
 
 def write_later(path: str) -> None:

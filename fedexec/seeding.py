@@ -1,0 +1,136 @@
+"""Random numbers in workers: independent of each other, or following from a seed.
+
+A worker that is forked from a template has the template's generators, like every other worker. Python itself
+seeds those of :mod:`random` anew in a forked process; here numpy's and torch's are. No library is imported
+for it: one that a task imports is seeded when it arrives.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["derive", "renew", "seed_all", "seeded"]
+
+
+def derive(seed: int, number: int) -> int:
+    """Return the seed of one task, which tells nothing of another's.
+
+    Parameters
+    ----------
+    seed : int
+        Of the executor.
+    number : int
+        Of the task: how many were submitted before it.
+
+    Returns
+    -------
+    int
+        Less than 2**64.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "little")
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python and, where they are loaded, of numpy and torch.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0; numpy takes the lowest 32 bits of it, torch the lowest 63.
+    """
+    random.seed(seed)
+    for name, seed_one in _SEEDERS.items():
+        if name in sys.modules:
+            seed_one(sys.modules[name], seed)
+
+
+def renew() -> None:
+    """Seed numpy's and torch's generators from the system, in a worker that was born with its template's."""
+    numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
+    if numpy_random is not None:
+        numpy_random.seed([int.from_bytes(os.urandom(4), "little") for _ in range(4)])
+    # The generators of devices are made, and seeded by the system, when a device is started.
+    generator = getattr(torch, "default_generator", None)
+    if generator is not None:
+        generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Have every generator follow from a seed, also those of libraries that are imported meanwhile.
+
+    Parameters
+    ----------
+    seed : int or None
+        None changes nothing.
+    """
+    if seed is None:
+        yield
+        return
+    seed_all(seed)
+    finder = _Finder(seed)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _seed_numpy(module: Any, seed: int) -> None:
+    module.seed(seed % 2**32)
+
+
+def _seed_torch(module: Any, seed: int) -> None:
+    if hasattr(module, "manual_seed"):  # not while it is being imported
+        module.manual_seed(seed % 2**63)
+
+
+_SEEDERS: dict[str, Callable[[Any, int], None]] = {"numpy.random": _seed_numpy, "torch": _seed_torch}
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing by itself: it has a library seeded as soon as it has been imported."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._asking = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in _SEEDERS or self._asking:
+            return None
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _SeedingLoader(spec.loader, self._seed)
+        return spec
+
+
+class _SeedingLoader(Loader):
+    """A library's own loader, and a seed for what it loads."""
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        self._loader = loader
+        self._seed = seed
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _SEEDERS[module.__name__](module, self._seed)
