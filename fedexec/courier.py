@@ -15,6 +15,7 @@ import cloudpickle
 from fedexec import transport
 from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
 from fedexec.interface import Outcome, Task
+from fedexec.pickling import loads
 from fedexec.stderr import Relay
 from fedexec.worker import Kind, Reply
 
@@ -117,7 +118,7 @@ def _outcome(reply: Reply, parcel: transport.Parcel, task: Task) -> Outcome:
         module, text = pickle.loads(reply.payload)
         return Outcome(exception=PreloadError(module, text))
     try:
-        value = parcel.open(reply.payload) if reply.kind is Kind.VALUE else pickle.loads(reply.payload)
+        value = parcel.open(reply.payload) if reply.kind is Kind.VALUE else loads(reply.payload)
     except BaseException as exc:  # also a SystemExit out of __setstate__: this thread serves all futures
         error = UnpickleError("result" if reply.kind is Kind.VALUE else "exception", task.name, repr(exc))
         if reply.traceback:

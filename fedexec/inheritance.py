@@ -13,7 +13,7 @@ from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
 from typing import Any
 
-import cloudpickle
+from fedexec.pickling import Pickler
 
 __all__ = ["dumps"]
 
@@ -55,7 +55,7 @@ def dumps(obj: object) -> bytes:
     return file.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(Pickler):
     """A pickler that knows multiprocessing's own objects, but not torch's way to share a tensor."""
 
     @property
@@ -64,7 +64,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         ours = {
             kind: reduce for kind, reduce in known.items() if reduce.__module__.startswith("multiprocessing.")
         }
-        return cloudpickle.Pickler.dispatch_table.new_child(ours)
+        return Pickler.dispatch_table.new_child(ours)
 
 
 class _AnyWorker:

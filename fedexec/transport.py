@@ -13,24 +13,21 @@ Linux only (``memfd_create``, ``/proc``); elsewhere, and below the threshold, bu
 """
 
 import ctypes
-import io
 import math
 import mmap
 import os
 import pickle
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-import cloudpickle
 import psutil
 
 from fedexec.errors import TransferError
+from fedexec.pickling import Sources, dump, loads
 from fedexec.settings import format_size
 
 __all__ = ["Delivery", "Parcel", "SegmentPool", "UnreachableSegmentError", "supported"]
@@ -93,56 +90,8 @@ class _Message:
     device: str | None = None  # that the worker is to compute on
     stderr: str | None = None  # where it is to write that
     seed: int | None = None  # of the random numbers that it is to draw
+    sources: Sources = ()  # of notebook cells, for tracebacks
     path: tuple[str, ...] | None = None  # its sys.path, if that is another than at its start
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles by value what ``__main__`` defines, and torch's CPU tensors like arrays."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        torch = sys.modules.get("torch")  # whoever has a tensor has imported it; not if that goes on just now
-        kinds = (getattr(torch, "Tensor", None), getattr(getattr(torch, "nn", None), "Parameter", None))
-        if torch is not None and type(obj) in kinds and _is_plain(torch, obj):
-            raw = obj.detach().view(-1).view(torch.uint8).numpy()
-            is_parameter = type(obj) is torch.nn.Parameter
-            return _tensor, (
-                pickle.PickleBuffer(raw),
-                obj.dtype,
-                tuple(obj.shape),
-                obj.requires_grad,
-                is_parameter,
-            )
-        return super().reducer_override(obj)
-
-
-def _is_plain(torch: Any, tensor: Any) -> bool:
-    return bool(
-        tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.is_contiguous()
-        and tensor.numel() > 0
-        and tensor.is_leaf
-        and not (tensor.is_quantized or tensor.is_complex() or tensor.is_neg())
-        and not (vars(tensor) or tensor._backward_hooks)
-    )
-
-
-def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool, is_parameter: bool) -> Any:
-    """Rebuild a tensor on the memory its bytes lie in."""
-    torch = import_module("torch")
-    writable = buffer if not memoryview(buffer).readonly else bytearray(buffer)
-    tensor = torch.frombuffer(writable, dtype=torch.uint8).view(dtype).view(shape)
-    if is_parameter:
-        return torch.nn.Parameter(tensor, requires_grad=requires_grad)
-    return tensor.requires_grad_(requires_grad)
-
-
-def _dump(obj: Any) -> tuple[bytes, list[memoryview]]:
-    """Pickle, with the buffers beside it."""
-    buffers: list[pickle.PickleBuffer] = []
-    file = io.BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(obj)
-    return file.getvalue(), [buffer.raw() for buffer in buffers]
 
 
 def _lay_out(buffers: list[memoryview]) -> tuple[tuple[tuple[int, int], ...], int]:
@@ -256,6 +205,11 @@ class Delivery:
         """The caller's ``sys.path``; None where it is what it was when the worker was started."""
         return self._message.path
 
+    @property
+    def sources(self) -> Sources:
+        """Lines of notebook cells."""
+        return self._message.sources
+
     def open(self) -> Any:
         """Unpickle the object.
 
@@ -283,7 +237,7 @@ class Delivery:
         TransferError
             There is not enough memory for its buffers.
         """
-        data, buffers = _dump(obj)
+        data, buffers, _ = dump(obj)
         layout, size = _lay_out(buffers)
         place = self._message.answer
         if place is None or size < THRESHOLD:
@@ -446,9 +400,15 @@ class SegmentPool:
         TransferError
             There is not enough memory for its buffers.
         """
-        data, buffers = _dump(obj)
+        data, buffers, sources = dump(obj)
         layout, size = _lay_out(buffers)
-        where: dict[str, Any] = {"device": device, "stderr": stderr, "seed": seed, "path": path}
+        where: dict[str, Any] = {
+            "device": device,
+            "stderr": stderr,
+            "seed": seed,
+            "path": path,
+            "sources": sources,
+        }
         if not self._enabled:
             message = _Message(data, tuple(map(bytes, buffers)), **where)
             return Parcel(pickle.dumps(message), self, None, None)
@@ -596,11 +556,9 @@ class Parcel:
         """Read an answer. Arrays are writable views of its segment, which comes back when they are gone."""
         message: _Message = pickle.loads(data)
         if message.place is None:
-            return pickle.loads(message.data, buffers=map(bytearray, message.buffers))
+            return loads(message.data, map(bytearray, message.buffers))
         assert self._back is not None
         end = max(offset + size for offset, size in message.layout)
         memory = self._pool.view(self._back, end)
         self._back = None  # the views hold it now
-        return pickle.loads(
-            message.data, buffers=[memory[offset : offset + size] for offset, size in message.layout]
-        )
+        return loads(message.data, [memory[offset : offset + size] for offset, size in message.layout])

@@ -32,6 +32,7 @@ from fedexec import inheritance, seeding
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
+from fedexec.pickling import show_sources
 from fedexec.settings import Settings
 from fedexec.stderr import listen, unread
 from fedexec.transport import Delivery, UnreachableSegmentError
@@ -245,6 +246,8 @@ def _run(delivery: Delivery) -> Reply:
 def _run_seeded(delivery: Delivery) -> Reply:
     try:
         device.assign(delivery.device)  # before anything is unpickled that might start it
+        if delivery.sources:
+            show_sources(delivery.sources)
         if delivery.path is not None:
             sys.path[:] = delivery.path
         fn, args, kwargs = delivery.open()

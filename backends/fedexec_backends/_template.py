@@ -24,11 +24,10 @@ from multiprocessing.forkserver import MAXFDS_TO_SEND
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-
 from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import function_name
+from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
@@ -90,7 +89,7 @@ class Template:
         self._environ = dict(environ or {}) | one_thread
         self._more_threads = not one_thread.items() <= (environ or one_thread).items()
         self._modules = (backend, *modules)
-        self._warmup = None if warmup is None else cloudpickle.dumps(warmup)
+        self._warmup = None if warmup is None else dumps(warmup)
         self._warmup_name = "" if warmup is None else function_name(warmup)
         self._timeout = timeout
         self._lock = threading.Lock()

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
+from fedexec.pickling import dumps
 from fedexec.seeding import seed_all
 
 __all__ = ["Answer", "AppRef", "Job", "check", "load", "run", "warm"]
@@ -49,7 +50,7 @@ class AppRef:
                     if value is app:
                         return cls(f"{module_name}:{name}")
         try:
-            return cls("of this script", cloudpickle.dumps(app))
+            return cls("of this script", dumps(app))
         except Exception as exc:
             raise LoadClientAppError(
                 f"The ClientApp cannot be sent to workers: {exc!r}. Make it in a module of its own."

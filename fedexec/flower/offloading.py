@@ -96,7 +96,8 @@ def _run(fn: Callable[..., Any], chosen: _Here, args: tuple[Any, ...], kwargs: d
     pool = chosen.executor or _shared_executor(contexts[0].run_config if contexts else {})
     if Capability.ISOLATED not in pool.capabilities:
         return _wait(pool, fn, *args, **kwargs)
-    result, states = unpack(_wait(pool, _call, _address(fn), pack((args, kwargs))))
+    answer = _wait(pool, _call, _address(fn), pack((args, kwargs)))
+    result, states = unpack(answer, keep_classes=True)
     for context, state in zip(contexts, states, strict=True):
         context.state.clear()
         context.state.update(state)

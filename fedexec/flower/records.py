@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array
 
+from fedexec.pickling import Pickler, loads
+
 __all__ = ["Packed", "pack", "unpack"]
 
 
@@ -47,6 +49,8 @@ class Packed:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles by value what ``__main__`` and closures define, and arrays by their bytes."""
 
+    dispatch_table = Pickler.dispatch_table
+
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Array:
             return _array, (obj.dtype, tuple(obj.shape), obj.stype, pickle.PickleBuffer(obj.data))
@@ -68,6 +72,14 @@ def pack(obj: Any) -> Packed:
     return Packed(file.getvalue(), tuple(np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers))
 
 
-def unpack(packed: Packed) -> Any:
-    """Put an object together again; plain ndarrays in it are views of the buffers."""
-    return pickle.loads(packed.skeleton, buffers=packed.buffers)
+def unpack(packed: Packed, *, keep_classes: bool = False) -> Any:
+    """Put an object together again; plain ndarrays in it are views of the buffers.
+
+    Parameters
+    ----------
+    packed : Packed
+    keep_classes : bool
+        What comes back from a worker must not change this process's classes; see :func:`pickling.loads`.
+    """
+    read = loads if keep_classes else pickle.loads
+    return read(packed.skeleton, buffers=packed.buffers)

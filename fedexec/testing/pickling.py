@@ -1,10 +1,12 @@
 """Conformance: what crosses between processes, and what cannot."""
 
 import functools
+import itertools
 import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +214,125 @@ class PicklingConformance(Suite):
         ]
         good = [future.result(DEADLINE)[0][0] for future in futures if future.exception(DEADLINE) is None]
         assert good == [1, 2, 3, 4]
+
+    # ------------------------------------------------------------ what a script defines
+
+    def test_a_result_leaves_the_callers_classes_alone(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import enum
+            from fedexec import create_executor
+
+            class Config:
+                rate = 0.1
+                rounds = 0
+
+            class Failure(Exception):
+                count = 0
+
+            class Color(enum.Enum):
+                RED = 1
+
+            def work(how):
+                Config.rounds, Failure.count, Color.note = 1000, 1000, "changed"
+                if how == "fail":
+                    raise Failure("failed")
+                New = type("New", (Config,), {"made": "in the task"})
+                return {"value": Config(), "class": Config, "nested": [New(), Color.RED]}[how]
+
+            with create_executor(max_workers=1) as executor:
+                for number, how in enumerate(["value", "class", "nested", "fail"]):
+                    Config.rate = number
+                    future = executor.submit(work, how)
+                    Config.rate = "later"
+                    error = future.exception()
+                    if error is None:
+                        value = future.result()
+                        print(type(value) is Config or value is Config or value[0].made, end=" ")
+                    else:
+                        print(type(error) is Failure, end=" ")
+                    print(Config.rate, Config.rounds, Failure.count, hasattr(Color, "note"))
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == [
+            "True later 0 0 False",
+            "True later 0 0 False",
+            "in the task later 0 0 False",
+            "True later 0 0 False",
+        ]
+
+    def test_a_traceback_shows_the_lines_of_a_script(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import linecache, traceback
+            from fedexec import create_executor
+
+            def fail(x):
+                raise ValueError("diverged")  # in a function
+
+            class Client:
+                def fit(self):
+                    return [1 / n for n in (1, 0)]  # in a method
+
+            cell = "def in_a_cell():\\n    raise KeyError('cell')  # in a cell\\n"
+            name = "<ipython-input-1>"
+            linecache.cache[name] = (len(cell), None, cell.splitlines(True), name)
+            exec(compile(cell, name, "exec"))
+
+            with create_executor(max_workers=1) as executor:
+                for call in (lambda: fail(1), Client().fit, in_a_cell):
+                    text = "".join(traceback.format_exception(executor.submit(call).exception()))
+                    for line in text.splitlines():
+                        if "# in" in line:
+                            print(line.strip())
+                    print("script.py" in text, "ipython-input" in text, "dynamic-code" in text)
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        lines = [
+            ['raise ValueError("diverged")  # in a function', "True False False"],
+            ["return [1 / n for n in (1, 0)]  # in a method", "True False False"],
+            ["raise KeyError('cell')  # in a cell", "False True False"],
+        ]
+        # The comprehension has a frame of its own up to Python 3.11, with the same line.
+        assert list(dict.fromkeys(out)) == list(dict.fromkeys(itertools.chain(*lines)))
+
+    def test_functions_with_a_cache_travel(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import functools
+            from fedexec import create_executor
+
+            @functools.lru_cache(maxsize=7)
+            def fibonacci(n):
+                "Adds up."
+                return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+            @functools.cache
+            def double(n):
+                return 2 * n
+
+            def use(n):
+                return double(n), fibonacci.cache_info().maxsize, fibonacci.__doc__, fibonacci.__name__
+
+            class Model:
+                @functools.cached_property
+                def size(self):
+                    return 3
+
+                @functools.lru_cache
+                def scaled(self, factor):
+                    return self.size * factor
+
+            with create_executor() as executor:
+                print(executor.submit(fibonacci, 50).result(), executor.submit(use, 4).result())
+                print(executor.submit(lambda model: model.scaled(2), Model()).result())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["12586269025 (8, 7, 'Adds up.', 'fibonacci')", "6"]

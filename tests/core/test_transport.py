@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 
@@ -354,6 +355,27 @@ def test_tensors_that_are_no_plain_arrays_survive_too(torch):
     assert result[1].shape == (0, 3)
     assert torch.equal(result[2], complex_)
     assert torch.equal(result[3].to_dense(), torch.eye(3))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_tensor_arrives_as_it_was(torch):
+    hooked = torch.ones(3, requires_grad=True)
+    kinds = {
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "csr": torch.eye(3).to_sparse_csr(),
+        "conjugate": torch.ones(3, dtype=torch.complex64).conj(),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "meta": torch.ones(3, device="meta"),
+        "scalar": torch.tensor(3.0),
+        "buffer": torch.nn.Buffer(torch.ones(3)),
+        "hooked": hooked,
+    }
+    result, _ = round_trip(kinds)
+    for name, tensor in kinds.items():
+        assert type(result[name]) is type(tensor), name
+        assert (result[name].dtype, result[name].layout) == (tensor.dtype, tensor.layout), name
+        assert re.sub(r"j\d+", "j", repr(result[name])) == re.sub(r"j\d+", "j", repr(tensor)), name
 
 
 def test_a_message_is_plain_pickle():

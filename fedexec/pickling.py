@@ -1,0 +1,218 @@
+"""How objects are pickled between the caller and its workers: cloudpickle, with what its users would miss.
+
+- What ``__main__`` defines travels by value, with the name of its file, so that a traceback shows its lines.
+- torch's CPU tensors travel like arrays: their bytes lie beside the pickle.
+- A function with ``functools.lru_cache`` travels without its cache, a ``cached_property`` without its lock.
+- What comes back never changes a class of the process that reads it.
+"""
+
+import functools
+import io
+import linecache
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import cloudpickle
+from cloudpickle import cloudpickle as _cloudpickle
+
+__all__ = ["Pickler", "Sources", "dump", "dumps", "loads", "show_sources"]
+
+Sources = tuple[tuple[str, tuple[str, ...]], ...]
+"""(file name, lines) of code that only the sender's process has the source of: notebook cells."""
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Pickle code as cloudpickle does, but with the name of its file, which cloudpickle 3.1.3 leaves out."""
+    constructor, args, *rest = _reduce_code_of_cloudpickle(code)
+    args = tuple(code.co_filename if type(arg) is str and arg == "<dynamic-code>" else arg for arg in args)
+    return constructor, args, *rest
+
+
+_reduce_code_of_cloudpickle: Callable[[types.CodeType], tuple[Any, ...]] = cloudpickle.Pickler.dispatch_table[
+    types.CodeType
+]
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles by value what ``__main__`` defines, and torch's CPU tensors like arrays.
+
+    Attributes
+    ----------
+    files : set of str
+        Where the functions that it has met stand.
+    """
+
+    dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.files: set[str] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce what cloudpickle would not, or not as it should be."""
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it; not if that goes on just now
+        kinds = (getattr(torch, "Tensor", None), getattr(getattr(torch, "nn", None), "Parameter", None))
+        if torch is not None and type(obj) in kinds and _is_plain(torch, obj):
+            return _reduce_tensor(torch, obj)
+        if type(obj) is types.FunctionType:
+            self.files.add(obj.__code__.co_filename)
+        elif type(obj) is functools._lru_cache_wrapper and _is_sent_by_value(obj):
+            return _reduce_cached(obj)
+        elif type(obj) is functools.cached_property:  # It has a lock up to Python 3.11.
+            return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
+        return super().reducer_override(obj)
+
+
+def dump(obj: Any) -> tuple[bytes, list[memoryview], Sources]:
+    """Pickle an object.
+
+    Returns
+    -------
+    tuple of bytes, list of memoryview and Sources
+        The pickle, the buffers beside it, and the source of what it holds of notebook cells.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    pickler = Pickler(file, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(obj)
+    return file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files)
+
+
+def dumps(obj: Any) -> bytes:
+    """Pickle an object in one piece, by value what ``__main__`` defines."""
+    file = io.BytesIO()
+    Pickler(file, protocol=5).dump(obj)
+    return file.getvalue()
+
+
+def _sources(files: Iterable[str]) -> Sources:
+    """Return the lines of those files that are none: linecache was told of them."""
+    return tuple(
+        (name, tuple(linecache.getlines(name)))
+        for name in sorted(files)
+        if name in linecache.cache and not os.path.exists(name)  # noqa: PTH110
+    )
+
+
+def show_sources(sources: Sources) -> None:
+    """Have tracebacks in this process show these lines."""
+    for name, lines in sources:
+        linecache.cache[name] = (sum(map(len, lines)), None, list(lines), name)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def _is_plain(torch: Any, tensor: Any) -> bool:
+    return bool(
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+        and tensor.is_leaf
+        and not (tensor.is_quantized or tensor.is_complex() or tensor.is_neg())
+        and not (vars(tensor) or tensor._backward_hooks)
+    )
+
+
+def _reduce_tensor(torch: Any, tensor: Any) -> tuple[Any, ...]:
+    raw = tensor.detach().view(-1).view(torch.uint8).numpy()
+    is_parameter = type(tensor) is torch.nn.Parameter
+    shape = tuple(tensor.shape)
+    return _tensor, (pickle.PickleBuffer(raw), tensor.dtype, shape, tensor.requires_grad, is_parameter)
+
+
+def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool, is_parameter: bool) -> Any:
+    """Rebuild a tensor on the memory its bytes lie in."""
+    torch = import_module("torch")
+    writable = buffer if not memoryview(buffer).readonly else bytearray(buffer)
+    tensor = torch.frombuffer(writable, dtype=torch.uint8).view(dtype).view(shape)
+    if is_parameter:
+        return torch.nn.Parameter(tensor, requires_grad=requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
+# ---------------------------------------------------------------- functools.lru_cache
+
+
+def _is_sent_by_value(function: Any) -> bool:
+    name = getattr(function, "__qualname__", None)
+    return name is not None and _cloudpickle._lookup_module_and_qualname(function, name=name) is None
+
+
+def _reduce_cached(cached: Any) -> tuple[Any, ...]:
+    """Pickle a function with a cache: first its shell, for it may call itself by its name."""
+    parameters = cached.cache_parameters()
+    return (
+        _empty_cached,
+        (parameters["maxsize"], parameters["typed"]),
+        cached.__wrapped__,
+        None,
+        None,
+        _fill_cached,
+    )
+
+
+class _Called:
+    """What a rebuilt cached function calls."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def _empty_cached(maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(_Called())
+
+
+def _fill_cached(cached: Any, function: Callable[..., Any]) -> Any:
+    cached.__wrapped__.function = function
+    return functools.update_wrapper(cached, function)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
+    """Unpickle an object without changing a class that this process has already.
+
+    cloudpickle sets the attributes of a class that it knows to what they were where the class comes from. So
+    a result would undo what the caller has changed meanwhile, and bring what a task did to its copy.
+
+    Parameters
+    ----------
+    data : bytes
+    buffers : iterable, optional
+        What lies beside it.
+    """
+    return _Unpickler(io.BytesIO(data), buffers=buffers).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any] | None) -> None:
+        super().__init__(file, buffers=buffers)
+        self._kept: set[type] = set()  # classes that were here before
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if found is _cloudpickle._make_skeleton_class or found is _cloudpickle._make_skeleton_enum:
+            return functools.partial(self._find_or_make, found)
+        return self._set_state if found is _cloudpickle._class_setstate else found
+
+    def _find_or_make(self, make: Callable[..., type], *args: Any) -> type:
+        *_, identity, _ = args
+        is_here = identity in _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+        cls = make(*args)
+        if is_here:
+            self._kept.add(cls)
+        return cls
+
+    def _set_state(self, cls: type, state: Any) -> type:
+        return cls if cls in self._kept else _cloudpickle._class_setstate(cls, state)
