@@ -15,12 +15,22 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from multiprocessing import reduction
 from typing import Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
-__all__ = ["Pickler", "Sources", "dump", "dumps", "loads", "show_sources"]
+__all__ = [
+    "Pickler",
+    "Sources",
+    "dump",
+    "dumps",
+    "load_with_main",
+    "loads",
+    "send_main_by_value",
+    "show_sources",
+]
 
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
 """(file name, lines) of code that only the sender's process has the source of: notebook cells."""
@@ -45,6 +55,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     ----------
     files : set of str
         Where the functions that it has met stand.
+    of_main : dict of str to object
+        The functions and classes that it has met and that ``__main__`` knows by these names.
     """
 
     dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
@@ -52,6 +64,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.files: set[str] = set()
+        self.of_main: dict[str, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce what cloudpickle would not, or not as it should be."""
@@ -59,6 +72,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         kinds = (getattr(torch, "Tensor", None), getattr(getattr(torch, "nn", None), "Parameter", None))
         if torch is not None and type(obj) in kinds and _is_plain(torch, obj):
             return _reduce_tensor(torch, obj)
+        if _is_of_main(obj):
+            self._note(obj)
         if type(obj) is types.FunctionType:
             self.files.add(obj.__code__.co_filename)
         elif type(obj) is functools._lru_cache_wrapper and _is_sent_by_value(obj):
@@ -67,9 +82,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         return super().reducer_override(obj)
 
+    def _note(self, obj: Any) -> None:
+        if getattr(sys.modules["__main__"], obj.__qualname__, None) is obj:
+            self.of_main[obj.__qualname__] = obj
 
-def dump(obj: Any) -> tuple[bytes, list[memoryview], Sources]:
+
+def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:
     """Pickle an object.
+
+    Parameters
+    ----------
+    obj : object
+    with_main : bool
+        For :func:`load_with_main`: with the names by which ``__main__`` knows what is pickled by value.
 
     Returns
     -------
@@ -79,7 +104,8 @@ def dump(obj: Any) -> tuple[bytes, list[memoryview], Sources]:
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     pickler = Pickler(file, protocol=5, buffer_callback=buffers.append)
-    pickler.dump(obj)
+    # These names are pickled last, when all of them are known.
+    pickler.dump((obj, pickler.of_main) if with_main else obj)
     return file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files)
 
 
@@ -175,6 +201,50 @@ def _empty_cached(maxsize: int | None, typed: bool) -> Any:
 def _fill_cached(cached: Any, function: Callable[..., Any]) -> Any:
     cached.__wrapped__.function = function
     return functools.update_wrapper(cached, function)
+
+
+# ---------------------------------------------------------------- names of __main__
+
+
+def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
+    """Unpickle, in a worker, what :func:`dump` wrote with the names of the caller's ``__main__``.
+
+    They become names of this process's ``__main__``. So a task finds its own functions and classes where
+    plain pickle looks for them: ``torch.save(net)``, and what it sends to processes that it forks.
+
+    Parameters
+    ----------
+    data : bytes
+    buffers : iterable, optional
+        What lies beside it.
+    """
+    obj, of_main = pickle.loads(data, buffers=buffers)
+    vars(sys.modules["__main__"]).update(of_main)
+    return obj
+
+
+def send_main_by_value() -> None:
+    """Have multiprocessing send functions and classes of ``__main__`` by value from this process, a worker.
+
+    The processes that a task spawns do not run the user's script, and would not find them by their names.
+    """
+    forking_pickler: Any = reduction.ForkingPickler
+    forking_pickler.reducer_override = _reduce_of_main
+
+
+def _is_of_main(obj: Any) -> bool:
+    return isinstance(obj, types.FunctionType | type) and obj.__module__ == "__main__"
+
+
+def _reduce_of_main(_: Any, obj: Any) -> Any:
+    if _is_of_main(obj):
+        return _load_of_main, (dump(obj, with_main=True)[0],)
+    return NotImplemented
+
+
+def _load_of_main(data: bytes) -> Any:
+    send_main_by_value()  # What this process sends back, or on, may be of the same kind.
+    return load_with_main(data)
 
 
 # ---------------------------------------------------------------- classes

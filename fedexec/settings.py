@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedexec.errors import SettingsError
+from fedexec.machine import available_cores
 
-__all__ = ["Settings", "available_cores", "format_size", "parse_size", "resolve", "setting_names"]
+__all__ = ["Settings", "format_size", "parse_size", "resolve", "setting_names"]
 
 FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
@@ -107,13 +108,6 @@ class Settings:
         return ", ".join(
             f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown
         )
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse_size(text: str | int) -> int:

@@ -24,10 +24,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from fedexec.errors import TransferError
-from fedexec.pickling import Sources, dump, loads
+from fedexec.machine import available_bytes
+from fedexec.pickling import Sources, dump, load_with_main, loads
 from fedexec.settings import format_size
 
 __all__ = ["Delivery", "Parcel", "SegmentPool", "UnreachableSegmentError", "supported"]
@@ -222,12 +221,12 @@ class Delivery:
         """
         message = self._message
         if message.place is None:
-            return pickle.loads(message.data, buffers=map(bytearray, message.buffers))
+            return load_with_main(message.data, map(bytearray, message.buffers))
         end = max(offset + size for offset, size in message.layout)
         self._memory, start = message.place.open(end, write=False)
         with memoryview(self._memory) as memory:
             views = [memory[start + offset : start + offset + size] for offset, size in message.layout]
-        return pickle.loads(message.data, buffers=views)
+        return load_with_main(message.data, views)
 
     def answer(self, obj: Any) -> bytes:
         """Pack a result for :meth:`Parcel.open`.
@@ -259,7 +258,7 @@ class Delivery:
 
 
 def _check_room(size: int) -> None:
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     if size > available:
         raise TransferError(
             f"{format_size(size)} of arrays do not fit into memory: {format_size(available)} are free"
@@ -400,7 +399,7 @@ class SegmentPool:
         TransferError
             There is not enough memory for its buffers.
         """
-        data, buffers, sources = dump(obj)
+        data, buffers, sources = dump(obj, with_main=True)
         layout, size = _lay_out(buffers)
         where: dict[str, Any] = {
             "device": device,

@@ -32,7 +32,7 @@ from fedexec import inheritance, seeding
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
-from fedexec.pickling import show_sources
+from fedexec.pickling import send_main_by_value, show_sources
 from fedexec.settings import Settings
 from fedexec.stderr import listen, unread
 from fedexec.transport import Delivery, UnreachableSegmentError
@@ -151,6 +151,7 @@ def setup(wanted: WorkerSetup) -> None:
     _leave_the_callers_group()
     end_with_caller()
     seeding.renew()
+    send_main_by_value()
     limit_threads(wanted.environ)
     try:
         preload(wanted.preload)

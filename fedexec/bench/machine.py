@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedexec import __version__
+from fedexec.machine import available_cores
 from fedexec.memory import host
-from fedexec.settings import available_cores, format_size
+from fedexec.settings import format_size
 
 __all__ = ["cpu", "fingerprint", "info", "load", "versions"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from fedexec.bench.peers import COPY, FORK, TUTORIAL, Contestant, contestants
 from fedexec.bench.workloads import BUILT_IN, OwnTask
+from fedexec.machine import available_cores
 from fedexec.report.schema import THREAD, name_of
-from fedexec.settings import available_cores
 
 __all__ = ["MODES", "Part", "missing", "plan"]
 

@@ -22,9 +22,9 @@ import fedexec
 from fedexec.bench import tasks
 from fedexec.bench.workloads import Workload
 from fedexec.interface import Capability
+from fedexec.machine import available_cores
 from fedexec.registry import load
 from fedexec.report.schema import FRESH, REUSED, THREAD
-from fedexec.settings import available_cores
 from fedexec.worker import THREAD_VARIABLES
 
 __all__ = ["COPY", "FORK", "TUTORIAL", "Caller", "Contestant", "contestants"]

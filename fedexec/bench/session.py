@@ -13,8 +13,8 @@ from fedexec.bench.digests import digest
 from fedexec.bench.parts import Part
 from fedexec.bench.peers import Caller, contestants
 from fedexec.bench.workloads import workload
+from fedexec.machine import available_cores
 from fedexec.report.schema import THREAD, VARIES, Record
-from fedexec.settings import available_cores
 from fedexec.worker import THREAD_VARIABLES
 
 __all__ = ["Session"]

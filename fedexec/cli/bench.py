@@ -19,9 +19,9 @@ from fedexec.bench.running import run_all
 from fedexec.bench.workloads import OwnTask, TaskError, workload
 from fedexec.cli import options
 from fedexec.cli.report import INCOMPLETE
+from fedexec.machine import available_cores
 from fedexec.report import summarize
 from fedexec.report.reading import is_busy
-from fedexec.settings import available_cores
 
 __all__ = ["command"]
 

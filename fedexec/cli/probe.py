@@ -17,9 +17,10 @@ from fedexec.cli.output import stdout_as_stderr
 from fedexec.errors import DeviceError, FedexecError
 from fedexec.executor import Executor
 from fedexec.interface import Hooks
+from fedexec.machine import available_cores
 from fedexec.memory import host
 from fedexec.memory.admission import Footprint
-from fedexec.settings import Settings, available_cores, format_size, resolve
+from fedexec.settings import Settings, format_size, resolve
 from fedexec.workload import jobs
 
 __all__ = ["command"]

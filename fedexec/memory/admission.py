@@ -20,9 +20,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from fedexec.interface import Outcome, Task, Usage
+from fedexec.machine import available_cores
 from fedexec.memory import host
 from fedexec.memory.device import Device
-from fedexec.settings import Settings, available_cores
+from fedexec.settings import Settings
 
 __all__ = ["Admission", "Footprint", "ceiling"]
 

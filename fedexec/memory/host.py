@@ -7,10 +7,12 @@ the whole tree (:func:`tree_bytes`): the template that workers share their pages
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from fedexec.machine import available_bytes, total_bytes
 
 __all__ = [
     "available_bytes",
@@ -101,44 +103,3 @@ def peak_and_rss() -> tuple[int | None, int | None]:
 def _bytes_of(name: bytes, status: bytes) -> int | None:
     _, _, rest = status.partition(name)
     return int(rest.split(None, 1)[0]) * 1024 if rest else None
-
-
-def total_bytes() -> int:
-    """Return what this process may use of the machine: its control group's limit, if that is less."""
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _groups())])
-
-
-def available_bytes() -> int:
-    """Return what can still be taken before the kernel swaps or kills."""
-    free = [limit - used for limit, used in _groups()]
-    return max(0, min([int(psutil.virtual_memory().available), *free]))
-
-
-def _groups() -> Iterable[tuple[int, int]]:
-    """Yield (limit, used) of this process's control group and those above it (version 2)."""
-    try:
-        line = next(
-            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
-        )
-    except (OSError, StopIteration):
-        return
-    top = Path("/sys/fs/cgroup")
-    group = top / line[3:].strip("/")
-    while True:
-        try:
-            yield int((group / "memory.max").read_text()), _used(group)
-        except (OSError, ValueError):
-            pass  # "max", or the root, which has none
-        if group == top or top not in group.parents:
-            return
-        group = group.parent
-
-
-def _used(group: Path) -> int:
-    """Return what a group holds and cannot drop: without the page cache that nobody uses."""
-    used = int((group / "memory.current").read_text())
-    for line in (group / "memory.stat").read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name == "inactive_file":
-            return used - int(value)
-    return used

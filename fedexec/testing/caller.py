@@ -12,7 +12,7 @@ import pytest
 
 from fedexec.interface import Capability
 from fedexec.testing import tasks
-from fedexec.testing.leaks import Footprint, living, new_children, orphaned_shared_memory, shared_memory
+from fedexec.testing.leaks import Footprint, living, memory_of, new_children, still_named
 from fedexec.testing.suite import Suite
 from fedexec.testing.tasks import DEADLINE, Gate
 
@@ -37,22 +37,21 @@ class CallerDeaths(Suite):
 
     def test_nothing_outlives_a_killed_caller(self, temp: Path, gate: Gate) -> None:
         self.need(Capability.ISOLATED)
-        before = shared_memory()
         source = _WAITING + "    futures[0].result()\n"
         with self.start_script(source, temp, gate.directory) as script:
             try:
                 gate.wait_for(3)
                 descendants = psutil.Process(script.pid).children(recursive=True)
                 assert {process.pid for process in descendants} >= set(gate.arrived())
+                shared = memory_of([psutil.Process(script.pid), *descendants])
             finally:
                 script.kill()
             tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
             script.communicate()
-        self._assert_nothing_left(temp, before)
+        self._assert_nothing_left(temp, shared)
 
     def test_nothing_outlives_a_caller_killed_when_idle(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
-        before = shared_memory()
         source = """
             from fedexec import create_executor
 
@@ -66,11 +65,12 @@ class CallerDeaths(Suite):
                 assert script.stdout is not None
                 assert script.stdout.readline() == "idle\n"
                 descendants = psutil.Process(script.pid).children(recursive=True)
+                shared = memory_of([psutil.Process(script.pid), *descendants])
             finally:
                 script.kill()
             tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
             script.communicate()
-        self._assert_nothing_left(temp, before)
+        self._assert_nothing_left(temp, shared)
 
     def test_what_tasks_started_does_not_outlive_a_killed_caller(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
@@ -92,10 +92,10 @@ class CallerDeaths(Suite):
             tasks.poll(lambda: not living([grandchild]), "the grandchild ended", seconds=2)
             script.communicate()
 
-    def _assert_nothing_left(self, temp: Path, shared_before: set[Path]) -> None:
+    def _assert_nothing_left(self, temp: Path, shared: set[int]) -> None:
         directory = next(temp.glob("*/script.py")).parent / "tmp"
         tasks.poll(lambda: not list(directory.iterdir()), "the temporary files were removed", seconds=2)
-        tasks.poll(lambda: not orphaned_shared_memory(shared_before), "semaphores were removed", seconds=2)
+        tasks.poll(lambda: not still_named(shared), "semaphores were removed", seconds=2)
 
     # ------------------------------------------------------------ Ctrl+C
 

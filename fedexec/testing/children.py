@@ -36,6 +36,45 @@ class ChildrenConformance(Suite):
         )
         assert (out, err, code) == (["True", "spawn"], "", 0)
 
+    def test_processes_that_a_task_starts_find_what_the_script_defines(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import multiprocessing, pickle
+            from concurrent.futures import ProcessPoolExecutor
+            from dataclasses import dataclass
+            from fedexec import create_executor
+
+            FACTOR = 3
+
+            @dataclass
+            class Point:
+                x: int
+
+            def scale(point):
+                return Point(point.x * FACTOR)
+
+            def run(method):
+                context = multiprocessing.get_context(method)
+                with context.Pool(1) as pool:
+                    [first] = pool.map(scale, [Point(1)])
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    second = pool.submit(scale, Point(2)).result()
+                    third = list(pool.map(lambda point: point.x, [first, second]))
+                assert type(first) is type(second) is Point
+                assert pickle.loads(pickle.dumps(first)) == first
+                return first, second, third
+
+            if __name__ == "__main__":
+                with create_executor(max_workers=1) as executor:
+                    for method in ("fork", "forkserver", "spawn"):
+                        print(*executor.submit(run, method).result())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["Point(x=3) Point(x=6) [3, 6]"] * 3
+
     def test_a_task_may_end_its_own_children(self, temp: Path) -> None:
         out, err, code = self.run_script(
             """

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from fedexec.leftovers import mapped_shared_memory, shared_memory, unmapped
+from fedexec.leftovers import mapped_shared_memory, shared_memory
 
-__all__ = ["Footprint", "living", "new_children", "orphaned_shared_memory", "shared_memory"]
+__all__ = ["Footprint", "living", "memory_of", "new_children", "still_named"]
 
 
 def _is_tracker(process: psutil.Process) -> bool:
@@ -41,9 +41,21 @@ def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
     return alive
 
 
-def orphaned_shared_memory(before: set[Path]) -> set[Path]:
-    """Return what is there that was not there `before`, and that no living process has mapped."""
-    return unmapped(shared_memory() - before)
+def memory_of(processes: Iterable[psutil.Process]) -> set[int]:
+    """Return the inodes of the semaphores and shared memory that these processes have mapped."""
+    return {inode for process in processes for inode in mapped_shared_memory(process.pid)}
+
+
+def still_named(inodes: set[int]) -> set[Path]:
+    """Return those of these semaphores and segments that still have a name, and so are there for ever."""
+    found = set()
+    for path in shared_memory():
+        try:
+            if path.stat().st_ino in inodes:
+                found.add(path)
+        except FileNotFoundError:
+            pass
+    return found
 
 
 @dataclass(frozen=True)

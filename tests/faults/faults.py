@@ -23,7 +23,7 @@ import psutil
 import fedexec
 from fedexec.errors import TaskTimeoutError, WorkerDiedError
 from fedexec.testing import tasks
-from fedexec.testing.leaks import living, new_children, orphaned_shared_memory, shared_memory
+from fedexec.testing.leaks import living, memory_of, new_children, still_named
 
 __all__ = ["FAULTS", "KILL", "Report", "plan_of", "soak"]
 
@@ -221,7 +221,7 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
     report = Report(len(plan), Counter(name for name in plan if name is not None))
     with fedexec.create_executor(backend, max_workers=2) as executor:  # what every process starts once
         executor.submit(pow, 2, 3).result(tasks.DEADLINE)
-    processes, segments, descriptors = new_children(), shared_memory(), _descriptors()
+    processes, segments, descriptors = new_children(), set(), _descriptors()
     generator = np.random.default_rng(seed)
     resolved: Counter[int] = Counter()
     trees: list[psutil.Process] = []
@@ -234,6 +234,7 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
                 future, is_true = _submit(executor, name, number, generator)
                 future.add_done_callback(lambda _, number=number: resolved.update([number]))
                 futures.append((future, name, is_true))
+            segments |= memory_of([psutil.Process(), *new_children(processes)])
             for number, (future, name, is_true) in enumerate(futures, start):
                 try:
                     error, value = future.exception(300), None
@@ -258,7 +259,7 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
         tasks.poll(lambda: not (new_children(processes) or living(trees)), "all processes ended", seconds=2)
     except AssertionError:
         report.left += [str(process) for process in (*new_children(processes), *living(trees))]
-    report.left += [str(path) for path in orphaned_shared_memory(segments)]
+    report.left += [str(path) for path in still_named(segments)]
     report.left += [f"descriptor {each}" for each in _descriptors() - descriptors]
     return report
 

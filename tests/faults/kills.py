@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
+from fedexec.testing.leaks import memory_of, still_named
 
 GRACE_SECONDS = 2.0
 LONGEST_SECONDS = 2.5  # from the start of a caller to its end: imports, template, tasks
@@ -36,7 +36,7 @@ def kill_callers(backend: str, times: int, seed: int) -> list[str]:
     """Return what was left alive, or of shared memory, two seconds after each kill."""
     moments, left = random.Random(seed), []
     for number in range(times):
-        mark, segments = str(uuid.uuid4()), shared_memory()
+        mark = str(uuid.uuid4())
         caller = subprocess.Popen(
             [sys.executable, "-c", CALLER, backend],
             env=os.environ | {"FEDEXEC_TEST_MARK": mark},
@@ -46,13 +46,16 @@ def kill_callers(backend: str, times: int, seed: int) -> list[str]:
         moment = moments.uniform(0, LONGEST_SECONDS)
         time.sleep(moment)
         assert caller.poll() is None, "the caller ended by itself"
+        segments = memory_of(
+            [psutil.Process(caller.pid), *psutil.Process(caller.pid).children(recursive=True)]
+        )
         caller.send_signal(signal.SIGKILL)
         caller.wait()
         end = time.monotonic() + GRACE_SECONDS
         while (alive := _marked(mark)) and time.monotonic() < end:
             time.sleep(0.01)
         left += [f"kill {number} after {moment:.3f} s: {process}" for process in alive]
-        left += [f"kill {number}: {path}" for path in orphaned_shared_memory(segments)]
+        left += [f"kill {number}: {path}" for path in still_named(segments)]
         for process in alive:
             process.kill()
     return left

@@ -5,13 +5,11 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
-from pathlib import Path
 
 import psutil
 import pytest
 
-from fedexec.testing.leaks import orphaned_shared_memory, shared_memory
+from fedexec.testing.leaks import memory_of, still_named
 from fedexec.testing.tasks import poll
 from flower.commands import FEDEXEC, run, succeed
 
@@ -77,18 +75,20 @@ def test_an_address_in_use_is_one_line():
     ],
 )
 def test_a_signal_ends_everything(mode, number, tmp_path):
-    temporary = set(Path(tempfile.gettempdir()).glob("fedexec-*"))
-    shared = shared_memory()
-    file = tmp_path / "run.json"
+    temporary, file = tmp_path / "tmp", tmp_path / "out" / "run.json"
+    temporary.mkdir()
+    file.parent.mkdir()
     started = subprocess.Popen(
         [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+        env=os.environ | {"TMPDIR": str(temporary)},
     )  # fmt: skip
     for line in started.stdout:
         if line.startswith("round 1/"):
             break
     family = psutil.Process(started.pid).children(recursive=True)
     assert family, "there should be workers by now"
+    shared = memory_of([psutil.Process(started.pid), *family])
     os.killpg(started.pid, number)
     _, errors = started.communicate(timeout=20)
     assert started.returncode == (-number if number == signal.SIGKILL else 128 + number)
@@ -97,6 +97,6 @@ def test_a_signal_ends_everything(mode, number, tmp_path):
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(family, timeout=2)
     assert alive == []
-    assert set(Path(tempfile.gettempdir()).glob("fedexec-*")) <= temporary
-    poll(lambda: not orphaned_shared_memory(shared), "semaphores were removed", seconds=2)
-    assert list(tmp_path.iterdir()) == [], "a half-written file was left"
+    assert list(temporary.glob("fedexec-*")) == []
+    poll(lambda: not still_named(shared), "semaphores were removed", seconds=2)
+    assert list(file.parent.iterdir()) == [], "a half-written file was left"

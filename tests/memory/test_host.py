@@ -79,12 +79,6 @@ def test_the_machine_is_not_larger_than_it_is():
     assert 0 < host.available_bytes() <= host.total_bytes() <= int(fields["MemTotal"].split()[0]) * 1024
 
 
-def test_a_control_group_bounds_what_is_available(monkeypatch):
-    monkeypatch.setattr(host, "_groups", lambda: iter([(500 * MIB, 450 * MIB), (900 * MIB, 100 * MIB)]))
-    assert host.total_bytes() == 500 * MIB
-    assert host.available_bytes() == 50 * MIB
-
-
 # ---------------------------------------------------------------- torch's allocator
 
 

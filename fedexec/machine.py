@@ -1,0 +1,111 @@
+"""How many cores and how much memory this process may use: of the machine, and of the container around it.
+
+Containers bound both by control groups, of version 1 or 2, which are read where Linux distributions mount
+them. What cannot be read bounds nothing.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterator
+
+import psutil
+
+__all__ = ["available_bytes", "available_cores", "total_bytes"]
+
+TOP = "/sys/fs/cgroup"
+MEMBERSHIP = "/proc/self/cgroup"
+UNLIMITED = 1 << 60  # bytes; version 1 writes a number near 2**63 where there is no limit
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, at least 1.
+
+    The least of its CPU affinity (or ``PYTHON_CPU_COUNT``, from Python 3.13) and the quotas of its control
+    groups; part of a core counts as one.
+    """
+    count = getattr(os, "process_cpu_count", None) or _affinity
+    return max(1, min([count() or 1, *(math.ceil(quota) for quota in _cpu_quotas())]))
+
+
+def total_bytes() -> int:
+    """Return what this process may use of the memory: its control groups' limit, if that is less."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory_limits())])
+
+
+def available_bytes() -> int:
+    """Return what can still be taken before the kernel swaps or kills."""
+    free = [limit - used for limit, used in _memory_limits()]
+    return max(0, min([int(psutil.virtual_memory().available), *free]))
+
+
+def _affinity() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Yield how many cores each control group may use."""
+    for group in _groups("cpu"):
+        quota, _, period = _read(f"{group}/cpu.max").partition(" ")
+        if not period:
+            quota, period = _read(f"{group}/cpu.cfs_quota_us"), _read(f"{group}/cpu.cfs_period_us")
+        if _is_number(quota) and _is_number(period):
+            yield int(quota) / int(period)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Yield (limit, used) of each control group, without the page cache that nobody uses."""
+    for group in _groups("memory"):
+        for limit, used, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, now = _read(f"{group}/{limit}"), _read(f"{group}/{used}")
+            if _is_number(most) and now.isdecimal() and int(most) < UNLIMITED:
+                yield int(most), int(now) - _statistic(f"{group}/memory.stat", cache)
+
+
+def _statistic(path: str, name: str) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdecimal():
+            return int(value)
+    return 0
+
+
+def _groups(controller: str) -> tuple[str, ...]:
+    """Return the directories of this process's control groups, and of those above, for a controller."""
+    return _find_groups(controller, TOP, MEMBERSHIP)
+
+
+@functools.cache
+def _find_groups(controller: str, top: str, membership: str) -> tuple[str, ...]:
+    found: dict[str, None] = dict.fromkeys((top, f"{top}/{controller}"))
+    for line in _read(membership).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:  # version 2, alone or beside version 1
+            mounts = [top, f"{top}/unified"]
+        elif controller in controllers.split(","):
+            mounts = [f"{top}/{controllers}", f"{top}/{controller}"]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        # A container may see its own group as the top one, and its path from there not at all.
+        for mount in mounts:
+            found |= dict.fromkeys("/".join([mount, *parts[:depth]]) for depth in range(len(parts) + 1))
+    return tuple(group for group in found if os.path.isdir(group))  # noqa: PTH112
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and int(text) > 0
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123  # workers ask: it is cheap
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,113 @@
+"""Cores and memory of a container: control groups as a planted tree of files, and once for real."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedexec import machine
+from fedexec.errors import TransferError
+from fedexec.settings import resolve
+from fedexec.transport import SegmentPool
+
+MIB = 1 << 20
+BOTH = "cpu,cpuacct/a"
+V1, V1_USED = "memory/a/memory.limit_in_bytes", "memory/a/memory.usage_in_bytes"
+V1_STATISTICS = "memory/a/memory.stat"
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Return a function that writes the files of control groups, and makes them this process's."""
+    monkeypatch.setattr(machine, "_affinity", lambda: 8)
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
+
+    def write(membership, **files):
+        for path, text in files.items():
+            file = tmp_path / "top" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (tmp_path / "membership").write_text(membership)
+        monkeypatch.setattr(machine, "TOP", str(tmp_path / "top"))
+        monkeypatch.setattr(machine, "MEMBERSHIP", str(tmp_path / "membership"))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1),
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "9900000 100000"}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000"}, 2),
+        ("0::/../../not/seen", {"cpu.max": "200000 100000"}, 2),
+        (
+            "4:cpu,cpuacct:/a",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "150000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ("4:cpu:/a", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("4:cpu:/docker/1\n0::/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ("garbage", {"cpu.max": "garbage"}, 8),
+        ("0::/", {"cpu.max": "1 0"}, 8),
+        ("0::/", {"cpu.max": ""}, 8),
+    ],
+)
+def test_a_quota_bounds_the_cores(plant, membership, files, cores):
+    plant(membership, **files)
+    assert machine.available_cores() == cores
+    assert resolve(environ={}).max_workers == cores
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "total", "available"),
+    [
+        (
+            "0::/",
+            {"memory.max": 600, "memory.current": 500, "memory.stat": "inactive_file 1048576"},
+            600,
+            101,
+        ),
+        (
+            "0::/a",
+            {"a/memory.max": 900, "a/memory.current": 0, "memory.max": 500, "memory.current": 450},
+            500,
+            50,
+        ),
+        ("0::/", {"memory.max": 600, "memory.current": 700}, 600, 0),
+        ("5:memory:/a", {V1: 600, V1_USED: 500, V1_STATISTICS: "x 1\ntotal_inactive_file 1048576"}, 600, 101),
+    ],
+)
+def test_a_limit_bounds_the_memory(plant, membership, files, total, available):
+    plant(membership, **{name: str(n * MIB) if isinstance(n, int) else n for name, n in files.items()})
+    assert machine.total_bytes() == total * MIB
+    assert machine.available_bytes() == available * MIB
+
+
+@pytest.mark.parametrize("text", ["max", "9223372036854771712", "garbage", ""])
+def test_no_limit_bounds_nothing(plant, text):
+    plant("0::/", **{"memory.max": text, "memory.current": "0", "memory.limit_in_bytes": text})
+    assert machine.total_bytes() > 900 * MIB
+
+
+def test_what_does_not_fit_into_a_container_is_not_sent(plant):
+    np = pytest.importorskip("numpy")
+    plant("0::/", **{"memory.max": f"{600 * MIB}", "memory.current": f"{590 * MIB}"})
+    pool = SegmentPool()
+    with pytest.raises(TransferError, match=r"20.0 MiB of arrays do not fit into memory: 10.0 MiB are free"):
+        pool.parcel(np.zeros(20 * MIB, np.uint8))
+    pool.close()
+
+
+def test_a_container_is_seen_for_real(tmp_path):
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    code = "import fedexec.machine as m; print(m.available_cores())"
+    script = f"mount --bind {tmp_path} /sys/fs/cgroup && {sys.executable} -c '{code}'"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode != 0 and "Traceback" not in done.stderr:
+        pytest.skip(f"needs a mount namespace of its own: {done.stderr.strip()}")
+    assert done.stdout == "1\n"
