@@ -83,8 +83,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     def _note(self, obj: Any) -> None:
-        if getattr(sys.modules["__main__"], obj.__qualname__, None) is obj:
-            self.of_main[obj.__qualname__] = obj
+        name: str = obj.__qualname__
+        if vars(sys.modules["__main__"]).get(name) is obj:
+            self.of_main[name] = obj
 
 
 def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:

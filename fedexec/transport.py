@@ -13,6 +13,7 @@ Linux only (``memfd_create``, ``/proc``); elsewhere, and below the threshold, bu
 """
 
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -34,6 +35,7 @@ __all__ = ["Delivery", "Parcel", "SegmentPool", "UnreachableSegmentError", "supp
 THRESHOLD = 1 << 20  # bytes of buffers from which a segment is worth its system calls
 ALIGNMENT = 64  # of each buffer in a segment: a cache line, and what vector instructions like
 HUGE_PAGE = 2 << 20  # bytes; segments are a multiple of it
+KEPT_RESULTS = 64  # that keep their segment, to be reused; the memory of more goes when they are dropped
 IDLE_SECONDS = 2.0  # after which a segment nobody uses is given back to the system
 
 
@@ -280,7 +282,9 @@ class _Segment:
         self.owners: list[weakref.ref[Any]] = []  # of the objects they were read from,
         self.read_at = 0.0  # and when that began
         self.kept = False  # a worker still looks at it: never to be written to again
+        self.viewed = False  # the caller looks at it as a result
         self.memory: mmap.mmap | None = None
+        self.start = 0  # where in the mapping it begins
 
     @property
     def place(self) -> _Place:
@@ -290,7 +294,8 @@ class _Segment:
         """Map at least `size` bytes. Only while nobody uses it."""
         if self.memory is None or self.size < size:
             actual = _allocate(self.fd, size)
-            self.memory = mmap.mmap(self.fd, actual, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            # Not by the mmap module, which would hold a second descriptor as long as any view lives.
+            self.memory, self.start = _map(self.fd, actual, mmap.MAP_SHARED | mmap.MAP_POPULATE)
             self.size = actual
         return self.memory
 
@@ -311,7 +316,7 @@ class _Segment:
         import numpy as np
 
         begun = time.monotonic()
-        mine = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data
+        mine = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data + self.start
         if any(
             _memcmp(mine + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
             for (offset, size), buffer in zip(layout, buffers, strict=True)
@@ -323,7 +328,8 @@ class _Segment:
     def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> None:
         """Copy buffers into it."""
         begun = time.monotonic()
-        _copy(self.fit(size), layout, buffers)
+        memory = self.fit(size)
+        _copy(memory, layout, buffers, self.start)
         self.remember(layout, buffers, begun)
 
     def remember(
@@ -411,12 +417,20 @@ class SegmentPool:
         if not self._enabled:
             message = _Message(data, tuple(map(bytes, buffers)), **where)
             return Parcel(pickle.dumps(message), self, None, None)
-        back = self._take(size)
-        if size < THRESHOLD:
+        back, there = None, None
+        try:
+            back = self._take(size)
+            there = self._place(layout, size, buffers, since) if size >= THRESHOLD else None
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if back is not None:
+                self.release(back)
+            back = None  # Without descriptors everything travels in the message.
+        if back is None or there is None:
             inside = tuple(map(bytes, buffers))
-            message = _Message(data, inside, answer=back.place, **where)
+            message = _Message(data, inside, answer=None if back is None else back.place, **where)
             return Parcel(pickle.dumps(message), self, None, back)
-        there = self._place(layout, size, buffers, since)
         message = _Message(data, place=there.place, layout=layout, answer=back.place, **where)
         return Parcel(pickle.dumps(message), self, there, back)
 
@@ -448,10 +462,20 @@ class SegmentPool:
         self._returned.append(segment)
 
     def view(self, segment: _Segment, size: int) -> memoryview:
-        """Look at a segment; when the last view derived from this one is gone, it is released."""
+        """Look at a segment; when the last view derived from this one is gone, it is released.
+
+        Beyond a few results that are kept, a segment gives its descriptor up and is not used again: whoever
+        collects the updates of a thousand clients needs no thousand descriptors.
+        """
         memory = segment.fit(size)
-        exporter = (ctypes.c_char * size).from_buffer(memory)
+        exporter = (ctypes.c_char * size).from_buffer(memory, segment.start)
         weakref.finalize(exporter, self.release, segment).atexit = False
+        with self._lock:
+            self._collect()
+            segment.viewed = True
+            if segment in self._segments and sum(each.viewed for each in self._segments) > KEPT_RESULTS:
+                self._segments.remove(segment)
+                segment.close()
         return memoryview(exporter).cast("B")
 
     # ------------------------------------------------------------ which segment
@@ -506,6 +530,7 @@ class SegmentPool:
             segment = self._returned.popleft()
             segment.users -= 1
             segment.free_since = now
+            segment.viewed = False
             if segment.kept and not segment.users and segment in self._segments:
                 self._segments.remove(segment)
                 segment.close()

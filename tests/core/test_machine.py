@@ -15,6 +15,7 @@ MIB = 1 << 20
 BOTH = "cpu,cpuacct/a"
 V1, V1_USED = "memory/a/memory.limit_in_bytes", "memory/a/memory.usage_in_bytes"
 V1_STATISTICS = "memory/a/memory.stat"
+MAX, USED = "memory.max", "memory.current"
 
 
 @pytest.fixture
@@ -68,17 +69,17 @@ def test_a_quota_bounds_the_cores(plant, membership, files, cores):
     [
         (
             "0::/",
-            {"memory.max": 600, "memory.current": 500, "memory.stat": "inactive_file 1048576"},
+            {MAX: 600, USED: 500, "memory.stat": "inactive_file 1048576"},
             600,
             101,
         ),
         (
             "0::/a",
-            {"a/memory.max": 900, "a/memory.current": 0, "memory.max": 500, "memory.current": 450},
+            {"a/memory.max": 900, "a/memory.current": 0, MAX: 500, USED: 450},
             500,
             50,
         ),
-        ("0::/", {"memory.max": 600, "memory.current": 700}, 600, 0),
+        ("0::/", {MAX: 600, USED: 700}, 600, 0),
         ("5:memory:/a", {V1: 600, V1_USED: 500, V1_STATISTICS: "x 1\ntotal_inactive_file 1048576"}, 600, 101),
     ],
 )

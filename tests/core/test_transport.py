@@ -1,5 +1,6 @@
 """Arrays through shared memory: the right bytes, once, and given back."""
 
+import errno
 import gc
 import mmap
 import os
@@ -376,6 +377,38 @@ def test_every_kind_of_tensor_arrives_as_it_was(torch):
         assert type(result[name]) is type(tensor), name
         assert (result[name].dtype, result[name].layout) == (tensor.dtype, tensor.layout), name
         assert re.sub(r"j\d+", "j", repr(result[name])) == re.sub(r"j\d+", "j", repr(tensor)), name
+
+
+def count_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_results_that_are_kept_hold_few_descriptors():
+    pool = SegmentPool()
+    before = count_descriptors()
+    kept = []
+    for number in range(100):
+        with pool.parcel(number) as parcel:
+            kept.append(parcel.open(Delivery(parcel.message).answer(np.full(2 * MIB, number, np.uint8))))
+    assert count_descriptors() - before <= transport.KEPT_RESULTS + 2
+    assert [int(array[-1]) for array in kept] == list(range(100))
+    pool.close()
+    assert [int(array[0]) for array in kept] == list(range(100))
+    del kept
+    assert count_descriptors() == before
+
+
+def test_without_descriptors_arrays_travel_in_the_message(monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    pool = SegmentPool()
+    monkeypatch.setattr(os, "memfd_create", refused)
+    with pool.parcel(np.arange(MIB)) as parcel:
+        assert len(parcel.message) > 8 * MIB
+        result = parcel.open(Delivery(parcel.message).answer(Delivery(parcel.message).open() + 1))
+    assert result[-1] == MIB
+    pool.close()
 
 
 def test_a_message_is_plain_pickle():
