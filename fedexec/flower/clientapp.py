@@ -23,7 +23,7 @@ from fedexec.flower.records import Packed, pack, unpack
 from fedexec.pickling import dumps
 from fedexec.seeding import seed_all
 
-__all__ = ["Answer", "AppRef", "Job", "check", "load", "run", "warm"]
+__all__ = ["Answer", "AppRef", "Job", "check", "load", "place_of", "run", "warm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,9 @@ def _load(ref: AppRef) -> ClientApp:
     try:
         app = import_app(ref.name) if ref.pickled is None else cloudpickle.loads(ref.pickled)
     except Exception as exc:
-        raise LoadClientAppError(f"The ClientApp {ref.name!r} cannot be loaded: {_line(exc)}") from exc
+        raise LoadClientAppError(
+            f"The ClientApp {ref.name!r} cannot be loaded: {_line(exc)}{place_of(exc)}"
+        ) from exc
     if not isinstance(app, ClientApp):
         raise LoadClientAppError(f"{ref.name!r} is not a ClientApp, it is a {type(app).__name__}.")
     return app
@@ -192,6 +194,15 @@ def _check_reply(reply: Any, metadata: Metadata) -> None:
         raise TypeError(f"the ClientApp returned a {type(reply).__name__} where a Message is due")
     if reply.metadata.reply_to_message_id != metadata.message_id:
         raise ValueError("the ClientApp returned a Message that is no reply: make it with reply_to=message")
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error arose, as the end of a sentence; nothing where it was in looking for a module."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames_of_code = [frame for frame in frames if "importlib" not in frame.filename]
+    if not frames_of_code or frames_of_code[-1].filename == __file__:
+        return ""
+    return f" ({frames_of_code[-1].filename}, line {frames_of_code[-1].lineno})"
 
 
 def _line(error: BaseException) -> str:

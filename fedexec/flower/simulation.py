@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 from fedexec import registry
 from fedexec.executor import Executor
 from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
-from fedexec.flower.clientapp import AppRef, check, import_app, warm
+from fedexec.flower.clientapp import AppRef, check, import_app, place_of, warm
 from fedexec.flower.grid import ExecutorGrid, NodeConfig
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.journal import Journal
@@ -183,7 +183,7 @@ def _load_server(app: ServerApp | str) -> ServerApp:
         found = import_app(app) if isinstance(app, str) else app
     except Exception as exc:
         error = " ".join(f"{type(exc).__name__}: {exc}".split())
-        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}") from exc
+        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}{place_of(exc)}") from exc
     if not isinstance(found, ServerApp):
         raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(found).__name__}.")
     if not has_main(found):

@@ -87,6 +87,17 @@ def test_another_seed_samples_other_nodes(inline):
     assert [r.clients for r in runs[0].rounds] != [r.clients for r in runs[1].rounds]
 
 
+def test_an_app_that_fails_at_import_is_reported_with_file_and_line(tmp_path, monkeypatch):
+    (tmp_path / "helper_of_app.py").write_text("TABLE = {}\nTABLE['missing']\n")
+    (tmp_path / "app_with_helper.py").write_text("import helper_of_app\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    place = r"KeyError: 'missing' \(.*helper_of_app.py, line 2\)"
+    with pytest.raises(LoadClientAppError, match=place):
+        simulate("flower.apps:server", "app_with_helper:app", num_nodes=1)
+    with pytest.raises(LoadServerAppError, match=place):
+        simulate("app_with_helper:app", "flower.apps:client", num_nodes=1)
+
+
 @pytest.mark.parametrize("backend", ["inline", "standby"])
 def test_an_app_from_before_the_message_api_runs(backend):
     with fedexec.create_executor(backend, max_workers=2, preload=["flower.legacy"]) as executor:
