@@ -8,7 +8,6 @@ It builds on names of multiprocessing that its documentation does not mention: `
 ``Popen._launch``, the same in CPython 3.11 and 3.13.
 """
 
-import contextlib
 import io
 import logging
 import multiprocessing.context
@@ -18,7 +17,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
@@ -161,9 +160,19 @@ class WorkerProcess(BaseProcess):
         return self._launcher.launch(process)
 
     def start(self) -> None:
-        """Start it, also from a daemonic process: ours end with their caller, however it ends."""
-        with _daemonic_lifted():
+        """Start it, also from a daemonic process: ours end with their caller, however it ends.
+
+        There multiprocessing refuses, lest a child outlive its parent, so this does what it would do.
+        """
+        if not current_process().daemon:
             super().start()
+            return
+        process: Any = multiprocessing.process
+        process._cleanup()
+        self._popen = self._Popen(self)
+        self._sentinel = self._popen.sentinel
+        del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
+        process._children.add(self)
 
     def run(self) -> None:
         """Do a worker's work, then end."""
@@ -171,7 +180,10 @@ class WorkerProcess(BaseProcess):
         leave()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in self._stays_here} | {"_popen": None}
+        state = {k: v for k, v in self.__dict__.items() if k not in self._stays_here} | {"_popen": None}
+        # A worker may start processes although its caller, a daemonic one, may not: they end with the worker.
+        state["_config"] = {k: v for k, v in state["_config"].items() if k != "daemon"}
+        return state
 
 
 WorkerContext.worker_class = WorkerProcess
@@ -185,25 +197,6 @@ def _disown_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_in_child)
-
-
-_lifting = threading.Lock()
-
-
-@contextlib.contextmanager
-def _daemonic_lifted() -> Iterator[None]:
-    """Let a daemonic process start another one, which multiprocessing refuses lest that one outlive it."""
-    config = current_process()._config  # type: ignore[attr-defined]
-    if not config.get("daemon"):
-        yield
-        return
-    with _lifting:
-        was_daemonic = config.pop("daemon", None)
-        try:
-            yield
-        finally:
-            if was_daemonic is not None:
-                config["daemon"] = was_daemonic
 
 
 def _can_spawn() -> bool:
