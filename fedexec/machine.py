@@ -15,6 +15,7 @@ __all__ = ["available_bytes", "available_cores", "total_bytes"]
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
+_DIGITS = 20  # of the largest number that the kernel writes; Python refuses to read one of thousands
 UNLIMITED = 1 << 60  # bytes; version 1 writes a number near 2**63 where there is no limit
 
 
@@ -63,14 +64,14 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
             most, now = _read(f"{group}/{limit}"), _read(f"{group}/{used}")
-            if _is_number(most) and now.isdecimal() and int(most) < UNLIMITED:
+            if _is_number(most) and (now == "0" or _is_number(now)) and int(most) < UNLIMITED:
                 yield int(most), int(now) - _statistic(f"{group}/memory.stat", cache)
 
 
 def _statistic(path: str, name: str) -> int:
     for line in _read(path).splitlines():
         key, _, value = line.partition(" ")
-        if key == name and value.isdecimal():
+        if key == name and _is_number(value):
             return int(value)
     return 0
 
@@ -100,7 +101,7 @@ def _find_groups(controller: str, top: str, membership: str) -> tuple[str, ...]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isdecimal() and int(text) > 0
+    return text.isdecimal() and len(text) <= _DIGITS and int(text) > 0
 
 
 def _read(path: str) -> str:

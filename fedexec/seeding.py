@@ -7,7 +7,6 @@ for it: one that a task imports is seeded when it arrives.
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import random
 import sys
@@ -18,6 +17,9 @@ from types import ModuleType
 from typing import Any
 
 __all__ = ["derive", "renew", "seed_all", "seeded"]
+
+
+_MT19937_WORDS = 624  # of numpy's global generator
 
 
 def derive(seed: int, number: int) -> int:
@@ -56,7 +58,12 @@ def renew() -> None:
     """Seed numpy's and torch's generators from the system, in a worker that was born with its template's."""
     numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
     if numpy_random is not None:
-        numpy_random.seed([int.from_bytes(os.urandom(4), "little") for _ in range(4)])
+        # The whole state at once: seeding by several numbers touches 100 pages more in each worker.
+        words = memoryview(os.urandom(4 * _MT19937_WORDS)).cast("I")
+        try:
+            numpy_random.set_state(("MT19937", words, _MT19937_WORDS))
+        except ValueError:  # The caller has put a generator of another kind in its place.
+            numpy_random.seed(list(words[:4]))
     # The generators of devices are made, and seeded by the system, when a device is started.
     generator = getattr(torch, "default_generator", None)
     if generator is not None:
@@ -81,7 +88,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        with contextlib.suppress(ValueError):  # The task may have changed the list.
+            sys.meta_path.remove(finder)
 
 
 def _seed_numpy(module: Any, seed: int) -> None:
@@ -101,21 +109,19 @@ class _Finder(MetaPathFinder):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._asking = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _SEEDERS or self._asking:
+        if name not in _SEEDERS:
             return None
-        self._asking = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._asking = False
-        if spec is not None and spec.loader is not None:
-            spec.loader = _SeedingLoader(spec.loader, self._seed)
-        return spec
+        for finder in [each for each in sys.meta_path if each is not self]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _SeedingLoader(spec.loader, self._seed)
+                return spec
+        return None
 
 
 class _SeedingLoader(Loader):
@@ -124,6 +130,12 @@ class _SeedingLoader(Loader):
     def __init__(self, loader: Any, seed: int) -> None:
         self._loader = loader
         self._seed = seed
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer what is asked of a library's loader without importing the library."""
+        if name == "_loader":  # not set yet, in a copy
+            raise AttributeError(name)
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._loader.create_module(spec)

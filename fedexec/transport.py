@@ -241,9 +241,10 @@ class Delivery:
         data, buffers, _ = dump(obj)
         layout, size = _lay_out(buffers)
         place = self._message.answer
+        if size >= THRESHOLD:
+            _check_room(size)
         if place is None or size < THRESHOLD:
             return pickle.dumps(_Message(data, tuple(map(bytes, buffers))))
-        _check_room(size)
         memory, start = place.open(size, write=True)
         _copy(memory, layout, buffers, start)
         memory.close()
@@ -415,6 +416,8 @@ class SegmentPool:
             "sources": sources,
         }
         if not self._enabled:
+            if size >= THRESHOLD:
+                _check_room(size)
             message = _Message(data, tuple(map(bytes, buffers)), **where)
             return Parcel(pickle.dumps(message), self, None, None)
         back, there = None, None

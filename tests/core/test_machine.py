@@ -9,7 +9,7 @@ import pytest
 from fedexec import machine
 from fedexec.errors import TransferError
 from fedexec.settings import resolve
-from fedexec.transport import SegmentPool
+from fedexec.transport import Delivery, SegmentPool
 
 MIB = 1 << 20
 BOTH = "cpu,cpuacct/a"
@@ -100,6 +100,18 @@ def test_what_does_not_fit_into_a_container_is_not_sent(plant):
     plant("0::/", **{"memory.max": f"{600 * MIB}", "memory.current": f"{590 * MIB}"})
     pool = SegmentPool()
     with pytest.raises(TransferError, match=r"20.0 MiB of arrays do not fit into memory: 10.0 MiB are free"):
+        pool.parcel(np.zeros(20 * MIB, np.uint8))
+    pool.close()
+
+
+def test_what_does_not_fit_is_not_sent_in_a_message_either(plant):
+    np = pytest.importorskip("numpy")
+    pool = SegmentPool(enabled=False)
+    with pool.parcel(0) as parcel:
+        plant("0::/", **{"memory.max": f"{600 * MIB}", "memory.current": f"{590 * MIB}"})
+        with pytest.raises(TransferError, match=r"20.0 MiB of arrays do not fit"):
+            Delivery(parcel.message).answer(np.zeros(20 * MIB, np.uint8))
+    with pytest.raises(TransferError, match=r"20.0 MiB of arrays do not fit"):
         pool.parcel(np.zeros(20 * MIB, np.uint8))
     pool.close()
 
