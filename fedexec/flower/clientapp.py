@@ -21,7 +21,7 @@ from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
 from fedexec.pickling import dumps
-from fedexec.seeding import seed_all
+from fedexec.seeding import seeded
 
 __all__ = ["Answer", "AppRef", "Job", "check", "load", "place_of", "run", "warm"]
 
@@ -96,6 +96,7 @@ def warm(app: AppRef) -> None:
 
 def _rehearse() -> None:
     """Run a message that does nothing, so that late imports are done (numpy.random: 10 ms)."""
+    import_module("numpy.random")
     app = ClientApp()
     app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
     metadata = Metadata(0, "id", 1, 2, "", "", time.time(), 3600.0, "train")
@@ -173,8 +174,11 @@ def run(job: Job) -> Answer:
         app = load(job.app)
     except LoadClientAppError as exc:
         return Answer(error=(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)))
-    if job.seed is not None:
-        seed_all(job.seed)
+    with seeded(job.seed):  # numpy.random too, which numpy imports when it is first used
+        return _run(app, job)
+
+
+def _run(app: ClientApp, job: Job) -> Answer:
     state = unpack(Packed.from_bytes(job.state)) if job.state else RecordDict()
     run_config = dict(job.run_config)
     context = Context(job.metadata.run_id, job.metadata.dst_node_id, job.node_config, state, run_config)
