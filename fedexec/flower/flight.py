@@ -4,10 +4,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, Metadata, RecordDict
 
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
-from fedexec.flower._private import ErrorCode, stamp
+from fedexec.flower._private import ErrorCode, arrived, stamp
 from fedexec.flower.clientapp import Answer
 from fedexec.flower.records import Packed, unpack
 
@@ -16,10 +16,13 @@ __all__ = ["Flight", "failed", "make_reply"]
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One message, and what is known of it."""
+    """One message, and what is known of it.
 
-    message: Message
-    content: Packed
+    Its reply may never be pulled: once it is sent it keeps nothing of its content.
+    """
+
+    metadata: Metadata
+    content: Packed | None  # until it is sent
     partition: int  # -1: there is no such node
     server_round: int | None
     expires: float  # by time.monotonic
@@ -31,17 +34,17 @@ class Flight:
     @property
     def id(self) -> str:
         """The message's own."""
-        return self.message.metadata.message_id
+        return self.metadata.message_id
 
     @property
     def kind(self) -> str:
         """The message's type: "train", "evaluate", "query", or one of these and an action."""
-        return self.message.metadata.message_type
+        return self.metadata.message_type
 
     @property
     def node_id(self) -> int:
         """Where it goes."""
-        return self.message.metadata.dst_node_id
+        return self.metadata.dst_node_id
 
     @property
     def where(self) -> str:
@@ -63,6 +66,7 @@ def make_reply(flight: Flight, answer: Answer) -> Message:
         reply = unpack(answer.reply)
     else:
         code, reason = answer.error or (ErrorCode.UNKNOWN, "no answer")
-        reply = Message(Error(code, f"{flight.where}: {reason}"), reply_to=flight.message)
+        request = arrived(RecordDict(), flight.metadata)
+        reply = Message(Error(code, f"{flight.where}: {reason}"), reply_to=request)
     stamp(reply)
     return reply

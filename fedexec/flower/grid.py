@@ -178,7 +178,8 @@ class ExecutorGrid(Grid):
         with self._lock:
             flights = list(self._flights.values())
         for flight in flights:
-            self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "nobody has pulled its reply")
+            late = "the run was over before it was done"
+            self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late, failed=False)
 
     # ------------------------------------------------------------ out
 
@@ -199,7 +200,7 @@ class ExecutorGrid(Grid):
         stamp(message)
         partition = self._partitions.get(metadata.dst_node_id, -1)
         expires = time.monotonic() + left
-        return Flight(message, content, partition, server_round_of(message), expires, landed)
+        return Flight(metadata, content, partition, server_round_of(message), expires, landed)
 
     def _take_off(self, flight: Flight) -> None:
         with self._lock:
@@ -230,6 +231,8 @@ class ExecutorGrid(Grid):
             self._answer(flight, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
             self._send_next(node)
             return
+        finally:
+            flight.content = None
         if flight.answer is not None:  # given up meanwhile
             self.executor.end(flight.future)
         flight.future.add_done_callback(functools.partial(self._land, flight, node))
@@ -239,10 +242,11 @@ class ExecutorGrid(Grid):
         if self._isolated:  # where threads share the generators it would only look reproducible
             seed = random.Random(f"{self._seed}/{flight.partition}/{node.messages}").getrandbits(32)
         node.messages += 1
+        assert flight.content is not None
         return Job(
             app=self.app,
             content=flight.content,
-            metadata=flight.message.metadata,
+            metadata=flight.metadata,
             node_config=self._config_of(flight.partition),
             run_config=self._run_config,
             state=node.state,
@@ -279,17 +283,23 @@ class ExecutorGrid(Grid):
         answer: Answer,
         future: Future[Answer] | None = None,
         fatal: BaseException | None = None,
+        *,
+        failed: bool = True,
     ) -> bool:
-        """Settle what becomes of a message; False if that is settled already."""
+        """Settle what becomes of a message; False if that is settled already.
+
+        An error is no failure, if `failed` says so, where nobody has waited for the reply.
+        """
         with self._lock:
             if flight.answer is not None:
                 return False
             flight.answer, flight.fatal = answer, fatal
             error = None if answer.error is None else answer.error[1]
             self.journal.answered(
-                TaskRecord(flight.kind, flight.partition, flight.server_round, error, **cost_of(future))
+                TaskRecord(flight.kind, flight.partition, flight.server_round, error, **cost_of(future)),
+                failed=failed and error is not None,
             )
-        if error is not None:
+        if failed and error is not None:
             log.warning("%s: %s", flight.where, str(error))
             log.debug("%s", answer.traceback)
         flight.landed(flight.id)
@@ -299,12 +309,12 @@ class ExecutorGrid(Grid):
         now = time.monotonic()
         for flight in flights:
             if flight.expires <= now:
-                ttl = flight.message.metadata.ttl
+                ttl = flight.metadata.ttl
                 self._give_up(flight, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
 
-    def _give_up(self, flight: Flight, code: int, reason: str) -> None:
+    def _give_up(self, flight: Flight, code: int, reason: str, *, failed: bool = True) -> None:
         """Answer a message with an error, and end its worker: nobody needs what that still does."""
-        if not self._answer(flight, Answer(error=(code, reason))):
+        if not self._answer(flight, Answer(error=(code, reason)), failed=failed):
             return
         with self._lock:
             node = self._nodes[flight.node_id]

@@ -59,7 +59,7 @@ class TaskRecord:
         None for the server's tasks.
     server_round : int or None
     error : str or None
-        Why it failed.
+        Why it failed; in a simulation also that the run was over before it was done, which is no failure.
     usage : Usage or None
     started, ended : float or None
         When it was given to a worker, and when its outcome was known, in seconds since the epoch.

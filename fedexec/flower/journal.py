@@ -49,11 +49,11 @@ class Journal:
         if kind == "train":
             current.clients.append(partition)
 
-    def answered(self, record: TaskRecord) -> None:
-        """Note what became of it."""
+    def answered(self, record: TaskRecord, *, failed: bool) -> None:
+        """Note what became of it; an error that nobody has waited to hear of is no failure."""
         self.tasks.append(record)
         current = self._round(record.server_round)
-        if record.error is not None:
+        if failed:
             current.failures.append({"client": record.client, "reason": record.error})
         if record.kind == "train":
             self._done += 1

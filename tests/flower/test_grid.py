@@ -1,9 +1,11 @@
 """ExecutorGrid: messages to nodes and their replies, also when a node fails, is late or does not exist."""
 
+import gc
 import os
 import random
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -228,6 +230,39 @@ def test_replies_can_be_pulled_once(standby):
         replies += grid.pull_messages(ids)
     assert sorted(metric(reply, "partition") for reply in replies) == [0, 1, 2]
     assert grid.pull_messages(ids) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_messages_that_are_never_pulled_are_no_failures_and_keep_no_content(backend, caplog):
+    with fedexec.create_executor(backend, max_workers=2) as executor:
+        journal = Journal()
+        grid = ExecutorGrid(executor, "flower.apps:client", num_nodes=2, journal=journal)
+        messages = train(grid) + train(grid, server_round=2)
+        contents = [weakref.ref(message.content) for message in messages]
+        grid.push_messages(messages)
+        deadline = time.monotonic() + 30
+        while len(journal.tasks) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        del messages
+        gc.collect()
+        assert [content() for content in contents] == [None] * 4
+        grid.push_messages(train(grid, server_round=3))
+        grid.close()  # some run now, or wait
+    assert len(journal.tasks) == 6
+    assert [round_.failures for round_ in journal.rounds] == [[], [], []]
+    assert caplog.messages == []
+
+
+def test_a_pushed_message_that_fails_is_a_failure_though_nobody_pulls_its_reply(inline):
+    journal = Journal()
+    config = {"culprits": "1", "how": "raise"}
+    grid = ExecutorGrid(inline, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
+    grid.push_messages(train(grid))
+    deadline = time.monotonic() + 30
+    while len(journal.tasks) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    grid.close()
+    assert [failure["client"] for failure in journal.rounds[0].failures] == [1]
 
 
 def test_many_threads_may_send(inline):
