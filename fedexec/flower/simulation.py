@@ -23,7 +23,7 @@ from fedexec.flower.observe import observed
 from fedexec.flower.offloading import app_settings
 from fedexec.interface import Capability, Hooks
 from fedexec.scheduler import Stats
-from fedexec.seeding import seed_all
+from fedexec.seeding import seeded
 from fedexec.settings import Settings, resolve
 from fedexec.worker import environment, limit_threads
 
@@ -127,10 +127,8 @@ def simulate(
         )
         chosen.submit(check, grid.app).result()
         context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), config)
-        if seed is not None:
-            seed_all(seed)
         try:
-            with observed(grid):
+            with observed(grid), seeded(seed):
                 server(grid, context)
         finally:
             grid.close()

@@ -87,6 +87,29 @@ def test_another_seed_samples_other_nodes(inline):
     assert [r.clients for r in runs[0].rounds] != [r.clients for r in runs[1].rounds]
 
 
+def test_a_server_that_is_the_first_to_use_numpy_draws_what_follows_from_the_seed():
+    code = """
+from flwr.serverapp import ServerApp
+from fedexec.flower import simulate
+import sys
+server = ServerApp()
+
+@server.main()
+def main(grid, context):
+    had = "numpy.random" in sys.modules
+    import numpy.random
+    print(had, numpy.random.rand())
+
+simulate(server, "flower.apps:client", num_nodes=1, seed=5)
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FEDEXEC_BACKEND": "standby"}
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, env=env, capture_output=True, text=True, timeout=60) for _ in range(2)]
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+    assert float(runs[0].stdout.split()[1]) > 0
+
+
 def test_an_app_that_fails_at_import_is_reported_with_file_and_line(tmp_path, monkeypatch):
     (tmp_path / "helper_of_app.py").write_text("TABLE = {}\nTABLE['missing']\n")
     (tmp_path / "app_with_helper.py").write_text("import helper_of_app\n")
