@@ -144,7 +144,8 @@ class Scheduler:
         self._threads: list[threading.Thread] = []  # every slot there ever was
         self._slots: set[threading.Thread] = set()  # those that have not ended
         self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
-        self._idle = 0
+        self._ready: deque[tuple[Task, Future[Any]]] = deque()  # each has a slot that will take it at once
+        self._free = 0  # slots that run no task, those included that have only just been opened
         self._closing = False
         self._killing = False
         self._broken: InitializerError | PreloadError | None = None
@@ -170,10 +171,11 @@ class Scheduler:
                 task.seed = derive(self._settings.seed, self._counts["submitted"])
             self._queue.append((task, future))
             self._counts["submitted"] += 1
-            if self._idle >= len(self._queue):
-                self._changed.notify_all()  # not one: it could be one that waits for something else
-            elif len(self._slots) < self._settings.max_workers:
+            waiting = len(self._ready) + len(self._queue)
+            if self._free < waiting and len(self._slots) < self._settings.max_workers:
                 self._open_slot()
+            if self._hand_out():
+                self._changed.notify_all()  # not one: it could be one that waits for something else
         return future
 
     def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
@@ -284,6 +286,7 @@ class Scheduler:
         slot = threading.Thread(target=self._work, args=(begun,), name=f"fedexec-slot-{len(self._slots)}")
         self._slots.add(slot)
         self._threads.append(slot)
+        self._free += 1
         try:
             slot.start()
         except BaseException as exc:
@@ -291,6 +294,7 @@ class Scheduler:
             if is_refusal or not begun.wait(1.0):
                 self._slots.discard(slot)
                 self._threads.remove(slot)
+                self._free -= 1
                 if not self._slots:  # with another slot the task waits for that one
                     self._queue.pop()
                     self._counts["submitted"] -= 1
@@ -306,6 +310,8 @@ class Scheduler:
             except BaseException:  # a done-callback that raised SystemExit must not take the slot along
                 log.exception("a callback ended with something that is no Exception")
             del entry  # keep no finished argument alive while waiting for the next task
+            with self._lock:
+                self._free += 1
         with self._lock:
             self._slots.discard(threading.current_thread())
             self._changed.notify_all()
@@ -315,17 +321,26 @@ class Scheduler:
 
     def _next(self) -> tuple[Task, Future[Any]] | None:
         with self._lock:
-            self._idle += 1
-            try:
-                while not (self._queue and self._admission.admit(self._queue[0][0])):
-                    if self._closing and not self._queue:
-                        return None
-                    self._changed.wait()
-                task, future = self._queue.popleft()
-                self._running[task] = future
-                return task, future
-            finally:
-                self._idle -= 1
+            while not self._ready and not self._hand_out():
+                if self._closing and not self._queue:
+                    self._free -= 1
+                    return None
+                self._changed.wait()
+            self._free -= 1
+            return self._ready.popleft()
+
+    def _hand_out(self) -> bool:
+        """Give tasks to free slots, as far as memory allows; return whether there was one to give.
+
+        From then on a task counts as begun, though its slot may not have had the time to take it yet:
+        ``shutdown(cancel_futures=True)`` lets it run.
+        """
+        before = len(self._ready)
+        while self._queue and len(self._ready) < self._free and self._admission.admit(self._queue[0][0]):
+            task, future = self._queue.popleft()
+            self._running[task] = future
+            self._ready.append((task, future))
+        return len(self._ready) > before
 
     def _serve(self, task: Task, future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

@@ -69,6 +69,17 @@ class LifecycleConformance(Suite):
         assert wait(futures, DEADLINE).not_done == set()
         assert [future.result(0) for future in futures[:2]] == [0, 1]
 
+    def test_a_task_for_which_a_worker_is_free_has_begun_when_submit_returns(self, create: Create) -> None:
+        executor = create(max_workers=2)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(DEADLINE)  # a busy machine, where no other thread gets on meanwhile
+        try:
+            futures = [executor.submit(pow, i, 2) for i in range(8)]
+            executor.shutdown(wait=False, cancel_futures=True)
+        finally:
+            sys.setswitchinterval(before)
+        assert [future.result(DEADLINE) for future in futures[:2]] == [0, 1]
+
     def test_a_cancelled_task_does_not_hold_up_shutdown(self, create: Create) -> None:
         executor = create(max_workers=1)
         executor.submit(int).result(DEADLINE)
