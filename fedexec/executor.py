@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from fedexec import registry
+from fedexec.errors import SettingsError
 from fedexec.interface import Capability, Hooks, Task, once
+from fedexec.machine import open_files
 from fedexec.memory.admission import Admission, Footprint, ceiling
 from fedexec.memory.device import devices, is_emulated
 from fedexec.scheduler import Future, Scheduler, Stats, drain_before_exit_of
@@ -136,6 +138,8 @@ def create_executor(
     return Executor(settings, Hooks(initializer, initargs, warmup))
 
 
+SPARE_DESCRIPTORS = 128  # beside those of workers: of results that are kept, and the caller's own
+
 _NOT_KEPT = "backend %s cannot keep %s: it is not enforced"
 _NEEDS = {  # setting -> the promises of which one must be made for it to hold
     "timeout": Capability.KILLS_ONE,
@@ -184,6 +188,7 @@ class Executor(concurrent.futures.Executor):
             # By UUID: that is what workers are told, whatever an index means to them.
             settings = replace(settings, device=",".join(device.uuid for device in self.devices))
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
+        _open_files(settings, backend_class.descriptors_per_worker)
         backend = backend_class(settings, hooks)
         self.capabilities = backend.capabilities
         admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
@@ -321,6 +326,19 @@ class Executor(concurrent.futures.Executor):
     def footprints(self) -> dict[str, Footprint]:
         """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
         return self._scheduler.footprints()
+
+
+def _open_files(settings: Settings, per_worker: int) -> None:
+    """Raise SettingsError if so many workers need more descriptors than this process may have."""
+    needed = max(settings.max_workers, settings.standby) * per_worker
+    needed += SPARE_DESCRIPTORS if per_worker else 0
+    limit = open_files(needed)
+    if limit is not None:
+        raise SettingsError(
+            f"max_workers={settings.max_workers} needs up to {needed} file descriptors on backend "
+            f"{settings.backend!r} ({per_worker} for each worker), and this process may have {limit} "
+            f"(ulimit -Hn): lower max_workers, raise the limit, or take a backend that needs fewer"
+        )
 
 
 def _call_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -227,6 +227,7 @@ class Backend(ABC):
     """
 
     capabilities: Capability = Capability(0)
+    descriptors_per_worker: int = 0  # that the caller has open, at most, while a worker is replaced
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings

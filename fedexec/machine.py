@@ -1,4 +1,6 @@
-"""How many cores and how much memory this process may use: of the machine, and of the container around it.
+"""How many cores, how much memory and how many descriptors this process may use.
+
+Of the machine, and of the container around it.
 
 Containers bound both by control groups, of version 1 or 2, which are read where Linux distributions mount
 them. What cannot be read bounds nothing.
@@ -7,11 +9,15 @@ them. What cannot be read bounds nothing.
 import functools
 import math
 import os
+import sys
 from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["available_bytes", "available_cores", "total_bytes"]
+if sys.platform != "win32":
+    import resource
+
+__all__ = ["available_bytes", "available_cores", "open_files", "total_bytes"]
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
@@ -38,6 +44,40 @@ def available_bytes() -> int:
     """Return what can still be taken before the kernel swaps or kills."""
     free = [limit - used for limit, used in _memory_limits()]
     return max(0, min([int(psutil.virtual_memory().available), *free]))
+
+
+def open_files(more: int) -> int | None:
+    """See to it that this process may open more files; None if it may, else its limit.
+
+    The soft limit (``ulimit -n``, often 1024) is raised as far as needed, which the hard limit allows
+    everybody to do: it is there for programs that use ``select``, and hurts them only if that many files
+    are in fact open. Processes that are started later inherit it.
+
+    Parameters
+    ----------
+    more : int
+        How many, beside those that are open now.
+    """
+    if sys.platform == "win32":
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _count_open_files() + more
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return None
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        return hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # macOS: no more than OPEN_MAX, whatever the hard limit says
+        return soft
+    return None
+
+
+def _count_open_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))  # noqa: PTH208
+    except OSError:
+        return 0
 
 
 def _affinity() -> int | None:

@@ -32,7 +32,7 @@ class Relay:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below, and what is kept of a line
-        self._lines: dict[int, _Line] = {}  # reading end -> its line
+        self._lines: dict[int, _Line] = {}  # descriptor -> its line
         self._free: list[_Line] = []
         self._poll = select.poll() if sys.platform == "linux" else None
         self._thread: threading.Thread | None = None
@@ -67,8 +67,7 @@ class Relay:
         self._thread.join()
         for line in self._lines.values():
             line.tail()
-            os.close(line.reading)
-            os.close(line.writing)
+            os.close(line.fd)
         os.close(self._wakeup[0])
         os.close(self._wakeup[1])
         self._thread = None
@@ -85,8 +84,8 @@ class Relay:
                 self._thread = threading.Thread(target=self._pass_on, name="fedexec-stderr", daemon=True)
                 self._thread.start()
             line = _Line(self._lock)
-            self._lines[line.reading] = line
-            self._poll.register(line.reading, select.POLLIN)
+            self._lines[line.fd] = line
+            self._poll.register(line.fd, select.POLLIN)
             os.write(self._wakeup[1], b"+")  # it polls a set without this line
             return line
 
@@ -101,12 +100,16 @@ class Relay:
 
 
 class _Line:
-    """One pipe. Both ends stay open here, so that it never ends."""
+    """One pipe. Both ends stay open here, so that it never ends: in one descriptor, as lines are many."""
 
     def __init__(self, lock: threading.Lock) -> None:
-        self.reading, self.writing = os.pipe()
-        self.path = f"/proc/{os.getpid()}/fd/{self.writing}"  # where another process finds the writing end
-        os.set_blocking(self.reading, False)
+        ends = os.pipe()
+        try:
+            self.fd = os.open(f"/proc/self/fd/{ends[0]}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        finally:
+            os.close(ends[0])
+            os.close(ends[1])
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"  # where another process finds the pipe
         self.kept = b""
         self.task: Task | None = None
         self._lock = lock
@@ -115,7 +118,7 @@ class _Line:
         """Pass on what has come, and return the last lines since the task began."""
         with self._lock:
             try:
-                data = os.read(self.reading, PIPE_BYTES)
+                data = os.read(self.fd, PIPE_BYTES)
             except BlockingIOError:
                 data = b""
             self.kept = (self.kept + data)[-KEPT_BYTES:]

@@ -46,6 +46,7 @@ class LokyBackend(PooledBackend):
         | Capability.RECYCLES
         | Capability.SHARES_MEMORY
     )
+    descriptors_per_worker = 20
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)

@@ -27,6 +27,7 @@ class PoolBackend(PooledBackend):
         | Capability.KILLS_ONE
         | Capability.SHARES_MEMORY
     )
+    descriptors_per_worker = 20  # ten are the pool's own: two queues, and what wakes its thread
 
     def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:
         """Make a pool whose worker ends after each task."""

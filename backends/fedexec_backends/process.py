@@ -40,6 +40,7 @@ class ProcessBackend(Backend):
         | Capability.KILLS_ONE
         | Capability.SHARES_MEMORY
     )
+    descriptors_per_worker = 8
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)

@@ -48,6 +48,7 @@ class StandbyBackend(Backend):
         | Capability.STANDS_BY
         | Capability.SHARES_MEMORY
     )
+    descriptors_per_worker = 10
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import fedexec
+from fedexec import registry
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
 from fedexec.executor import Executor
 from fedexec.interface import Capability
@@ -345,6 +346,17 @@ class WorkerDeaths(Suite):
         assert isinstance(future.exception(0), WorkerDiedError)
 
     # ------------------------------------------------------------ helpers and idle workers
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+    def test_a_worker_needs_no_more_descriptors_than_its_backend_declares(self, create: Create) -> None:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        executor = create(max_workers=4)
+        futures = [executor.submit(abs, number) for number in range(32)]
+        most = 0
+        while not all(future.done() for future in futures):
+            most = max(most, len(list(Path("/proc/self/fd").iterdir())))
+        declared = registry.load(executor.settings.backend).descriptors_per_worker
+        assert most - before <= 4 * declared + 12  # the template, the relay of stderr, a tracker
 
     def test_no_idle_process_is_indispensable(self, create: Create) -> None:
         """Idle workers, a template, a Manager: whatever the backend keeps may be killed between tasks."""

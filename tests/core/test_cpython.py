@@ -11,7 +11,14 @@ import pytest
 import fedexec
 
 pytestmark = pytest.mark.thorough
-MODULES = ("executor", "test_as_completed", "test_deadlock", "test_process_pool", "test_shutdown", "test_wait")
+MODULES = (
+    "executor",
+    "test_as_completed",
+    "test_deadlock",
+    "test_process_pool",
+    "test_shutdown",
+    "test_wait",
+)
 executor, as_completed, deadlock, process_pool, shutdown, wait = (
     pytest.importorskip(f"test.test_concurrent_futures.{name}", reason="needs the interpreter's own tests")
     for name in MODULES
@@ -65,10 +72,11 @@ class Shutdown(shutdown.ExecutorShutdownTest):
     def run_script(self, flag, script):
         theirs = "from concurrent.futures import executor_type"
         assert theirs in script
-        return run_python(flag, script.replace(theirs, OURS.format(self.backend)), **{"__isolated": False})
+        return run_python(flag, script.replace(theirs, OURS.format(self.backend)), **NOT_ISOLATED)
 
 
 run_python = shutdown.assert_python_ok
+NOT_ISOLATED = {"__isolated": False}  # as a keyword in a class, it would be another name
 OURS = """
             import fedexec
             def executor_type(max_workers):

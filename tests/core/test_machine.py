@@ -124,3 +124,30 @@ def test_a_container_is_seen_for_real(tmp_path):
     if done.returncode != 0 and "Traceback" not in done.stderr:
         pytest.skip(f"needs a mount namespace of its own: {done.stderr.strip()}")
     assert done.stdout == "1\n"
+
+
+NEEDS_MANY = """
+import resource, time
+import fedexec
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
+with fedexec.create_executor("{backend}", max_workers=24) as executor:
+    print(sum(executor.map(abs, range(48))), flush=True)
+"""
+
+
+def run_with_limit(backend, hard):
+    script = NEEDS_MANY.format(backend=backend, hard=hard)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("backend", ["standby", "process", "pool", "loky", "inline"])
+def test_the_soft_limit_of_open_files_is_raised_for_many_workers(backend):
+    done = run_with_limit(backend, 4096)
+    assert (done.stdout.split(), done.stderr) == (["1128"], "")
+
+
+def test_what_exceeds_the_hard_limit_of_open_files_is_refused_at_the_start():
+    done = run_with_limit("pool", 300)
+    assert done.returncode == 1
+    assert "max_workers=24 needs up to 608 file descriptors on backend 'pool'" in done.stderr
+    assert "this process may have 300 (ulimit -Hn)" in done.stderr
