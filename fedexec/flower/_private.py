@@ -4,14 +4,18 @@ Seen where they are imported from here in flwr 1.38 to 1.42. ``tests/flower/test
 them a newer release has moved.
 """
 
+import logging
 import uuid
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp.client_app import LoadClientAppError
 from flwr.common.config import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.server.workflow import DefaultWorkflow
+from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from flwr.serverapp import ServerApp
 from flwr.serverapp.server_app import LoadServerAppError
 from flwr.supercore.run import Run
@@ -21,6 +25,7 @@ __all__ = [
     "NUM_PARTITIONS_KEY",
     "PARTITION_ID_KEY",
     "SUPERLINK_NODE_ID",
+    "DefaultWorkflow",
     "ErrorCode",
     "LoadClientAppError",
     "LoadServerAppError",
@@ -32,9 +37,11 @@ __all__ = [
     "fuse_dicts",
     "get_project_config",
     "has_main",
+    "is_from_server",
     "parse_config_args",
     "ray_backend",
     "stamp",
+    "workflow_arrays",
 ]
 
 
@@ -67,6 +74,17 @@ def has_main(app: ServerApp) -> bool:
     return any(
         getattr(app, name, None) for name in ("_main", "_server_fn", "_server", "_strategy", "_config")
     )
+
+
+def is_from_server(record: logging.LogRecord) -> bool:
+    """Return whether Flower's own server side has logged this; apps log to the same logger."""
+    folder = Path(str(import_module("flwr").__file__)).parent
+    return record.pathname.startswith(str(folder / "server"))  # and serverapp
+
+
+def workflow_arrays(context: Context) -> ArrayRecord | None:
+    """Return the global model that a DefaultWorkflow leaves."""
+    return context.state.array_records.get(MAIN_PARAMS_RECORD)
 
 
 def ray_backend(config: dict[str, Any]) -> Any:

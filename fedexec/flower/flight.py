@@ -9,6 +9,7 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
 from fedexec.flower._private import ErrorCode, arrived, stamp
 from fedexec.flower.clientapp import Answer
+from fedexec.flower.history import Round
 from fedexec.flower.records import Packed, unpack
 
 __all__ = ["Flight", "failed", "make_reply"]
@@ -27,6 +28,7 @@ class Flight:
     server_round: int | None
     expires: float  # by time.monotonic
     landed: Callable[[str], object]  # called with its id when it has an answer
+    round: Round | None = None  # the journal's
     future: Future[Answer] | None = None
     answer: Answer | None = None
     fatal: BaseException | None = None  # no message can be answered any more

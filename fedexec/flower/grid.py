@@ -106,7 +106,7 @@ class ExecutorGrid(Grid):
         self._run = empty_run(run_id)
         ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
-        self._lock = threading.RLock()  # guards everything below, and the journal
+        self._lock = threading.RLock()  # guards everything below
         self._nodes: dict[int, _Node] = {}  # those that have had a message
         self._flights: dict[str, Flight] = {}
 
@@ -209,7 +209,7 @@ class ExecutorGrid(Grid):
                 reason = f"it is none of the {self.num_nodes} nodes of this simulation"
                 self._answer(flight, Answer(error=(ErrorCode.NODE_UNAVAILABLE, reason)))
                 return
-            self.journal.sent(flight.kind, flight.partition, flight.server_round)
+            flight.round = self.journal.sent(flight.kind, flight.partition, flight.server_round)
             node = self._nodes.setdefault(flight.node_id, _Node())
             node.waiting.append(flight)
             if node.busy:
@@ -295,8 +295,12 @@ class ExecutorGrid(Grid):
                 return False
             flight.answer, flight.fatal = answer, fatal
             error = None if answer.error is None else answer.error[1]
+            start = flight.round.start if flight.round is not None else 1
             self.journal.answered(
-                TaskRecord(flight.kind, flight.partition, flight.server_round, error, **cost_of(future)),
+                TaskRecord(
+                    flight.kind, flight.partition, flight.server_round, error, start=start, **cost_of(future)
+                ),
+                flight.round,
                 failed=failed and error is not None,
             )
         if failed and error is not None:

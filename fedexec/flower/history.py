@@ -12,7 +12,7 @@ Scalar = bool | bytes | float | int | str
 
 @dataclass(slots=True)
 class Round:
-    """What happened in one round. Round 0 is the initial model.
+    """What happened in one round. Round 0 is the initial model, and what an app asks its nodes before.
 
     Attributes
     ----------
@@ -31,6 +31,8 @@ class Round:
         Mean over the clients that evaluated, if they do.
     client_metrics : dict
         Likewise.
+    start : int
+        Which start of a strategy it belongs to, where an app has several: each counts its rounds from 1.
     """
 
     server_round: int
@@ -41,6 +43,7 @@ class Round:
     failures: list[dict[str, Any]] = field(default_factory=list)
     client_loss: float | None = None
     client_metrics: dict[str, Scalar] = field(default_factory=dict)
+    start: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the round as JSON knows it."""
@@ -63,6 +66,8 @@ class TaskRecord:
     usage : Usage or None
     started, ended : float or None
         When it was given to a worker, and when its outcome was known, in seconds since the epoch.
+    start : int
+        As of its :class:`Round`.
     """
 
     kind: str
@@ -72,6 +77,7 @@ class TaskRecord:
     usage: Usage | None = None
     started: float | None = None
     ended: float | None = None
+    start: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON knows it."""

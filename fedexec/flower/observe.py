@@ -1,20 +1,26 @@
 """What a ServerApp does not return: the strategy's result, its evaluations, in time for whoever watches.
 
 ``ServerApp.main`` returns nothing, and a strategy tells nobody what it has found. So while one of our
-simulations runs, ``Strategy.start``, and ``Server.fit`` of older apps, are listened to, on our grid alone.
+simulations runs, ``Strategy.start`` is listened to, and of older apps ``Server.fit`` and ``DefaultWorkflow``,
+on our grid alone; within these also what a strategy says of an evaluation.
 """
 
 import contextlib
 import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.common import Parameters, parameters_to_ndarrays
 from flwr.server import Server
+from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Strategy
 
 from fedexec.errors import FedexecError
+from fedexec.flower._private import DefaultWorkflow, workflow_arrays
 from fedexec.flower.grid import ExecutorGrid
 
 __all__ = ["TooFewNodesError", "observed"]
@@ -48,11 +54,18 @@ def observed(grid: ExecutorGrid) -> Iterator[None]:
     """Have the grid's journal told what strategies say while this lasts."""
     observer = _Observer(grid)
     with contextlib.ExitStack() as stack:
-        for base, name, listen in ((Strategy, "start", observer.start), (Server, "fit", observer.fit)):
+        for base, name, listen in (
+            (Strategy, "start", observer.start),
+            (Strategy, "aggregate_evaluate", observer.aggregate_evaluate),
+            (Server, "fit", observer.fit),
+            (DefaultWorkflow, "__call__", observer.work),
+            (OlderStrategy, "evaluate", observer.evaluate),
+            (OlderStrategy, "aggregate_evaluate", observer.aggregate_evaluate),
+        ):
             for kind in _family(base):
                 if name in vars(kind):
                     original = vars(kind)[name]
-                    setattr(kind, name, _listening(original, listen))
+                    setattr(kind, name, _listening(original, _Ear(listen)))
                     stack.callback(setattr, kind, name, original)
         yield
 
@@ -63,10 +76,22 @@ def _family(kind: Any) -> Iterator[Any]:
         yield from _family(child)
 
 
-def _listening(original: Callable[..., Any], listen: Callable[..., Any]) -> Callable[..., Any]:
+class _Ear:
+    """What listens here: in a worker, to which a script's classes travel with their methods, nothing does."""
+
+    def __init__(self, listen: Callable[..., Any] | None = None) -> None:
+        self.listen = listen
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+def _listening(original: Callable[..., Any], ear: _Ear) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return listen(original, self, *args, **kwargs)
+        if ear.listen is None:
+            return original(self, *args, **kwargs)
+        return ear.listen(original, self, *args, **kwargs)
 
     return method
 
@@ -88,44 +113,87 @@ class _Observer:
     def __init__(self, grid: ExecutorGrid) -> None:
         self._grid = grid
         self._journal = grid.journal
-        self._listening = False
 
     def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``Strategy.start``."""
         call, given = _bind(original, strategy, *args, **kwargs)
-        if self._listening or given.get("grid") is not self._grid:  # a start that calls its super's
+        if given.get("grid") is not self._grid:
             return original(strategy, *args, **kwargs)
         _check_nodes(strategy, self._grid.num_nodes)
-        self._journal.planned = given.get("num_rounds")
         evaluate_fn = given.get("evaluate_fn")
         if evaluate_fn is not None:
             where = next(place for place in given.maps if "evaluate_fn" in place)
             where["evaluate_fn"] = self._reported(evaluate_fn)
-        self._listening = True
-        try:
-            self._journal.result = original(*call.args, **call.kwargs)
-        finally:
-            self._listening = False
-        return self._journal.result
+        with self._journal.start(given.get("num_rounds")) as start:
+            result = original(*call.args, **call.kwargs)
+        self._journal.returned(start, result, getattr(result, "arrays", None) or None)
+        return result
 
     def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``Server.fit``."""
         _, given = _bind(original, server, *args, **kwargs)
         _check_nodes(server.strategy, self._grid.num_nodes)
-        self._journal.planned = given.get("num_rounds")
-        with _sorted_results(server.strategy, self._grid.get_node_ids()):
+        sorting = _sorted_results(server.strategy, self._grid.get_node_ids())
+        with self._journal.start(given.get("num_rounds")) as start, sorting:
             answer = original(server, *args, **kwargs)
-        self._journal.result = answer[0] if isinstance(answer, tuple) else answer
+        history = answer[0] if isinstance(answer, tuple) else answer
+        self._journal.returned(start, history, _arrays(getattr(server, "parameters", None)))
+        return answer
+
+    def work(self, original: Callable[..., Any], workflow: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``DefaultWorkflow.__call__``."""
+        _, given = _bind(original, workflow, *args, **kwargs)
+        context = given["context"]
+        if given["grid"] is not self._grid or not hasattr(context, "strategy"):
+            return original(workflow, *args, **kwargs)
+        _check_nodes(context.strategy, self._grid.num_nodes)
+        with self._journal.start(context.config.num_rounds) as start:
+            answer = original(workflow, *args, **kwargs)
+        self._journal.returned(start, context.history, workflow_arrays(context))
+        return answer
+
+    def evaluate(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``evaluate`` of an older strategy: of the global model, on the server."""
+        answer = original(strategy, *args, **kwargs)
+        if answer is not None and self._journal.within() is not None:
+            self._journal.evaluated(_server_round(args, kwargs), *answer)
+        return answer
+
+    def aggregate_evaluate(
+        self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Stand in for ``aggregate_evaluate``, which returns metrics; older ones, a loss first."""
+        answer = original(strategy, *args, **kwargs)
+        loss, metrics = answer if isinstance(answer, tuple) else (None, answer)
+        if self._journal.within() is not None and (loss is not None or metrics):
+            self._journal.evaluated_by_clients(_server_round(args, kwargs), loss, metrics or {})
         return answer
 
     def _reported(self, evaluate_fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(evaluate_fn)
         def evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
-            metrics = evaluate_fn(server_round, *args, **kwargs)
-            self._journal.evaluated(server_round, metrics)
-            return metrics
+            answer = evaluate_fn(server_round, *args, **kwargs)
+            metrics = dict(answer) if isinstance(answer, Mapping) else {}
+            loss = metrics.pop("loss") if isinstance(metrics.get("loss"), int | float) else None
+            self._journal.evaluated(server_round, loss, metrics, closes=True)
+            return answer
 
         return evaluate
+
+
+def _server_round(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return int(args[0] if args else kwargs["server_round"])
+
+
+def _arrays(parameters: Parameters | None) -> ArrayRecord | None:
+    """Return an older app's parameters as newer ones have them; as bytes, if they are no arrays."""
+    if parameters is None:
+        return None
+    try:
+        arrays = parameters_to_ndarrays(parameters)
+    except Exception:  # a tree of XGBoost, say: whatever numpy says to these bytes
+        arrays = [np.frombuffer(tensor, np.uint8) for tensor in parameters.tensors]
+    return ArrayRecord(arrays) if arrays else None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -41,14 +41,17 @@ class Simulation:
     ----------
     result : flwr.serverapp.strategy.Result, flwr.server.History or None
         What the strategy's ``start`` returned, or a History from an older app; None where there was neither.
+        Where an app starts several, that of the last.
     rounds : list of Round
-        Their ``clients`` are partitions.
+        Their ``clients`` are partitions; ``start`` tells them apart where an app starts several strategies.
     tasks : list of TaskRecord
         One a message, with its usage.
     stats : Stats
         What the executor has done.
     context : flwr.app.Context
         The ServerApp's, as it left it.
+    arrays : flwr.app.ArrayRecord or None
+        The global model, as the strategy left it; None where there was none.
     """
 
     result: Any
@@ -56,6 +59,7 @@ class Simulation:
     tasks: list[TaskRecord]
     stats: Stats
     context: Context
+    arrays: ArrayRecord | None = None
 
 
 def simulate(
@@ -133,9 +137,8 @@ def simulate(
         finally:
             grid.close()
             grid.journal.finish()
-        return Simulation(
-            grid.journal.result, grid.journal.rounds, grid.journal.tasks, chosen.stats(), context
-        )
+        told = grid.journal
+        return Simulation(told.result, told.rounds, told.tasks, chosen.stats(), context, told.arrays)
 
 
 def start(
