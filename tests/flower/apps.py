@@ -1,5 +1,6 @@
 """ClientApps and ServerApps of these tests: numpy only, so that a worker starts in milliseconds."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -116,6 +117,26 @@ hanging = ClientApp()
 @hanging.train()
 def hang(message: Message, context: Context) -> Message:
     os.write(1, b"hanging\n")  # in one go: others write there too
+    time.sleep(3600)
+
+
+# ---------------------------------------------------------------- with processes of its own
+
+
+def end_a_fork() -> int:
+    """Fork a process, and end it as a pool of multiprocessing ends its own; return its exit code."""
+    context = multiprocessing.get_context("fork")
+    reading, writing = context.Pipe(duplex=False)
+    child = context.Process(target=sleep, args=(writing,))
+    child.start()
+    reading.recv()
+    child.terminate()
+    child.join()
+    return child.exitcode
+
+
+def sleep(writing):
+    writing.send("begun")
     time.sleep(3600)
 
 
