@@ -43,7 +43,6 @@ class Display:
         )
         self._rounds = rounds
         self._bar = self._progress.add_task("waiting for clients", total=None)
-        self._seen = -1
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -56,54 +55,54 @@ class Display:
         """Show nothing from now on."""
         self._console.quiet = True
 
-    def chosen(self, settings: Settings) -> None:
+    def chosen(self, settings: Settings, *, nodes: str | None = None) -> None:
         """Say what runs, and who chose it."""
         source = settings.sources.get("backend", "default")
         self._console.print(
-            f"backend {settings.backend} ({source}), "
+            f"{f'{nodes}, ' if nodes else ''}backend {settings.backend} ({source}), "
             f"{'at most ' if settings.auto else ''}{settings.max_workers} workers, "
-            f"{settings.threads_per_worker} thread(s) each"
+            f"{settings.threads_per_worker} thread(s) each",
+            soft_wrap=True,
         )
 
     def progress(self, current: Round, done: int, rounds: int | None = None) -> None:
         """Take note of one more answer, or of the end of a round; and of how many rounds there will be."""
-        self._rounds = rounds or self._rounds
+        rounds = rounds or self._rounds
         if current.seconds:
-            self._line(current)
+            self._line(current, rounds)
             return
-        total = len(current.clients) * self._rounds if self._rounds else None
+        total = len(current.clients) * rounds if rounds else None
         before = len(current.clients) * (current.server_round - 1)
         self._progress.update(
             self._bar,
-            description=self._name(current),
+            description=_name(current, rounds),
             total=total,
             completed=before + done,
         )
 
-    def _name(self, current: Round) -> str:
-        return f"round {current.server_round}" + (f"/{self._rounds}" if self._rounds else "")
-
-    def _line(self, current: Round) -> None:
-        if current.server_round <= self._seen:
-            return
-        self._seen = current.server_round
+    def _line(self, current: Round, rounds: int | None) -> None:
         self._console.print(
-            f"{self._name(current)}  loss {_number(current.loss)}  "
-            f"accuracy {_number(_accuracy(current.metrics))}  {current.seconds:.1f} s"
+            f"{_name(current, rounds)}  loss {_number(current.loss)}  "
+            f"accuracy {_number(_accuracy(current.metrics))}  {_of_clients(current)}{current.seconds:.1f} s",
+            soft_wrap=True,
         )
         for failure in current.failures:
-            self._console.print(f"  client {failure['client']}: {failure['reason']}", style="red")
+            line = f"  client {failure['client']}: {failure['reason']}"
+            self._console.print(line, style="red", soft_wrap=True)
 
     def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""
-        table = Table("round", "loss", "accuracy", "clients", "failed", "seconds")
+        several = any(current.start > 1 for current in rounds)
+        evaluated = any(current.client_metrics for current in rounds)
+        table = Table(
+            *(["start"] if several else []), "round", "loss", "accuracy", "clients", "failed", "seconds",
+            *(["clients' accuracy"] if evaluated else []),
+        )  # fmt: skip
         for column in table.columns:
             column.justify = "right"
-        evaluated = any(current.client_metrics for current in rounds)
-        if evaluated:
-            table.add_column("clients' accuracy", justify="right")
         for current in rounds:
-            row = [
+            row = [str(current.start)] if several else []
+            row += [
                 str(current.server_round),
                 _number(current.loss),
                 _number(_accuracy(current.metrics)),
@@ -133,6 +132,19 @@ class Display:
                 f"{device.name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
                 f"{format_size(after_round)}, at the end {format_size(at_end)}"
             )
+
+
+def _name(current: Round, rounds: int | None) -> str:
+    start = (
+        f"start {current.start}, " if current.start > 1 else ""
+    )  # that there are several shows with the 2nd
+    return f"{start}round {current.server_round}" + (f"/{rounds}" if rounds else "")
+
+
+def _of_clients(current: Round) -> str:
+    """Return what the clients' own evaluations say, as far as there are any."""
+    found = {"clients' loss": current.client_loss, "clients' accuracy": _accuracy(current.client_metrics)}
+    return "".join(f"{name} {_number(value)}  " for name, value in found.items() if value is not None)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> Any:

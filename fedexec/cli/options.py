@@ -141,13 +141,16 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
         "app", nargs="*", metavar="APP",
         help="a directory with a Flower app (default: this one), or SERVER CLIENT as module:app module:app",
     )  # fmt: skip
-    parser.add_argument("--nodes", type=_positive, default=10, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--nodes", type=_positive, metavar="N",
+        help="how many (default: options.num-supernodes of the app's default federation, or 10)",
+    )  # fmt: skip
     parser.add_argument(
         "--run-config", action="append", metavar="KEY=VALUE",
         help="override the app's config, as for `flwr run`: 'num-rounds=5 lr=0.1', or a TOML file",
     )  # fmt: skip
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--flower-log", action="store_true", help="show what Flower logs")
+    parser.add_argument("--flower-log", action="store_true", help="show what Flower's server logs too")
 
 
 def add_hosting(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ from fedexec.flower import (
     LoadClientAppError,
     LoadServerAppError,
     Round,
-    Simulation,
     app_settings,
     read_app,
     simulate,
 )
+from fedexec.flower._private import is_from_server
 from fedexec.flower.simulation import start
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import resolve
@@ -38,22 +39,25 @@ __all__ = ["command"]
 
 log = logging.getLogger("fedexec")
 
+NODES = 10
+
 
 def command(arguments: argparse.Namespace) -> int:
     """Simulate."""
     app = _app(arguments)
     report = options.writable("--json", arguments.json)
     weights_file = options.writable("--save", arguments.save)
-    if not arguments.flower_log:
-        logging.getLogger("flwr").setLevel(logging.ERROR)
+    nodes, who = _nodes(arguments, app)
     showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
     with contextlib.ExitStack() as stack:
         if report == options.STDOUT:
             stack.enter_context(stdout_as_stderr())
+        if not arguments.flower_log:
+            stack.enter_context(_less_of_flower())
         display = stack.enter_context(showing)
         server, executor = _start(arguments, app)
         stack.enter_context(executor)
-        display.chosen(executor.settings)
+        display.chosen(executor.settings, nodes=f"{nodes} nodes ({who})")
         timeline = stack.enter_context(Timeline(executor.devices))
 
         def progress(current: Round, done: int, planned: int | None) -> None:
@@ -71,7 +75,7 @@ def command(arguments: argparse.Namespace) -> int:
             simulation = simulate(
                 server,
                 app.client,
-                num_nodes=arguments.nodes,
+                num_nodes=nodes,
                 executor=executor,
                 run_config=app.run_config,
                 seed=arguments.seed,
@@ -86,11 +90,22 @@ def command(arguments: argparse.Namespace) -> int:
         executor.shutdown()
         timeline.mark("shutdown")
         display.table(simulation.rounds, simulation.stats, simulation.tasks, timeline)
-        result = _result(arguments, app, executor, simulation) | {"memory": timeline.as_dict()}
+        arrays: dict[str, Any] = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
+        result = {
+            "fedexec": __version__,
+            "app": {"server": app.server, "client": app.client, "run_config": app.run_config},
+            "nodes": nodes,
+            "seed": arguments.seed,
+            "settings": executor.settings.as_dict(),
+            "rounds": as_dicts(simulation.rounds),
+            "tasks": as_dicts(simulation.tasks),
+            "stats": simulation.stats.as_dict(),
+            "weights_sha256": digest(arrays.values()) if arrays else None,
+            "memory": timeline.as_dict(),
+        }
     if weights_file is not None:
-        arrays = _arrays(simulation)
-        if arrays is None:
-            raise FedexecError("--save: this app's strategy returned no weights")
+        if not arrays:
+            raise FedexecError("--save: this app's strategy left no weights")
         write(weights_file, lambda file: np.savez(file, **arrays))
     if report is not None:
         write_json(report, result)
@@ -114,6 +129,28 @@ def _app(arguments: argparse.Namespace) -> FlowerApp:
         raise options.UsageError(str(exc)) from exc
 
 
+def _nodes(arguments: argparse.Namespace, app: FlowerApp) -> tuple[int, str]:
+    """Return how many nodes there are, and who chose that."""
+    if arguments.nodes is not None:
+        return arguments.nodes, "flag"
+    return (NODES, "default") if app.num_nodes is None else (app.num_nodes, "pyproject.toml")
+
+
+@contextlib.contextmanager
+def _less_of_flower() -> Iterator[None]:
+    """Leave out what Flower's server tells of each round, as the display does; show what an app logs."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not is_from_server(record)
+
+    logger = logging.getLogger("flwr")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
+
+
 def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
     settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
     try:
@@ -129,25 +166,3 @@ def _reason(error: Exception) -> Exception:
         return error if isinstance(error, FedexecError) else FedexecError(str(error))
     traceback.print_exception(error)
     return FedexecError(f"the ServerApp raised {type(error).__name__}: {error}")
-
-
-def _arrays(simulation: Simulation) -> dict[str, Any] | None:
-    record = getattr(simulation.result, "arrays", None)
-    return None if record is None else {name: array.numpy() for name, array in record.items()}
-
-
-def _result(
-    arguments: argparse.Namespace, app: FlowerApp, executor: Executor, simulation: Simulation
-) -> dict[str, Any]:
-    arrays = _arrays(simulation)
-    return {
-        "fedexec": __version__,
-        "app": {"server": app.server, "client": app.client, "run_config": app.run_config},
-        "nodes": arguments.nodes,
-        "seed": arguments.seed,
-        "settings": executor.settings.as_dict(),
-        "rounds": as_dicts(simulation.rounds),
-        "tasks": as_dicts(simulation.tasks),
-        "stats": simulation.stats.as_dict(),
-        "weights_sha256": None if arrays is None else digest(arrays.values()),
-    }

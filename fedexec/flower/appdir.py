@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ class FlowerApp:
     server, client : str
         ``"module:attribute"``.
     run_config : dict
+    num_nodes : int or None
+        How many the app is meant for; None if it does not say.
     """
 
     server: str
     client: str
     run_config: dict[str, Any] = field(default_factory=dict)
+    num_nodes: int | None = None
 
     def configured(self, overrides: Sequence[str]) -> "FlowerApp":
         """Return the app with another run config.
@@ -48,7 +51,7 @@ class FlowerApp:
         except Exception as exc:  # Flower's parser raises what its command line prints
             reason = getattr(exc, "message", None) or str(exc)
             raise AppDirectoryError(f"The run config {' '.join(overrides)!r}: {reason}") from exc
-        return FlowerApp(self.server, self.client, dict(config))
+        return replace(self, run_config=dict(config))
 
 
 def read_app(directory: str | Path) -> FlowerApp:
@@ -64,10 +67,24 @@ def read_app(directory: str | Path) -> FlowerApp:
         project = get_project_config(path)
         app = project["tool"]["flwr"]["app"]
         config = flatten_dict(app.get("config", {}))
+        num_nodes = _num_supernodes(project["tool"]["flwr"])
     except (OSError, ValueError, KeyError) as exc:
         reason = " ".join(str(exc).split())
         raise AppDirectoryError(f"{str(directory)!r} is no Flower app: {reason}") from exc
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     components = app["components"]
-    return FlowerApp(components["serverapp"], components["clientapp"], dict(config))
+    return FlowerApp(components["serverapp"], components["clientapp"], dict(config), num_nodes)
+
+
+def _num_supernodes(settings: Mapping[str, Any]) -> int | None:
+    """Return ``options.num-supernodes`` of the default federation; None if that is not simulated."""
+    default = settings.get("federations", {}).get("default")
+    number: Any = settings
+    for key in ("federations", default, "options", "num-supernodes"):
+        number = number.get(key, {}) if isinstance(number, Mapping) else {}
+    if number == {}:
+        return None
+    if type(number) is not int or number < 1:
+        raise ValueError(f"options.num-supernodes must be an integer of at least 1, got {number!r}")
+    return number

@@ -21,3 +21,14 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(capsys, text):
     display = Display(1, quiet=False)
     display.progress(Round(1, clients=[0], failures=[{"client": 0, "reason": text}], seconds=1.0), 1)
     assert f"client 0: {text}" in capsys.readouterr().out
+
+
+def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
+    display = Display(2, quiet=False)
+    found = {"metrics": {"accuracy": 0.625}, "client_loss": 0.25, "client_metrics": {"eval_acc": 0.75}}
+    display.progress(Round(1, loss=0.5, seconds=1.0, **found), 1)
+    display.progress(Round(2, loss=0.5, seconds=1.0), 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "round 1/2  loss 0.5000  accuracy 0.6250  clients' loss 0.2500  clients' accuracy 0.7500  1.0 s",
+        "round 2/2  loss 0.5000  accuracy not measured  1.0 s",
+    ]

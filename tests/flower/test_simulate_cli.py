@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,152 @@ def test_a_strategy_that_would_wait_for_ever_is_one_line():
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "FedAvg waits for 5 nodes (min_train_nodes=5), but there are 3" in done.stderr
+
+
+def test_each_start_of_a_strategy_is_shown_and_written_for_itself(tmp_path):
+    app = directory(tmp_path, server="""
+        def main(grid, context):
+            for rounds in (2, 1):
+                strategy = FedAvg(fraction_evaluate=0.0)
+                strategy.start(grid, ArrayRecord([np.zeros(2, np.float32)]), num_rounds=rounds)
+    """)  # fmt: skip
+    done = run(app, "--nodes", "2", "--backend", "inline", "--json", str(tmp_path / "result.json"))
+    assert done.returncode == 0, done.stderr
+    shown = [line.partition("  loss")[0] for line in done.stdout.splitlines() if "  loss not" in line]
+    assert shown == ["round 1/2", "round 2/2", "start 2, round 1/1"]
+    told = json.loads((tmp_path / "result.json").read_text())
+    numbers = [(round_["start"], round_["server_round"], round_["clients"]) for round_ in told["rounds"]]
+    assert numbers == [(1, 1, [0, 1]), (1, 2, [0, 1]), (2, 1, [0, 1])]
+    assert [task["start"] for task in told["tasks"]] == [1, 1, 1, 1, 2, 2]
+
+
+def test_the_weights_of_an_older_app_are_saved(tmp_path):
+    saved = tmp_path / "weights.npz"
+    older = ["flower.legacy:server", "flower.legacy:client", "--nodes", "2", "--backend", "inline"]
+    told = result(*older, "--save", str(saved))
+    with np.load(saved) as weights:
+        assert [weights[name].shape for name in weights] == [(3, 2), (4,)]
+    assert len(told["weights_sha256"]) == 64
+
+
+# ---------------------------------------------------------------- what an app's directory says
+
+
+def directory(path, *, server="def main(grid, context): pass", client="", settings=""):
+    """Write a Flower app, and return where it is."""
+    name = "app_of_test"
+    (path / "pyproject.toml").write_text(f"""
+[project]
+name = "{name}"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "me"
+[tool.flwr.app.components]
+serverapp = "{name}:server"
+clientapp = "{name}:client"
+{settings}
+""")
+    module = f"""
+from logging import INFO, WARNING
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.logger import log
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flower import apps
+
+{textwrap.dedent(server)}
+server, client = ServerApp(), ClientApp()
+server.main()(main)
+client.train()(lambda message, context: apps.train(message, context))
+
+@client.query()
+def query(message, context):
+    partition = context.node_config["partition-id"]
+{textwrap.indent(textwrap.dedent(client), "    ")}
+    return Message(RecordDict(), reply_to=message)
+"""
+    (path / f"{name}.py").write_text(module)
+    return str(path)
+
+
+FEDERATION = """
+[tool.flwr.federations]
+default = "local"
+[tool.flwr.federations.local]
+options.num-supernodes = {number}
+[tool.flwr.federations.remote]
+address = "127.0.0.1:9093"
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "said"),
+    [
+        (FEDERATION.format(number=3), [], "3 nodes (pyproject.toml)"),
+        (FEDERATION.format(number=3), ["--nodes", "2"], "2 nodes (flag)"),
+        (FEDERATION.format(number=3).replace('"local"', '"remote"'), [], "10 nodes (default)"),
+        ("", [], "10 nodes (default)"),
+    ],
+)
+def test_how_many_nodes_there_are_and_who_chose_that(tmp_path, settings, flags, said):
+    app = directory(tmp_path, server="""
+        def main(grid, context):
+            print("there are", len(list(grid.get_node_ids())))
+    """, settings=settings)  # fmt: skip
+    done = run(app, "--backend", "inline", *flags)
+    assert done.stdout.startswith(f"{said}, backend inline (flag)")
+    assert f"there are {said.split()[0]}\n" in done.stdout
+
+
+@pytest.mark.parametrize("number", ["0", "'many'", "true", "2.5"])
+def test_a_number_of_nodes_that_is_none_is_a_usage_error(tmp_path, number):
+    done = run(directory(tmp_path, settings=FEDERATION.format(number=number)))
+    assert done.returncode == 2
+    assert "options.num-supernodes must be an integer of at least 1, got " in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["standby", "pool", "process", "loky", "inline"])
+def test_what_an_app_logs_is_shown_wherever_it_runs_and_each_round_of_flowers_server_is_not(
+    tmp_path, backend
+):
+    app = directory(tmp_path, server="""
+        def main(grid, context):
+            log(INFO, "server, for information")
+            log(WARNING, "server, a warning")
+            grid.send_and_receive([Message(RecordDict(), node, "query") for node in grid.get_node_ids()])
+            strategy = FedAvg(fraction_evaluate=0.0)
+            strategy.start(grid, ArrayRecord([np.zeros(2, np.float32)]), num_rounds=1)
+    """, client="""
+        log(INFO, "client %s, for information", partition)
+        log(WARNING, "client %s, a warning", partition)
+    """)  # fmt: skip
+    done = run(app, "--nodes", "2", "--backend", backend)
+    assert done.returncode == 0, done.stderr
+    told = [line.split("\x1b[0m:")[-1].strip() for line in done.stderr.splitlines()]
+    assert told[:2] == ["server, for information", "server, a warning"]
+    of_clients = [
+        f"client {client}, {what}" for client in (0, 1) for what in ("a warning", "for information")
+    ]
+    assert sorted(told[2:]) == of_clients
+
+
+def test_flowers_server_is_heard_where_that_is_asked_for():
+    done = run(*APPS, "--nodes", "2", "--backend", "inline", "--flower-log")
+    assert "[ROUND 1/2]" in done.stderr
+
+
+@pytest.mark.parametrize(("where", "backend"), [("server", "standby"), ("client", "inline")])
+def test_what_an_app_forks_in_the_commands_process_is_ended_as_anywhere(tmp_path, where, backend):
+    ending = "print('exit code', apps.end_a_fork())"
+    asking = "grid.send_and_receive([Message(RecordDict(), node, 'query') for node in grid.get_node_ids()])"
+    server = f"def main(grid, context):\n    {ending if where == 'server' else asking}"
+    app = directory(tmp_path, server=server, client=ending if where == "client" else "")
+    done = run(app, "--nodes", "1", "--backend", backend)
+    assert "exit code -15\n" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
