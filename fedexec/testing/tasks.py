@@ -489,4 +489,5 @@ def end_child_that_handles_sigterm() -> int | None:
 def _exit_on_sigterm(is_ready: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
     is_ready.send(True)
-    time.sleep(3600)
+    while True:  # A signal that comes just before a sleep begins is handled when that sleep is over.
+        time.sleep(0.05)
