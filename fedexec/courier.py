@@ -3,6 +3,7 @@
 What happens at the other end is :mod:`fedexec.worker`.
 """
 
+import functools
 import logging
 import pickle
 import sys
@@ -15,11 +16,12 @@ import cloudpickle
 from fedexec import transport
 from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
 from fedexec.interface import Outcome, Task
+from fedexec.learning import Learner
 from fedexec.pickling import loads
 from fedexec.stderr import Relay
 from fedexec.worker import Kind, Reply
 
-__all__ = ["Courier"]
+__all__ = ["Courier", "rehearsal"]
 
 log = logging.getLogger("fedexec")
 
@@ -31,9 +33,12 @@ class Courier:
     ----------
     shared_memory : bool
         Large arrays go through shared memory, where the system has it; else all is pickled into the message.
+    learner : Learner, optional
+        Where workers can be born with more modules: hears of what tasks import.
     """
 
-    def __init__(self, *, shared_memory: bool) -> None:
+    def __init__(self, *, shared_memory: bool, learner: Learner | None = None) -> None:
+        self._learner = learner
         self._pool = transport.SegmentPool(enabled=shared_memory and transport.supported())
         self._stderr = Relay()
         self._first_path = tuple(entry for entry in sys.path if isinstance(entry, str))
@@ -66,17 +71,14 @@ class Courier:
             if reply.kind is not Kind.UNREACHABLE:
                 if reply.kept:
                     parcel.keep()
+                if self._learner is not None:
+                    self._learner.note(task, reply.imported, reply.usage)
                 return _outcome(reply, parcel, task)
         if self._pool.disable():
             log.warning(
                 "workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback
             )
         return self.deliver(task, call)
-
-    def rehearsal(self) -> bytes:
-        """Return a packed task that does nothing, for a worker to try its ways on."""
-        with self._pool.parcel((bool, (), {})) as parcel:
-            return parcel.message
 
     def _path(self) -> tuple[str, ...] | None:
         """Return ``sys.path``, once it is no longer what workers were started with."""
@@ -85,18 +87,36 @@ class Courier:
             self._path_has_changed = True  # Reused workers must hear of it too when it changes back.
         return now if self._path_has_changed else None
 
+    def learning(self) -> dict[str, Any]:
+        """Return what workers have learnt; see :meth:`fedexec.learning.Learner.report`."""
+        return {} if self._learner is None else self._learner.report()
+
     def close(self) -> None:
         """Give back the shared memory that no result needs any more, and the pipes. No worker is left."""
+        if self._learner is not None:
+            self._learner.close()
         self._pool.close()
         self._stderr.close()
 
     def _pack(self, task: Task, stderr: str | None) -> transport.Parcel:
         call = (task.fn, task.args, dict(task.kwargs))
         try:
-            return self._pool.parcel(call, task.submitted, task.device, stderr, task.seed, self._path())
+            learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
+            return self._pool.parcel(
+                call, task.submitted, task.device, stderr, task.seed, self._path(), learn
+            )
         except BaseException as exc:
             exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
             raise
+
+
+def rehearsal(*, shared_memory: bool) -> bytes:
+    """Return a packed task that does nothing, in every other way like those to come: a worker tries it."""
+    pool = transport.SegmentPool(enabled=shared_memory and transport.supported())
+    with pool.parcel((bool, (), {}), learn=len) as parcel:
+        message = parcel.message
+    pool.close()
+    return message
 
 
 def _culprit(task: Task) -> str:

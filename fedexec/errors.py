@@ -229,7 +229,14 @@ class TaskTimeoutError(WorkerError, TimeoutError):
         Seconds.
     pid : int or None
         The worker that was ended.
+
+    Attributes
+    ----------
+    is_importing : bool
+        It was importing a module when it was ended, as far as its stacks tell.
     """
+
+    is_importing = False
 
     def __init__(self, task: str, timeout: float, pid: int | None) -> None:
         super().__init__(task, timeout, pid)
@@ -239,11 +246,16 @@ class TaskTimeoutError(WorkerError, TimeoutError):
         # TimeoutError is an OSError, which takes three arguments for errno, strerror and filename.
         return type(self), (self.task, self.timeout, self.pid), self.__dict__
 
+    def quote(self, stderr: str) -> None:
+        """Keep these lines of stderr, with the stacks that a deadline's SIGTERM has Python write."""
+        super().quote(stderr)
+        self.is_importing = '"<frozen importlib._bootstrap>"' in stderr.rpartition("Current thread")[2]
+
     def __str__(self) -> str:
-        return (
-            f"{self.task} was ended after {self.timeout:g} s (worker {self.pid}). "
-            "Raise timeout= or FEDEXEC_TIMEOUT if it needs longer."
-        )
+        advice = "Raise timeout= or FEDEXEC_TIMEOUT if it needs longer."
+        if self.is_importing:
+            advice = f"It was importing modules then, which preload= would have done before. {advice}"
+        return f"{self.task} was ended after {self.timeout:g} s (worker {self.pid}). {advice}"
 
 
 class WorkerMemoryError(WorkerError, MemoryError):

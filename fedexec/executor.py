@@ -47,6 +47,7 @@ def create_executor(
     shared_memory: bool | None = None,
     preload_timeout: float | None = None,
     log_level: str | None = None,
+    learn: bool | None = None,
     seed: int | None = None,
 ) -> "Executor":
     """Create an executor. What is not given is read from the environment (``FEDEXEC_BACKEND``, ...).
@@ -92,6 +93,9 @@ def create_executor(
         Seconds that the preload and the warm-up may take. Default 120.
     log_level : str, optional
         Level of the logger ``fedexec``.
+    learn : bool, optional
+        Where workers are forked, later ones are born with the modules of installed packages that tasks have
+        imported; see :mod:`fedexec.learning`. Default: yes.
     seed : int, optional
         At least 0. Each task's global generators (:mod:`random`, numpy, torch) follow from it and from how
         many tasks were submitted before, the same on every isolating backend. Default: those of different
@@ -132,6 +136,7 @@ def create_executor(
             "shared_memory": shared_memory,
             "preload_timeout": preload_timeout,
             "log_level": log_level,
+            "learn": learn,
             "seed": seed,
         }
     )

@@ -61,6 +61,11 @@ class Usage:
         0 only where it is known to have held nothing.
     peak_allocated_bytes, peak_reserved_bytes : int or None
         The peaks of torch's allocator while the task ran.
+    import_seconds : float or None
+        How long imports took: of what unpickling the call needed, and of the task itself (then they are part
+        of its `wall_seconds`).
+    unpickle_seconds : float or None
+        From the message to the function and its arguments, with the imports that they need.
     setup_seconds : float or None
         What the worker's set-up took (preload, initializer) before its first task; part of no task's time
         where workers stand by.
@@ -77,6 +82,8 @@ class Usage:
     end_device_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    import_seconds: float | None = None
+    unpickle_seconds: float | None = None
     setup_seconds: float | None = None
 
     @property
@@ -274,6 +281,10 @@ class Backend(ABC):
 
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced because of a limit, by cause; see :mod:`fedexec.memory`."""
+        return {}
+
+    def learning(self) -> Mapping[str, Any]:
+        """Return what workers have learnt to be born with; see :meth:`fedexec.learning.Learner.report`."""
         return {}
 
     def shutdown(self) -> None:

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from fedexec.errors import (
@@ -75,6 +75,9 @@ class Stats:
     ----------
     restarts : mapping of str to int
         How many workers were replaced because of a limit, by cause: "host memory", "device memory".
+    learning : mapping of str to object
+        What workers have learnt to be born with; see :meth:`fedexec.learning.Learner.report`. Empty where
+        they are not forked.
     """
 
     submitted: int
@@ -88,6 +91,7 @@ class Stats:
     retries: int
     memory_kills: int
     restarts: Mapping[str, int]
+    learning: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON knows them."""
@@ -249,6 +253,7 @@ class Scheduler:
                 retries=counts["retries"],
                 memory_kills=counts["memory_kills"],
                 restarts=dict(self._backend.restarts()),
+                learning=dict(self._backend.learning()),
             )
 
     def running(self) -> list[Task]:

@@ -16,7 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["derive", "renew", "seed_all", "seeded"]
+from fedexec import imports
+
+__all__ = ["derive", "renew", "restore", "seed_all", "seeded", "states"]
 
 
 _MT19937_WORDS = 624  # of numpy's global generator
@@ -70,6 +72,35 @@ def renew() -> None:
         generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
 
 
+def states() -> dict[str, Any]:
+    """Return the states of the global generators that are loaded."""
+    found: dict[str, Any] = {"random": random.getstate()}
+    if (numpy_random := _loaded("numpy.random")) is not None:
+        found["numpy.random"] = numpy_random.get_state()
+    if (torch := _loaded("torch")) is not None:
+        found["torch"] = torch.get_rng_state()
+    return found
+
+
+def _loaded(name: str) -> Any:
+    """Return a module whose import is over; None else: torch crashes if it is used before that."""
+    module = sys.modules.get(name)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
+
+
+def restore(found: dict[str, Any]) -> None:
+    """Give the global generators the states that they had.
+
+    Libraries draw numbers while they are imported, rich for instance. A task must not draw others because it
+    had to import one, and another task, whose worker was born with it, had not.
+    """
+    random.setstate(found["random"])
+    if "numpy.random" in found:
+        sys.modules["numpy.random"].set_state(found["numpy.random"])
+    if "torch" in found:
+        sys.modules["torch"].set_rng_state(found["torch"])
+
+
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Have every generator follow from a seed, also those of libraries that are imported meanwhile.
@@ -86,7 +117,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     finder = _Finder(seed)
     sys.meta_path.insert(0, finder)
     try:
-        yield
+        with imports.keeping(states, restore):
+            yield
     finally:
         with contextlib.suppress(ValueError):  # The task may have changed the list.
             sys.meta_path.remove(finder)

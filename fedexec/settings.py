@@ -65,6 +65,8 @@ class Settings:
         Seconds that the preload and the warm-up may take.
     log_level : str or None
         Level of the ``fedexec`` logger; None leaves it to the application.
+    learn : bool
+        Whether later workers are born with the modules that tasks have imported.
     seed : int or None
         What each task's random numbers follow from, with its number; None leaves them to the system.
     sources : mapping of str to str
@@ -88,6 +90,7 @@ class Settings:
     shared_memory: bool = True
     preload_timeout: float = 120.0
     log_level: str | None = None
+    learn: bool = True
     seed: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -238,6 +241,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "shared_memory": _switch,
     "preload_timeout": _seconds,
     "log_level": _log_level,
+    "learn": _switch,
     "seed": _whole(0, "must not be negative"),
 }
 

@@ -22,6 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,7 @@ class _Message:
     stderr: str | None = None  # where it is to write that
     seed: int | None = None  # of the random numbers that it is to draw
     sources: Sources = ()  # of notebook cells, for tracebacks
+    learns: bool = False  # whether the caller wants to know what is imported
     path: tuple[str, ...] | None = None  # its sys.path, if that is another than at its start
 
 
@@ -205,6 +207,11 @@ class Delivery:
     def path(self) -> tuple[str, ...] | None:
         """The caller's ``sys.path``; None where it is what it was when the worker was started."""
         return self._message.path
+
+    @property
+    def learns(self) -> bool:
+        """Whether the caller wants to know what the task imports."""
+        return self._message.learns
 
     @property
     def sources(self) -> Sources:
@@ -384,6 +391,7 @@ class SegmentPool:
         stderr: str | None = None,
         seed: int | None = None,
         path: tuple[str, ...] | None = None,
+        learn: Callable[[bytes], object] | None = None,
     ) -> "Parcel":
         """Pack an object to be sent.
 
@@ -400,6 +408,8 @@ class SegmentPool:
             What the receiver's random numbers are to follow from.
         path : tuple of str, optional
             The ``sys.path`` by which the receiver is to find modules.
+        learn : callable, optional
+            Given the pickled object, without its buffers. The receiver then tells what it imports.
 
         Raises
         ------
@@ -407,12 +417,15 @@ class SegmentPool:
             There is not enough memory for its buffers.
         """
         data, buffers, sources = dump(obj, with_main=True)
+        if learn is not None:
+            learn(data)
         layout, size = _lay_out(buffers)
         where: dict[str, Any] = {
             "device": device,
             "stderr": stderr,
             "seed": seed,
             "path": path,
+            "learns": learn is not None,
             "sources": sources,
         }
         if not self._enabled:

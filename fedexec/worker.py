@@ -30,6 +30,7 @@ if sys.platform == "linux":
 
 from fedexec import inheritance, seeding
 from fedexec.errors import PreloadError, is_out_of_memory
+from fedexec.imports import Imports, watch
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
 from fedexec.pickling import send_main_by_value, show_sources
@@ -120,6 +121,8 @@ class Reply:
     usage : Usage or None
     kept : bool
         The task goes on looking at memory it was sent.
+    imported : tuple of str
+        Modules of installed packages that the task has imported, if the caller wants to know.
     unread : bool
         It has written to stderr what the caller may not have passed on yet.
     out_of_memory : bool
@@ -132,6 +135,7 @@ class Reply:
     traceback: str = ""
     usage: Usage | None = None
     kept: bool = False
+    imported: tuple[str, ...] = ()
     unread: bool = False
     out_of_memory: bool = False
 
@@ -150,6 +154,7 @@ def setup(wanted: WorkerSetup) -> None:
     started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
+    watch()
     seeding.renew()
     send_main_by_value()
     limit_threads(wanted.environ)
@@ -231,20 +236,24 @@ def run(message: bytes) -> bytes:
         return _setup_failure
     delivery = Delivery(message)
     del message
-    reply = _run(delivery)
+    new = Imports()
+    reply = _run(delivery, new)
+    if delivery.learns:
+        reply.imported = new.installed()
     reply.kept = not delivery.close()
     reply.unread = unread()
     return pickle.dumps(reply)
 
 
-def _run(delivery: Delivery) -> Reply:
+def _run(delivery: Delivery, new: Imports) -> Reply:
     if delivery.stderr is not None:
         listen(delivery.stderr)
     with seeding.seeded(delivery.seed):
-        return _run_seeded(delivery)
+        return _run_seeded(delivery, new)
 
 
-def _run_seeded(delivery: Delivery) -> Reply:
+def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
+    begun = time.perf_counter()
     try:
         device.assign(delivery.device)  # before anything is unpickled that might start it
         if delivery.sources:
@@ -258,7 +267,7 @@ def _run_seeded(delivery: Delivery) -> Reply:
         return Reply(Kind.UNREACHABLE, b"", os.getpid(), str(exc))
     except BaseException as exc:
         return _failure(Kind.TASK_UNREADABLE, exc)
-    meter = _Meter()
+    meter = _Meter(new, time.perf_counter() - begun)
     try:
         value = fn(*args, **kwargs)
     except BaseException as exc:  # SystemExit too: it is the task's answer, as in concurrent.futures
@@ -289,7 +298,8 @@ def _failure(kind: Kind, error: BaseException, usage: Usage | None = None) -> Re
 class _Meter:
     """Measures one task in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, new: Imports, unpickling: float) -> None:
+        self._new, self._unpickling = new, unpickling
         self._peak_is_ours = host.reset_peak()  # else an earlier task's peak would be read
         own.reset_peak()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -310,6 +320,8 @@ class _Meter:
             end_device_bytes=on_device.held_bytes,
             peak_allocated_bytes=on_device.torch.peak_allocated_bytes if on_device.torch else None,
             peak_reserved_bytes=on_device.torch.peak_reserved_bytes if on_device.torch else None,
+            import_seconds=self._new.seconds(),
+            unpickle_seconds=self._unpickling,
             setup_seconds=_setup_seconds,
         )
 

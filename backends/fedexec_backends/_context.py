@@ -29,6 +29,7 @@ from typing import Any
 from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
+from fedexec.learning import Lesson
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
@@ -105,6 +106,10 @@ class Launcher:
                 str(exc),
             )
             self.template = None
+
+    def learn(self, modules: tuple[str, ...]) -> Lesson:
+        """Have workers that start from now on be born with these modules, where a template forks them."""
+        return Lesson() if self.template is None else self.template.learn(modules)
 
     def stop(self) -> None:
         """End the template, if there is one."""

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from multiprocessing import process, resource_tracker, spawn, util
 from multiprocessing.connection import Connection
@@ -24,8 +25,10 @@ from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
 from typing import Any, NoReturn, Protocol
 
 from fedexec.errors import PreloadError
+from fedexec.imports import is_installed_file
 from fedexec.worker import find_thread_pools, leave, preload
 from fedexec_backends import _fitness, _pages
+from fedexec_backends._successor import Trial, import_quietly
 
 __all__ = ["Service", "inherited_fd", "main"]
 
@@ -72,6 +75,8 @@ def main() -> NoReturn:
             tell(doing=module)
             preload([module])
             _require_fitness(module)
+        for module in wanted["learnt"]:
+            import_quietly(module)
         if wanted["warmup"] is not None:
             tell(doing=wanted["warmup_name"])
             before = set(sys.modules)
@@ -96,13 +101,18 @@ def main() -> NoReturn:
     atexit._clear()  # what a preload registered is not for workers to do
     atexit.register(_util._exit_function)
     del arenas
-    gc.collect()
-    gc.freeze()  # a worker's collector shall not touch, and so copy, what all workers share
-    _pages.collapse()
+    _settle_memory()
     _end_on_hangup(control, False)
     tell(ready=os.getpid())
-    _Forker(control, service).serve()
+    _Forker(control, service, more_threads=wanted["threads"]).serve()
     os._exit(0)
+
+
+def _settle_memory() -> None:
+    """Arrange what all workers share so that they neither copy nor free more of it than they must."""
+    gc.collect()
+    gc.freeze()  # a worker's collector shall not touch it
+    _pages.collapse()
 
 
 def _become_like_a_worker(parent: tuple[str, int]) -> None:
@@ -149,16 +159,21 @@ def _is_users_own(name: str) -> bool:
     file = getattr(sys.modules[name], "__file__", None)
     if file is None or name.partition(".")[0] in ("fedexec", "fedexec_backends"):
         return False
-    return not file.startswith(os.path.dirname(os.__file__)) and "-packages" not in file  # noqa: PTH120
+    return not is_installed_file(file)
 
 
 class _Forker:
     """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
 
-    def __init__(self, control: socket.socket, service: Service | None) -> None:
+    def __init__(self, control: socket.socket, service: Service | None, *, more_threads: bool) -> None:
         self._control = control
         self._service = service
+        self._more_threads = more_threads
         self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
+        self._trial: Trial | None = None  # while it learns
+        self._lesson_fd = -1  # where the caller waits for what becomes of that
+        self._successor = -1  # its pid, once it has taken this process's place
+        self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe()
         os.set_blocking(self._wakeup_r, False)
         os.set_blocking(self._wakeup_w, False)
@@ -166,17 +181,22 @@ class _Forker:
         signal.set_wakeup_fd(self._wakeup_w)
 
     def serve(self) -> None:
-        """Do what the caller asks until it closes its end."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            selector.register(self._wakeup_r, selectors.EVENT_READ)
-            while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if self._wakeup_r in ready:
-                    os.read(self._wakeup_r, 65536)
-                    self._reap()
-                if self._control in ready and not self._answer():
-                    break
+        """Do what the caller asks until it closes its end; of one that has a successor, until that ends."""
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ)
+        while True:
+            left = None if self._trial is None else max(0.0, self._trial.deadline - time.monotonic())
+            trying = -1 if self._trial is None else self._trial.pid
+            ready = {key.fileobj for key, _ in self._selector.select(left)}
+            if self._wakeup_r in ready:
+                os.read(self._wakeup_r, 65536)
+                self._reap()
+            if self._trial is not None and self._trial.pid == trying:
+                self._follow(self._trial, has_spoken=self._trial.fd in ready)
+            if self._control in ready and self._successor < 0 and not self._answer():
+                break
+        if self._trial is not None:
+            self._trial.end()
         for pid in self._status_fds:
             _end_group(pid)
 
@@ -185,12 +205,17 @@ class _Forker:
             message, fds, _, _ = socket.recv_fds(self._control, 1, MAXFDS_TO_SEND)
         except OSError:
             return False
-        if not message:
-            return False
-        data_fd, status_fd, tracker_fd, *inherited = fds
+        if message == b"f":
+            self._fork(*fds)
+        elif message == b"l":
+            self._learn(*fds)
+        return bool(message)
+
+    def _fork(self, data_fd: int, status_fd: int, tracker_fd: int, *inherited: int) -> None:
         pid = _fitness.fork()
         if pid == 0:
-            self._become_worker(data_fd, [status_fd, *self._status_fds.values()], tracker_fd, inherited)
+            foreign = [status_fd, *self._status_fds.values()]
+            self._become_worker(data_fd, foreign, tracker_fd, list(inherited))
         try:
             os.setpgid(pid, pid)  # here as well as in the worker: whoever comes first
         except OSError:
@@ -199,7 +224,6 @@ class _Forker:
         self._status_fds[pid] = status_fd
         for fd in (data_fd, tracker_fd, *inherited):
             os.close(fd)
-        return True
 
     def _reap(self) -> None:
         while True:
@@ -210,13 +234,96 @@ class _Forker:
                 return
             if ended is None:
                 return
-            _end_group(ended.si_pid)  # what a task left running; not reaped yet, it still has its number
-            status_fd = self._status_fds.pop(ended.si_pid, None)
+            pid = ended.si_pid
+            _end_group(pid)  # what a task left running; not reaped yet, it still has its number
+            status_fd = self._status_fds.pop(pid, None)
             if status_fd is not None:
                 killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
                 self._report(status_fd, -ended.si_status if killed else ended.si_status)
                 os.close(status_fd)
-            os.waitpid(ended.si_pid, 0)
+            _, status = os.waitpid(pid, 0)
+            if pid == self._successor:
+                self._end_after_successor(status)
+            elif self._trial is not None and pid == self._trial.pid:
+                self._try_again(self._trial, status)
+
+    # ------------------------------------------------------------ learning
+
+    def _learn(self, names_fd: int, lesson_fd: int) -> None:
+        """Have a child import modules, and take this process's place if it is fit to."""
+        with os.fdopen(names_fd, "rb") as file:
+            wanted = json.load(file)
+        self._lesson_fd = lesson_fd
+        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"]))
+
+    def _set_trial(self, trial: Trial) -> None:
+        if trial.pid < 0:  # nothing to import, or nothing left
+            self._trial = None
+            self._tell_lesson(trial, [])
+        else:
+            self._trial = trial
+            self._selector.register(trial.fd, selectors.EVENT_READ)
+
+    def _follow(self, trial: Trial, *, has_spoken: bool) -> None:
+        if has_spoken and trial.hear():
+            self._selector.unregister(trial.fd)  # it ends, which will be heard of
+        if trial.learnt is not None:
+            self._hand_over(trial, trial.learnt)
+        elif time.monotonic() > trial.deadline:
+            trial.end()
+
+    def _try_again(self, trial: Trial, status: int) -> None:
+        if trial.fd in self._selector.get_map():
+            while not trial.hear():
+                pass
+            self._selector.unregister(trial.fd)
+        trial.failed(status)
+        self._set_trial(trial)
+
+    def _hand_over(self, trial: Trial, learnt: list[str]) -> None:
+        if trial.fd in self._selector.get_map():
+            self._selector.unregister(trial.fd)
+        self._selector.unregister(self._control)
+        self._trial, self._successor = None, trial.pid
+        trial.take_over()
+        self._control.close()
+        self._tell_lesson(trial, learnt)
+
+    def _tell_lesson(self, trial: Trial, learnt: list[str]) -> None:
+        try:
+            with os.fdopen(self._lesson_fd, "wb") as file:
+                file.write(json.dumps({"learnt": learnt, "unfit": trial.unfit}).encode())
+        except BrokenPipeError:
+            pass  # the caller is gone, or does not wait any more
+
+    def _end_after_successor(self, status: int) -> NoReturn:
+        """End too: with the workers if the caller is gone; if the successor was killed, they may finish."""
+        if status == 0:
+            for pid in self._status_fds:
+                _end_group(pid)
+        os._exit(0 if status == 0 else 1)
+
+    def detach(self) -> None:
+        """Let go of what only the old template needs; called in a child that may become its successor."""
+        _signal.set_wakeup_fd(-1)
+        self._selector.close()
+        for fd in (*self._status_fds.values(), self._wakeup_r, self._wakeup_w, self._lesson_fd):
+            os.close(fd)
+
+    def get_ready(self) -> None:
+        """Do once more what is done before workers are forked."""
+        if self._more_threads:
+            find_thread_pools()
+        if self._service is not None:
+            self._service.prepare()
+        _settle_memory()
+
+    def take_over(self) -> NoReturn:
+        """Be the template."""
+        _Forker(self._control, self._service, more_threads=self._more_threads).serve()
+        os._exit(0)
+
+    # ------------------------------------------------------------ workers
 
     @staticmethod
     def _report(fd: int, number: int) -> None:
@@ -236,6 +343,9 @@ class _Forker:
             self._control.close()
             for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
                 os.close(fd)
+            if self._trial is not None:
+                self._trial.close()
+                os.close(self._lesson_fd)
             tracker: Any = resource_tracker._resource_tracker
             tracker._fd = tracker_fd
             if self._service is None:

@@ -15,6 +15,7 @@ import multiprocessing
 import signal
 import threading
 from abc import abstractmethod
+from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures import Executor as Pool
 from multiprocessing.connection import Connection
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
+from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
+from fedexec.learning import Learner
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup
 from fedexec_backends._channel import receive, serve
@@ -40,7 +42,8 @@ class PooledBackend(Backend):
         super().__init__(settings, hooks)
         self._launcher = Launcher(settings, hooks, type(self).__module__)
         self._setup = WorkerSetup.of(settings, hooks)
-        self._courier = Courier(shared_memory=settings.shared_memory)
+        learner = Learner(self._launcher.learn, self._renew) if settings.learn else None
+        self._courier = Courier(shared_memory=settings.shared_memory, learner=learner)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
         self._lock = threading.RLock()  # guards what is free
         self._changed = threading.Condition(self._lock)
@@ -77,6 +80,12 @@ class PooledBackend(Backend):
             slot.retire()
         return slot
 
+    def _renew(self) -> None:
+        """Replace, before their next task, the workers that have started ahead and lack what was learnt."""
+        if Capability.FRESH_PROCESS in self.capabilities:  # others have run tasks, and import once
+            for slot in self._slots:
+                slot.is_stale = True
+
     def after(self, slot: "Slot", task: Task, outcome: Outcome) -> None:
         """Look at a slot after a task, before it gets the next one."""
 
@@ -84,6 +93,10 @@ class PooledBackend(Backend):
         """End the worker that runs `task`."""
         for slot in self._slots:
             slot.kill(task, number)
+
+    def learning(self) -> Mapping[str, Any]:
+        """Return what workers have learnt."""
+        return self._courier.learning()
 
     def shutdown(self) -> None:
         """End every pool, then the template."""
@@ -103,6 +116,7 @@ class Slot:
     def __init__(self, backend: PooledBackend) -> None:
         self._backend = backend
         self.device: str | None = None  # that its worker computes on, if it stays there
+        self.is_stale = False  # its worker lacks modules that others are born with
         self._pool: Pool | None = None
         self._retired: Pool | None = None
         self._lock = threading.RLock()  # guards the two below; taken as it is, for Ctrl+C's sake
@@ -118,6 +132,9 @@ class Slot:
         WorkerDiedError
             The worker died; the next call gets a new one.
         """
+        if self.is_stale:
+            self.is_stale = False
+            self._discard(kill=False)
         with self._lock:
             self._task = task
         try:

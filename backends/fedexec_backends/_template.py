@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ from typing import Any
 from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import function_name
+from fedexec.learning import Lesson
 from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
@@ -95,6 +97,7 @@ class Template:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
 
     def start(self) -> None:
         """Start the process and wait until the preload is imported.
@@ -126,6 +129,26 @@ class Template:
                 self._discard()
                 socket.send_fds(self._ensure_running(), [b"f"], fds)
 
+    def learn(self, modules: Iterable[str]) -> Lesson:
+        """Have it import more modules; workers that are forked when this returns have them.
+
+        Workers are forked meanwhile as before. A module that would make the template unfit to be forked, or
+        that changes what other tasks find, is left out: see :mod:`fedexec_backends._successor`.
+        """
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as names:
+            names.write(json.dumps({"modules": list(modules), "seconds": self._timeout}).encode())
+            names.seek(0)
+            try:
+                with self._lock:
+                    socket.send_fds(self._ensure_running(), [b"l"], [names.fileno(), writing])
+            finally:
+                os.close(writing)
+            told = json.loads(answer.read() or "{}")  # nothing, if it is dead
+        with self._lock:
+            self._learnt += told.get("learnt", [])
+        return Lesson(tuple(told.get("learnt", ())), told.get("unfit", {}))
+
     def stop(self) -> None:
         """End the template and every worker that still runs. Returns when it is gone."""
         with self._lock:
@@ -147,6 +170,7 @@ class Template:
             "preparation": preparation("fedexec-worker"),
             "parent": (process.current_process().name, os.getpid()),
             "modules": self._modules,
+            "learnt": self._learnt,
             "warmup": self._warmup,
             "warmup_name": self._warmup_name,
             "threads": self._more_threads,

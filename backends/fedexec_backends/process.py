@@ -12,14 +12,16 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from multiprocessing import managers
 from multiprocessing.connection import Connection
 from multiprocessing.managers import SyncManager
+from typing import Any
 
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
+from fedexec.learning import Learner
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, end_with_caller, run, setup
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
@@ -49,7 +51,8 @@ class ProcessBackend(Backend):
         self._setup = WorkerSetup.of(settings, hooks)
         # Everything through the Manager, as the tutorial has it, unless asked otherwise.
         asked = settings.sources.get("shared_memory", "default") != "default"
-        self._courier = Courier(shared_memory=asked and settings.shared_memory)
+        learner = Learner(self._launcher.learn) if settings.learn else None
+        self._courier = Courier(shared_memory=asked and settings.shared_memory, learner=learner)
         self._lock = threading.Lock()  # guards the two below
         self._manager: _Manager | None = None
         self._processes: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
@@ -99,6 +102,10 @@ class ProcessBackend(Backend):
             process = self._processes.get(task.id)
         if process is not None:
             end_process(process, number)
+
+    def learning(self) -> Mapping[str, Any]:
+        """Return what workers have learnt."""
+        return self._courier.learning()
 
     def shutdown(self) -> None:
         """End Manager and template."""

@@ -18,11 +18,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 from fedexec import stderr
-from fedexec.courier import Courier
+from fedexec.courier import Courier, rehearsal
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
+from fedexec.learning import Learner
 from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
@@ -54,11 +56,14 @@ class StandbyBackend(Backend):
         super().__init__(settings, hooks)
         if settings.max_tasks_per_child > 1:
             self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
-        self._courier = Courier(shared_memory=settings.shared_memory)
         self._service = _Service(
-            WorkerSetup.of(settings, hooks), settings.max_tasks_per_child, self._courier.rehearsal()
+            WorkerSetup.of(settings, hooks),
+            settings.max_tasks_per_child,
+            rehearsal(shared_memory=settings.shared_memory),
         )
         self._launcher = Launcher(settings, hooks, type(self).__module__, self._service)
+        learner = Learner(self._launcher.learn, self._renew) if settings.learn else None
+        self._courier = Courier(shared_memory=settings.shared_memory, learner=learner)
         self._context = WorkerContext(self._launcher)
         self._limits = Limits(settings)
         self._lock = threading.RLock()  # guards everything below; taken as it is, for Ctrl+C's sake
@@ -67,6 +72,7 @@ class StandbyBackend(Backend):
         self._wanted = 0  # tasks that wait for a worker
         self._leaving: list[_Worker] = []
         self._running: dict[int, _Worker] = {}  # task id -> its worker
+        self._generation = 0  # how often workers have learnt something
         self._closing = False
         self._keeper = threading.Thread(target=self._keep, name="fedexec-standby", daemon=True)
 
@@ -93,6 +99,10 @@ class StandbyBackend(Backend):
             worker = self._running.get(task.id)
         if worker is not None:
             end_process(worker.process, number)
+
+    def learning(self) -> Mapping[str, Any]:
+        """Return what workers have learnt."""
+        return self._courier.learning()
 
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced, by cause."""
@@ -190,11 +200,23 @@ class StandbyBackend(Backend):
             with self._lock:
                 self._leaving += remaining
 
+    def _renew(self) -> None:
+        """Replace the workers that wait: the next ones are born with more modules."""
+        with self._lock:
+            self._generation += 1
+            stale = [worker for worker in self._waiting if isinstance(worker, _Worker)]
+            self._waiting.clear()
+            for worker in stale:
+                worker.leave()
+            self._leaving += stale
+            self._changed.notify_all()
+
     def _is_short(self) -> bool:
         return len(self._waiting) < self.settings.standby + self._wanted
 
     def _add_worker(self) -> None:
         worker: _Worker | Exception
+        generation = self._generation
         try:
             worker = _Worker(self._context, self._service)
         except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
@@ -202,6 +224,10 @@ class StandbyBackend(Backend):
         with self._lock:
             if isinstance(worker, Exception):
                 self._changed.wait_for(lambda: self._closing or self._wanted)  # somebody to tell
+            elif generation != self._generation and not self._closing:
+                worker.leave()
+                self._leaving.append(worker)
+                return
             self._waiting.append(worker)
             self._changed.notify_all()
 

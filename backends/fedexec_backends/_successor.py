@@ -1,0 +1,280 @@
+"""How a template learns: a forked child imports what is to be learnt and, if all is well, takes its place.
+
+Whatever an import does, hangs, kills its process, leaves a thread, it does to a child that nobody needs yet.
+One that is fit to be forked becomes the template: nothing is imported twice, and no worker waits meanwhile.
+The old one stays as its parent, to reap the workers that it has forked and to end when its successor does.
+"""
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from fedexec.worker import THREAD_VARIABLES
+from fedexec_backends import _fitness
+
+__all__ = ["Trial", "import_quietly"]
+
+ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
+_PR_SET_PDEATHSIG = 1
+
+
+class Heir(Protocol):
+    """What the child does beside importing: the template's own business. All of it happens in the child."""
+
+    def detach(self) -> None:
+        """Let go of what only the old template needs."""
+
+    def get_ready(self) -> None:
+        """Do what is done once, before workers are forked."""
+
+    def take_over(self) -> NoReturn:
+        """Be the template."""
+
+
+class Trial:
+    """A child that is trying to import modules; after one that failed, another without what was to blame.
+
+    Parameters
+    ----------
+    modules : iterable of str
+    heir : Heir
+    seconds : float
+        That the import of one module may take.
+
+    Attributes
+    ----------
+    pid : int
+        Of the child that is trying; -1 where there is nothing to import.
+    fd : int
+        Becomes readable when there is something to :meth:`hear`.
+    deadline : float
+        By :func:`time.monotonic`: then it hangs.
+    learnt : list of str or None
+        What it has imported, once it is ready to take over.
+    unfit : dict of str to str
+        Modules that were left out, and why.
+    """
+
+    def __init__(self, modules: Iterable[str], heir: Heir, seconds: float) -> None:
+        self._modules = [name for name in modules if name not in sys.modules]
+        self._heir = heir
+        self._seconds = seconds
+        self._attempts = 0
+        self.unfit: dict[str, str] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.pid = self.fd = -1
+        self.learnt: list[str] | None = None
+        self.deadline = time.monotonic() + self._seconds
+        self._doing, self._buffer = "", b""
+        self._hangs = self._has_told = False
+        if not self._modules or self._attempts >= ATTEMPTS:
+            return
+        self._attempts += 1
+        self.fd, writing = os.pipe()
+        os.set_blocking(self.fd, False)
+        reading, self._go = os.pipe()
+        self.pid = _fitness.fork()
+        if self.pid == 0:
+            os.close(self.fd)
+            os.close(self._go)
+            self._try_all(writing, reading)
+        os.close(writing)
+        os.close(reading)
+
+    def hear(self) -> bool:
+        """Read what the child says; return whether it says no more."""
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:  # it has ended, and left a process that still has the pipe
+            return True
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in map(json.loads, lines):
+            if "doing" in line:
+                self._doing = line["doing"]
+                self.deadline = time.monotonic() + self._seconds
+            elif "unfit" in line:
+                self._has_told = True
+                if line["module"]:
+                    self._leave_out(line["module"], line["unfit"])
+            else:
+                self.learnt = line["learnt"]
+        return not data
+
+    def take_over(self) -> None:
+        """Have the child, which is ready, be the template."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._go, b"g")
+        self.close()
+
+    def end(self) -> None:
+        """End the child, which hangs or is not needed any more."""
+        self._hangs = True
+        for send in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                send(self.pid, signal.SIGKILL)
+
+    def failed(self, status: int) -> None:
+        """Take note that the child has ended, with this wait status; start another if one is left to try."""
+        if self._hangs:
+            self._leave_out(self._doing, f"its import was not done after {self._seconds:g} s")
+        elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
+            self._modules = []  # Somebody has ended the child: no module is to blame.
+        elif not self._has_told:
+            code = os.waitstatus_to_exitcode(status)
+            self._leave_out(self._doing, f"its import ended the process with {code}")
+        self.close()
+        self._start()
+
+    def _leave_out(self, module: str, reason: str) -> None:
+        self.unfit[module] = reason
+        inside = f"{module}."
+        self._modules = [name for name in self._modules if name != module and not name.startswith(inside)]
+
+    def close(self) -> None:
+        """Close the pipes to the child."""
+        os.close(self.fd)
+        os.close(self._go)
+
+    # ------------------------------------------------------------ in the child
+
+    def _try_all(self, writing: int, reading: int) -> NoReturn:
+        def tell(**line: object) -> None:
+            os.write(writing, json.dumps(line).encode() + b"\n")
+
+        try:
+            _end_with_parent()
+            os.setpgid(0, 0)
+            self._heir.detach()
+            learnt = self._import_all(tell)
+            if learnt is not None:
+                self._heir.get_ready()
+                tell(learnt=learnt)
+                os.close(writing)
+                if os.read(reading, 1):
+                    os.close(reading)
+                    self._heir.take_over()
+        except BaseException as exc:
+            with contextlib.suppress(OSError):
+                tell(module=self._doing, unfit=f"its import failed: {exc!r}")
+        os._exit(1)
+
+    def _import_all(self, tell: Callable[..., None]) -> list[str] | None:
+        """Import the modules; None if that makes this process unfit to be a template.
+
+        The first child looks once, at the end. Those after it look after each module, which takes longer.
+        """
+        is_first = self._attempts == 1
+        before = _state()
+        put_back = _fitness.show_devices()
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # so that libraries start none when loaded
+        with _silence():
+            for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
+                if module in sys.modules:
+                    continue
+                self._doing = module
+                tell(doing=module)
+                import_quietly(module)
+                if not is_first and (reason := _why_not(before)):
+                    tell(module=module, unfit=reason)
+                    return None
+        put_back()
+        if is_first and (reason := _why_not(before)):
+            tell(module="", unfit=reason)
+            return None
+        return [module for module in self._modules if module in sys.modules]
+
+
+def _with_parents(module: str) -> Iterator[str]:
+    """Yield the packages that a module is in, then the module: so the one that does harm can be told."""
+    parts = module.split(".")
+    for number in range(1, len(parts) + 1):
+        yield ".".join(parts[:number])
+
+
+def import_quietly(module: str) -> None:
+    """Import a module, if that can be done; what is wrong with it, the task that needs it will be told."""
+    with contextlib.suppress(Exception):
+        import_module(module)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent, the template, ends."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what modules print to themselves: the task that needs them does not import them any more."""
+    null = os.open(os.devnull, os.O_RDWR)
+    saved = [os.dup(number) for number in (1, 2)]
+    try:
+        for number in (1, 2):
+            os.dup2(null, number)
+        yield
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(null)
+
+
+def _state() -> dict[str, Any]:
+    """Return what an import must leave as it was, since tasks that do not need it would find it changed."""
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        directory = os.getcwd()  # noqa: PTH109
+    except OSError:  # it has been removed
+        directory = ""
+    return {
+        "the working directory": directory,
+        "the file mode creation mask": mask,
+        "the start method of processes": multiprocessing.get_start_method(allow_none=True),
+        "which connections are open": _connections(),
+        "how signals are handled": {number: signal.getsignal(number) for number in signal.valid_signals()},
+    }
+
+
+def _why_not(before: dict[str, Any]) -> str | None:
+    """Return why this process cannot take the template's place; None if it can."""
+    now = _state()
+    for what, value in before.items():
+        if now[what] != value:
+            return f"it changes {what}"
+    if children := _children():
+        return f"it leaves processes running: {children}"
+    return _fitness.why_unfit()
+
+
+def _connections() -> set[str]:
+    """Return the sockets that are open here: all forked workers would share them."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(descriptor.readlink()))
+    return {file for file in found if file.startswith("socket:")}
+
+
+def _children() -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/self/task/{os.getpid()}/children").read_text().strip()
+    return ""

@@ -1,0 +1,126 @@
+"""What tasks import in this process, a worker, and how long that takes."""
+
+import contextlib
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["Imports", "is_installed", "is_installed_file", "keeping", "watch"]
+
+_bootstrap: Any = importlib._bootstrap
+_FILE = "<frozen importlib._bootstrap>"  # Python leaves frames of this file out of tracebacks of imports
+
+
+class _Thread(threading.local):
+    is_importing = False
+
+
+_thread = _Thread()
+_spent = [0.0]  # seconds in imports so far, in all threads; what an import imports is part of it
+
+_keepers: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []  # see `keeping`; one at most
+
+_SOURCE = """
+def find_and_load(name, import_):
+    is_inner = thread.is_importing
+    if is_inner and not keepers:
+        return load(name, import_)
+    kept = [(restore, state()) for state, restore in keepers]
+    thread.is_importing = True
+    begun = clock()
+    try:
+        return load(name, import_)
+    finally:
+        if not is_inner:
+            thread.is_importing = False
+            spent[0] += clock() - begun
+        if kept and is_installed(name):
+            for restore, before in kept:
+                restore(before)
+"""
+
+
+@contextlib.contextmanager
+def keeping(state: Callable[[], Any], restore: Callable[[Any], object]) -> Iterator[None]:
+    """Have no import of a package that is installed change a state, while this lasts.
+
+    Parameters
+    ----------
+    state : callable
+        Returns what is to be kept.
+    restore : callable
+        Takes that.
+    """
+    _keepers[:] = [(state, restore)]
+    try:
+        yield
+    finally:
+        _keepers.clear()
+
+
+def watch() -> None:
+    """Measure every import from now on, in this process and in those that are forked from it.
+
+    What is already imported costs nothing more: Python asks :mod:`importlib` only for what is new. That it
+    calls this function of its module by name is nowhere documented, and the same in CPython 3.11 to 3.14;
+    where it is not there, imports are not measured.
+    """
+    load: Callable[[str, Any], ModuleType] | None = getattr(_bootstrap, "_find_and_load", None)
+    if load is None or getattr(load, "__name__", "") == "find_and_load":
+        return
+    names = {
+        "thread": _thread, "load": load, "clock": time.perf_counter, "spent": _spent, "keepers": _keepers,
+        "is_installed": is_installed,
+    }  # fmt: skip
+    exec(compile(_SOURCE, _FILE, "exec"), names)  # so that tracebacks do not show it
+    _bootstrap._find_and_load = names["find_and_load"]
+
+
+class Imports:
+    """What is imported from when this is made."""
+
+    def __init__(self) -> None:
+        self._known = len(sys.modules)
+        self._spent = _spent[0]
+
+    def seconds(self) -> float:
+        """Return how long imports took, so far."""
+        return _spent[0] - self._spent
+
+    def installed(self) -> tuple[str, ...]:
+        """Return the modules that are new, in order: those of Python and of installed packages alone."""
+        number = len(sys.modules) - self._known
+        if number <= 0:
+            return ()
+        new = list(islice(reversed(sys.modules), number))
+        return tuple(name for name in reversed(new) if is_installed(name))
+
+
+_FOLDERS = {"site-packages", "dist-packages"}
+_STANDARD = importlib.__file__.rpartition("importlib")[0]
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a module that is loaded here is Python's or an installed package's, not the user's own.
+
+    The user's own may change while a program runs, and do something when they are imported; so may those
+    of packages that are installed in place (``pip install -e``).
+    """
+    if name.partition(".")[0] in ("__main__", "__mp_main__", "fedexec", "fedexec_backends"):
+        return False
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None or spec.name != name:
+        return False
+    origin = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+    return origin in ("built-in", "frozen") or is_installed_file(origin)
+
+
+def is_installed_file(file: str) -> bool:
+    """Return whether a file is of Python or of an installed package."""
+    return file.startswith(_STANDARD) or not _FOLDERS.isdisjoint(Path(file).parts)
