@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from fedexec.cli.probe import _client_resources
 from fedexec.memory.admission import Footprint
+from fedexec.testing.tasks import poll
 
 MODULE = """
 import os
@@ -104,11 +104,8 @@ def test_ctrl_c_ends_a_long_task(probe, tmp_path):
         [sys.executable, "-m", "fedexec", "probe", "--task", "mine:takes_long", "--device", "none"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        # A test run in the background ignores it, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    poll(lambda: (tmp_path / "begun").exists() or started.poll() is not None, "the task began")
     started.send_signal(signal.SIGINT)
     _, stderr = started.communicate(timeout=20)
     assert started.returncode == 130
