@@ -4,7 +4,6 @@
 median of N. Each run is a whole command, in a process of its own.
 """
 
-import argparse
 import importlib
 import importlib.util
 import json
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from comparing import run_comparisons
 
 HERE = Path(__file__).parent
 ENGINES = {
@@ -30,19 +30,10 @@ FORKS = "bare forks, results dropped"  # what nothing can be much faster than th
 
 def main() -> int:
     """Print what was asked for; 1 if something is not as promised."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="median of N runs")
-    arguments = parser.parse_args()
     if importlib.util.find_spec("ray") is None:
         print("ray is not installed: Flower's own engine cannot be compared with", file=sys.stderr)
         del ENGINES["Flower (Ray)"]
-    kept = True
-    for name, compare in COMPARISONS.items():
-        if arguments.only in (None, name):
-            print(f"\n{compare.__doc__}")
-            kept &= compare(arguments.repeat)
-    return 0 if kept else 1
+    return run_comparisons(__doc__, COMPARISONS, repeat=1)
 
 
 # ---------------------------------------------------------------- comparisons

@@ -4,7 +4,6 @@
 of N. Each script is a process of its own, measured as a whole, in turns.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -12,9 +11,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from comparing import Comparison, run_comparisons
 
 HERE = Path(__file__).parent
 BACKENDS = ("loky", "standby", "pool", "process", "inline")
@@ -61,20 +62,6 @@ def task(number):
 """
 
 
-def main() -> int:
-    """Print what was asked for; 1 if something is not as promised."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="median of N runs (default 3)")
-    arguments = parser.parse_args()
-    kept = True
-    for name, compare in COMPARISONS.items():
-        if arguments.only in (None, name):
-            print(f"\n{compare.__doc__}")
-            kept &= compare(arguments.repeat)
-    return 0 if kept else 1
-
-
 def compare_torch(repeat: int) -> bool:
     """A script with torch at its top: 16 tasks of 0.02 s, then 16 more in the same executor."""
     imports = "import torch\nimport torch.nn.functional as F"
@@ -110,7 +97,7 @@ def compare_simulate(repeat: int) -> bool:
     return theirs / ours <= 1.15
 
 
-COMPARISONS: dict[str, Callable[[int], bool]] = {
+COMPARISONS: dict[str, Comparison] = {
     "torch": compare_torch,
     "long": compare_long,
     "pandas": compare_pandas,
@@ -178,4 +165,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["simulate"]:
         _simulate(sys.argv[2])
     else:
-        sys.exit(main())
+        sys.exit(run_comparisons(__doc__, COMPARISONS, repeat=3))

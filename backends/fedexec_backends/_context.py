@@ -29,7 +29,7 @@ from typing import Any
 from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
-from fedexec.learning import Lesson
+from fedexec.learning import Learner, Lesson
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
@@ -64,6 +64,7 @@ class Launcher:
         _open_standard_streams()
         start_tracker_apart(resource_tracker)
         self.template: Template | None = None
+        self._learns = settings.learn
         self._insists = settings.sources.get("start_method", "default") != "default"
         if settings.start_method == "forkserver":
             self.template = Template(
@@ -107,8 +108,17 @@ class Launcher:
             )
             self.template = None
 
-    def learn(self, modules: tuple[str, ...]) -> Lesson:
-        """Have workers that start from now on be born with these modules, where a template forks them."""
+    def learner(self, renew: Callable[[], object] = lambda: None) -> Learner | None:
+        """Return what decides what workers are born with; None where they are not forked, or learn nothing.
+
+        Parameters
+        ----------
+        renew : callable
+            As for :class:`fedexec.learning.Learner`.
+        """
+        return Learner(self._learn, renew) if self._learns and self.template is not None else None
+
+    def _learn(self, modules: tuple[str, ...]) -> Lesson:
         return Lesson() if self.template is None else self.template.learn(modules)
 
     def stop(self) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fork", "show_devices", "why_unfit"]
+__all__ = ["fork", "open_files", "show_devices", "why_unfit"]
 
 ENDING_SECONDS = 1.0  # A joined thread stays in /proc for some microseconds; one that ends needs its time.
 TRIAL_SECONDS = 20.0  # in which a forked child tells whether it could use a GPU
@@ -248,12 +248,17 @@ def _gpu_files() -> list[str]:
 
 
 def _open_gpu_files() -> list[str]:
+    return sorted(file for file in open_files() if file.startswith(GPU_FILES))
+
+
+def open_files() -> set[str]:
+    """Return what the descriptors of this process lead to, as Linux names it."""
     found = set()
     with contextlib.suppress(OSError):
         for descriptor in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # It was closed since it was listed.
                 found.add(str(descriptor.readlink()))
-    return sorted(file for file in found if file.startswith(GPU_FILES))
+    return found
 
 
 @contextlib.contextmanager

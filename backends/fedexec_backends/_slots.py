@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
-from fedexec.learning import Learner
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup
 from fedexec_backends._channel import receive, serve
@@ -42,7 +41,7 @@ class PooledBackend(Backend):
         super().__init__(settings, hooks)
         self._launcher = Launcher(settings, hooks, type(self).__module__)
         self._setup = WorkerSetup.of(settings, hooks)
-        learner = Learner(self._launcher.learn, self._renew) if settings.learn else None
+        learner = self._launcher.learner(self._renew)
         self._courier = Courier(shared_memory=settings.shared_memory, learner=learner)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
         self._lock = threading.RLock()  # guards what is free

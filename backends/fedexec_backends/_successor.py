@@ -266,12 +266,7 @@ def _why_not(before: dict[str, Any]) -> str | None:
 
 def _connections() -> set[str]:
     """Return the sockets that are open here: all forked workers would share them."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for descriptor in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found.add(str(descriptor.readlink()))
-    return {file for file in found if file.startswith("socket:")}
+    return {file for file in _fitness.open_files() if file.startswith("socket:")}
 
 
 def _children() -> str:

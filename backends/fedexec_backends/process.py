@@ -21,7 +21,6 @@ from typing import Any
 from fedexec.courier import Courier
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
-from fedexec.learning import Learner
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, end_with_caller, run, setup
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
@@ -51,7 +50,7 @@ class ProcessBackend(Backend):
         self._setup = WorkerSetup.of(settings, hooks)
         # Everything through the Manager, as the tutorial has it, unless asked otherwise.
         asked = settings.sources.get("shared_memory", "default") != "default"
-        learner = Learner(self._launcher.learn) if settings.learn else None
+        learner = self._launcher.learner()
         self._courier = Courier(shared_memory=asked and settings.shared_memory, learner=learner)
         self._lock = threading.Lock()  # guards the two below
         self._manager: _Manager | None = None

@@ -24,7 +24,6 @@ from fedexec import stderr
 from fedexec.courier import Courier, rehearsal
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
-from fedexec.learning import Learner
 from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
@@ -62,7 +61,7 @@ class StandbyBackend(Backend):
             rehearsal(shared_memory=settings.shared_memory),
         )
         self._launcher = Launcher(settings, hooks, type(self).__module__, self._service)
-        learner = Learner(self._launcher.learn, self._renew) if settings.learn else None
+        learner = self._launcher.learner(self._renew)
         self._courier = Courier(shared_memory=settings.shared_memory, learner=learner)
         self._context = WorkerContext(self._launcher)
         self._limits = Limits(settings)

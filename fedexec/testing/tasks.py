@@ -476,9 +476,14 @@ def write_later(path: str) -> None:
 
 def end_child_that_handles_sigterm() -> int | None:
     """Return the exit code of a forked child that exits with 7 when SIGTERM comes."""
+    return end_child(_exit_on_sigterm)
+
+
+def end_child(run: Callable[[Connection], object]) -> int | None:
+    """Fork a process that says when it is ready, end it as a pool ends its own, and return its exit code."""
     context = multiprocessing.get_context("fork")
     ready, is_ready = context.Pipe(duplex=False)
-    child = context.Process(target=_exit_on_sigterm, args=(is_ready,))
+    child = context.Process(target=run, args=(is_ready,))
     child.start()
     ready.recv()
     child.terminate()

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-import fedexec
 from fedexec import learning
 from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
@@ -21,17 +20,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is fork
 
 
 @pytest.fixture(params=["standby", "process", "pool", "loky"])
-def create(request):
-    """Return a function that makes an executor, which ends with the test."""
-    made = []
-
-    def make(**options):
-        made.append(fedexec.create_executor(request.param, **{"max_workers": 1} | options))
-        return made[-1]
-
-    yield make
-    for executor in made:
-        executor.kill_workers()
+def create(request, create_on):
+    return lambda **options: create_on(request.param, **{"max_workers": 1} | options)
 
 
 @pytest.fixture
@@ -131,6 +121,14 @@ def test_nothing_is_learnt_where_it_is_switched_off(create, package):
     executor = create(learn=False)
     pids = {run(executor, importing("costly")).result() for _ in range(3)}
     assert set(log.read_text().split()) == {str(pid) for pid in pids}
+    assert executor.stats().learning == {}
+
+
+def test_nothing_is_learnt_where_no_worker_is_forked(create, package):
+    log = package()
+    executor = create(start_method="spawn")
+    run(executor, importing("costly"))
+    assert len(log.read_text().split()) == 1
     assert executor.stats().learning == {}
 
 

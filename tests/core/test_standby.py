@@ -39,16 +39,8 @@ def template():
 
 
 @pytest.fixture
-def create():
-    made = []
-
-    def make(**options):
-        made.append(fedexec.create_executor("standby", **{"max_workers": 2} | options))
-        return made[-1]
-
-    yield make
-    for executor in made:
-        executor.kill_workers()
+def create(create_on):
+    return lambda **options: create_on("standby", **{"max_workers": 2} | options)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """ClientApps and ServerApps of these tests: numpy only, so that a worker starts in milliseconds."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedexec.flower import offload
+from fedexec.testing.tasks import end_child
 
 
 def weights(message: Message) -> list[np.ndarray]:
@@ -125,14 +125,7 @@ def hang(message: Message, context: Context) -> Message:
 
 def end_a_fork() -> int:
     """Fork a process, and end it as a pool of multiprocessing ends its own; return its exit code."""
-    context = multiprocessing.get_context("fork")
-    reading, writing = context.Pipe(duplex=False)
-    child = context.Process(target=sleep, args=(writing,))
-    child.start()
-    reading.recv()
-    child.terminate()
-    child.join()
-    return child.exitcode
+    return end_child(sleep)
 
 
 def sleep(writing):
