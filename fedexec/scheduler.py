@@ -148,7 +148,6 @@ class Scheduler:
         self._threads: list[threading.Thread] = []  # every slot there ever was
         self._slots: set[threading.Thread] = set()  # those that have not ended
         self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
-        self._ready: deque[tuple[Task, Future[Any]]] = deque()  # each has a slot that will take it at once
         self._free = 0  # slots that run no task, those included that have only just been opened
         self._closing = False
         self._killing = False
@@ -175,11 +174,10 @@ class Scheduler:
                 task.seed = derive(self._settings.seed, self._counts["submitted"])
             self._queue.append((task, future))
             self._counts["submitted"] += 1
-            waiting = len(self._ready) + len(self._queue)
-            if self._free < waiting and len(self._slots) < self._settings.max_workers:
-                self._open_slot()
-            if self._hand_out():
+            if self._free >= len(self._queue):
                 self._changed.notify_all()  # not one: it could be one that waits for something else
+            elif len(self._slots) < self._settings.max_workers:
+                self._open_slot()
         return future
 
     def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
@@ -190,10 +188,10 @@ class Scheduler:
             unused = not self._slots and not self._closing
             self._closing = True
             self._killing |= kill
-            cancelled = list(self._queue) if cancel_futures else []
-            if cancel_futures:
-                self._queue.clear()
-                self._counts["cancelled"] += len(cancelled)
+            waiting = list(self._queue)
+            kept = self._count_begun(kill=kill) if cancel_futures else len(waiting)
+            self._queue, cancelled = deque(waiting[:kept]), waiting[kept:]
+            self._counts["cancelled"] += len(cancelled)
             running = list(self._running)
             self._changed.notify_all()
         for _, future in cancelled:
@@ -204,6 +202,14 @@ class Scheduler:
                 self._kill(task)
         if unused:
             self._end_backend()
+
+    def _count_begun(self, *, kill: bool) -> int:
+        """Return how many tasks of the queue have a slot that has only not had the time to take them yet.
+
+        They count as begun, as they would on a machine that is less busy, unless all is to end at once, or
+        memory decides when they begin.
+        """
+        return 0 if kill or self._settings.auto else self._free
 
     def end(self, future: concurrent.futures.Future[Any]) -> None:
         """Cancel a task that waits; end the worker of one that runs, if the backend can."""
@@ -326,26 +332,16 @@ class Scheduler:
 
     def _next(self) -> tuple[Task, Future[Any]] | None:
         with self._lock:
-            while not self._ready and not self._hand_out():
-                if self._closing and not self._queue:
-                    self._free -= 1
-                    return None
-                self._changed.wait()
-            self._free -= 1
-            return self._ready.popleft()
-
-    def _hand_out(self) -> bool:
-        """Give tasks to free slots, as far as memory allows; return whether there was one to give.
-
-        From then on a task counts as begun, though its slot may not have had the time to take it yet:
-        ``shutdown(cancel_futures=True)`` lets it run.
-        """
-        before = len(self._ready)
-        while self._queue and len(self._ready) < self._free and self._admission.admit(self._queue[0][0]):
-            task, future = self._queue.popleft()
-            self._running[task] = future
-            self._ready.append((task, future))
-        return len(self._ready) > before
+            try:
+                while not (self._queue and self._admission.admit(self._queue[0][0])):
+                    if self._closing and not self._queue:
+                        return None
+                    self._changed.wait()
+                task, future = self._queue.popleft()
+                self._running[task] = future
+                return task, future
+            finally:
+                self._free -= 1
 
     def _serve(self, task: Task, future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
