@@ -24,11 +24,11 @@ __all__ = ["Learner", "Lesson"]
 
 log = logging.getLogger("fedexec")
 
-WORTH_SECONDS = 0.1  # what imports must have cost before they are learnt, which costs about as much
-WORTH_MODULES = 30  # that a call must name, with their packages, to be learnt before it runs
-WAIT_SECONDS = 20.0  # that a task waits, at most, for what will spare it its imports
-WAKE_SECONDS = 0.25  # after which it looks whether it was ended meanwhile
-SCANNED_BYTES = 1 << 18  # of a pickled call; a longer one is looked through as far as that
+WORTH_SECONDS = 0.1  # that the imports of a kind of task must have taken: learning costs about as much
+WORTH_MODULES = 30  # that the packages which a call names must have loaded here, to be learnt before it runs
+WAIT_SECONDS = 20.0  # that a task waits, at most, for the template to learn what the task would import
+WAKE_SECONDS = 0.25  # after which a task that waits looks whether it was ended meanwhile
+SCANNED_BYTES = 1 << 18  # of a pickled call that are searched for names of modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class Lesson:
 
 
 class Learner:
-    """Decides what is learnt, and when. One for each executor; safe to use from many threads.
+    """Decides what the template learns, and when. One for each executor; safe to use from many threads.
 
     Parameters
     ----------
     teach : callable
         Has the template learn these modules, and returns the :class:`Lesson`. Called in a thread of its own.
     renew : callable
-        Called when something was learnt: what waits and lacks it is to be replaced.
+        Called when the template has learnt something: workers that wait and lack it are to be replaced.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Learner:
     ) -> None:
         self._teach = teach
         self._renew = renew
-        self._changed = threading.Condition()  # guards everything below
+        # A lock to be taken as it is: in the Condition's own __enter__ Ctrl+C could leave it locked for ever.
+        self._lock = threading.RLock()  # guards everything below
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closing = False
         self._scanned: set[str] = set()  # kinds of tasks whose call has been looked through
@@ -80,8 +82,8 @@ class Learner:
         self._saved = 0.0
 
     def prepare(self, task: Task, data: bytes) -> None:
-        """Have learnt what a pickled call names before its first run; wait while its kind is learnt."""
-        with self._changed:
+        """Have the template learn what a pickled call names; wait while it learns something for this kind."""
+        with self._lock:
             if task.kind not in self._scanned:
                 self._scanned.add(task.kind)
                 names = self._unasked(_named_modules(data))
@@ -90,9 +92,9 @@ class Learner:
             self._wait(task)
 
     def _wait(self, task: Task) -> None:
-        """Wait for what is learnt for a task's kind: it would import the same, and take about as long.
+        """Wait while the template learns for this kind of task, which would import the same meanwhile.
 
-        If it takes much longer, no task of this kind waits any more.
+        If that takes much longer than the imports did, no task of this kind waits any more.
         """
         kind = task.kind
         patience = min(WAIT_SECONDS, max(1.0, 3 * self._cold[kind]) if kind in self._cold else WAIT_SECONDS)
@@ -107,7 +109,7 @@ class Learner:
     def note(self, task: Task, imported: Iterable[str], usage: Usage | None) -> None:
         """Take note of what a task has imported, and of what that has cost."""
         seconds = usage.import_seconds if usage is not None and usage.import_seconds is not None else 0.0
-        with self._changed:
+        with self._lock:
             self._saved += max(0.0, self._cold.setdefault(task.kind, seconds) - seconds)
             pending = self._pending.setdefault(task.kind, {})
             pending |= dict.fromkeys(self._unasked(imported))
@@ -121,7 +123,7 @@ class Learner:
 
     def report(self) -> dict[str, Any]:
         """Return what was learnt: how many modules, seconds that it took and saved, and what was left out."""
-        with self._changed:
+        with self._lock:
             return {
                 "modules": self._learnt,
                 "seconds": self._seconds,
@@ -131,7 +133,7 @@ class Learner:
 
     def close(self) -> None:
         """Learn nothing more. Called when the template is gone."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
             thread = self._thread
@@ -155,7 +157,7 @@ class Learner:
 
     def _learn(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._lessons or self._closing:
                     self._thread = None
                     self._kinds.clear()
@@ -176,7 +178,7 @@ class Learner:
 
     def _finish(self, lessons: list[tuple[str, tuple[str, ...]]], lesson: Lesson, seconds: float) -> None:
         kinds = [kind for kind, _ in lessons]
-        with self._changed:
+        with self._lock:
             self._kinds.subtract(kinds)
             self._late.difference_update(kinds)
             self._learnt += len(lesson.learnt)
