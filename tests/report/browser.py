@@ -113,6 +113,7 @@ def browse():
         process = subprocess.Popen(
             ["bash", "-c", command, executable(), *flags],
             pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"TMPDIR": profile},  # it leaves folders there
         )  # fmt: skip
         os.close(to_read)
         os.close(to_write)
