@@ -66,7 +66,7 @@ def load(app: ClientApp | AppRef) -> ClientApp:
 def _load(ref: AppRef) -> ClientApp:
     try:
         app = import_app(ref.name) if ref.pickled is None else cloudpickle.loads(ref.pickled)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise LoadClientAppError(
             f"The ClientApp {ref.name!r} cannot be loaded: {_line(exc)}{place_of(exc)}"
         ) from exc

@@ -182,7 +182,7 @@ def _load_server(app: ServerApp | str) -> ServerApp:
     name = app if isinstance(app, str) else "the ServerApp"
     try:
         found = import_app(app) if isinstance(app, str) else app
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         error = " ".join(f"{type(exc).__name__}: {exc}".split())
         raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}{place_of(exc)}") from exc
     if not isinstance(found, ServerApp):

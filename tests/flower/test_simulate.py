@@ -211,6 +211,18 @@ def test_a_client_app_that_is_none(standby, app, says):
         simulate(apps.server, app, num_nodes=2)
 
 
+@pytest.mark.parametrize("backend", ["inline", "standby"])
+def test_an_app_that_exits_while_it_is_imported_is_one_that_cannot_be_loaded(backend, tmp_path, monkeypatch):
+    source = "import argparse\nargparse.ArgumentParser().parse_args(['of', 'another', 'program'])\n"
+    (tmp_path / "reads_arguments.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FEDEXEC_BACKEND", backend)
+    with pytest.raises(LoadClientAppError, match="'reads_arguments:app' cannot be loaded: SystemExit: 2"):
+        simulate(apps.server, "reads_arguments:app", num_nodes=2)
+    with pytest.raises(LoadServerAppError, match="'reads_arguments:app' cannot be loaded: SystemExit: 2"):
+        simulate("reads_arguments:app", apps.client, num_nodes=2)
+
+
 def test_an_app_that_does_not_pickle_says_what_to_do(standby):
     import threading
 
