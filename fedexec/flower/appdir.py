@@ -71,9 +71,11 @@ def read_app(directory: str | Path) -> FlowerApp:
     except (OSError, ValueError, KeyError) as exc:
         reason = " ".join(str(exc).split())
         raise AppDirectoryError(f"{str(directory)!r} is no Flower app: {reason}") from exc
-    if str(path) not in sys.path:
-        sys.path.insert(0, str(path))
     components = app["components"]
+    lies_under_src = any(_is_in(path / "src", each) for each in components.values())
+    for root in [path / "src", path] if lies_under_src else [path]:  # There it need not be installed.
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
     return FlowerApp(components["serverapp"], components["clientapp"], dict(config), num_nodes)
 
 
@@ -88,3 +90,9 @@ def _num_supernodes(settings: Mapping[str, Any]) -> int | None:
     if type(number) is not int or number < 1:
         raise ValueError(f"options.num-supernodes must be an integer of at least 1, got {number!r}")
     return number
+
+
+def _is_in(root: Path, component: str) -> bool:
+    """Return whether the package or module of a part of an app lies in a directory."""
+    name = component.partition(":")[0].partition(".")[0]
+    return (root / name).is_dir() or (root / f"{name}.py").is_file()

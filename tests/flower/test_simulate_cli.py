@@ -70,6 +70,14 @@ def test_a_directory_its_config_and_what_overrides_it(tmp_path):
     assert by_flag["settings"]["sources"]["backend"] == "flag"
 
 
+def test_an_app_whose_package_lies_under_src_runs_without_being_installed(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "offload_app").symlink_to(DIRECTORY / "offload_app")
+    (tmp_path / "pyproject.toml").write_text((DIRECTORY / "pyproject.toml").read_text())
+    told = result(str(tmp_path), "--nodes", "2", "--run-config", f"report='{tmp_path}/report.json'")
+    assert [round_["clients"] for round_ in told["rounds"]] == [[], [0, 1], [0, 1]]
+
+
 def test_the_same_seed_gives_the_same_weights():
     small = (*APPS, "--nodes", "6", "--run-config", "fraction=0.5")
     first, second, other = (result(*small, *more) for more in ([], ["--backend", "inline"], ["--seed", "1"]))
