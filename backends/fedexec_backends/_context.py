@@ -33,7 +33,7 @@ from fedexec.learning import Learner, Lesson
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
-from fedexec_backends._template import Template, UnfitTemplateError, preparation
+from fedexec_backends._template import Template, UnfitTemplateError, preparation, tracker_fd
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 
@@ -290,7 +290,7 @@ def start_tracker_apart(module: ModuleType) -> None:
         :mod:`multiprocessing.resource_tracker`, or loky's.
     """
     tracker: Any = module._resource_tracker
-    with tracker._lock:
+    with forks.no_fork(), tracker._lock:
         if tracker._fd is not None:
             return
         reading, writing = os.pipe()
@@ -313,13 +313,6 @@ def start_tracker_apart(module: ModuleType) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reading)
         tracker._fd = writing
-
-
-def _tracker_fd() -> int:
-    """Return the pipe to the resource tracker, which is started if need be."""
-    fd = resource_tracker.getfd()
-    assert fd is not None
-    return fd
 
 
 class _InheritedFd:
@@ -369,7 +362,7 @@ class _ForkedPopen(popen_forkserver.Popen):
         fds = [status_r, data_w]
         self.finalizer = util.Finalize(self, _close_all, (fds,))
         try:
-            self._template.fork([data_r, status_w, _tracker_fd(), *self._fds])
+            self._template.fork([data_r, status_w, tracker_fd(), *self._fds])
         finally:
             os.close(data_r)
             os.close(status_w)
@@ -430,7 +423,7 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
             pass
 
     def _launch(self, process: WorkerProcess) -> None:
-        tracker = _tracker_fd()
+        tracker = tracker_fd()
         self._fds.append(tracker)
         data = _packed(process, self)
         status_r, status_w = os.pipe()

@@ -27,14 +27,17 @@ from typing import Any, NoReturn, Protocol
 from fedexec.errors import PreloadError
 from fedexec.imports import is_installed_file
 from fedexec.worker import find_thread_pools, leave, preload
-from fedexec_backends import _fitness, _pages
+from fedexec_backends import _fitness, _leaving, _pages
+from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
 from fedexec_backends._successor import Trial, import_quietly
 
 __all__ = ["Service", "inherited_fd", "main"]
 
 _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
+_tracker: Any = resource_tracker._resource_tracker
 _SIGCHLD, _SIGINT = int(signal.SIGCHLD), int(signal.SIGINT)
+_HAS_ENDED = -2  # in place of a process's number
 
 
 class Service(Protocol):
@@ -61,7 +64,9 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control = socket.socket(fileno=int(sys.argv[1]))
     _end_on_hangup(control, True)
+    atexit.register(end_what_is_left, os.getpid())  # the first, so the last to be done
     wanted = pickle.load(sys.stdin.buffer)
+    _tracker._fd = wanted["tracker"]  # the caller's: one of this process's own would end with it
     spawn.prepare(wanted["preparation"])
     _util._close_stdin()
     arenas = [] if wanted["warmup"] is None else _pages.reserve_arenas()
@@ -86,26 +91,22 @@ def main() -> NoReturn:
         if wanted["threads"]:
             find_thread_pools()
         service = pickle.loads(wanted["service"])
+        left_to_do = ToDoAtExit()
         if service is not None:
             _become_like_a_worker(wanted["parent"])
             service.prepare()
-    except _UnfitError as exc:
-        tell(unfit=exc.reason, module=exc.module)
-        os._exit(1)
-    except PreloadError as exc:
-        tell(traceback=exc.traceback)
-        os._exit(1)
-    except BaseException:
-        tell(traceback=traceback.format_exc())
-        os._exit(1)
-    atexit._clear()  # what a preload registered is not for workers to do
-    atexit.register(_util._exit_function)
+    except BaseException as exc:
+        _end_on_hangup(control, False)  # The caller hangs up when it has heard this.
+        if isinstance(exc, _UnfitError):
+            tell(unfit=exc.reason, module=exc.module)
+        else:
+            tell(traceback=exc.traceback if isinstance(exc, PreloadError) else traceback.format_exc())
+        leave()
     del arenas
     _settle_memory()
     _end_on_hangup(control, False)
     tell(ready=os.getpid())
-    _Forker(control, service, more_threads=wanted["threads"]).serve()
-    os._exit(0)
+    _Forker(control, service, left_to_do, more_threads=wanted["threads"]).run()
 
 
 def _settle_memory() -> None:
@@ -119,14 +120,12 @@ def _become_like_a_worker(parent: tuple[str, int]) -> None:
     """Do here what multiprocessing does in each new process before its work: workers are born so."""
     _process._current_process = process.BaseProcess(name=process.current_process().name)
     _process._process_counter = itertools.count(1)
-    _process._children = set()
     _process._parent_process = _process._ParentProcess(*parent, None)  # a worker adds its sentinel
-    _util._finalizer_registry.clear()
 
 
 def _end_on_hangup(control: socket.socket, on: bool) -> None:
-    """Have the kernel end this process (SIGIO) when the caller is gone, whatever an import is doing."""
-    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    """Have the kernel end this process, and what an import has started, (SIGIO) when the caller is gone."""
+    fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())
     flags = fcntl.fcntl(control, fcntl.F_GETFL)
     fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
     if on and select.select([control], [], [], 0)[0]:
@@ -165,9 +164,12 @@ def _is_users_own(name: str) -> bool:
 class _Forker:
     """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
 
-    def __init__(self, control: socket.socket, service: Service | None, *, more_threads: bool) -> None:
+    def __init__(
+        self, control: socket.socket, service: Service | None, left_to_do: ToDoAtExit, *, more_threads: bool
+    ) -> None:
         self._control = control
         self._service = service
+        self._left_to_do = left_to_do
         self._more_threads = more_threads
         self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
         self._trial: Trial | None = None  # while it learns
@@ -180,8 +182,13 @@ class _Forker:
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         signal.set_wakeup_fd(self._wakeup_w)
 
-    def serve(self) -> None:
+    def run(self) -> NoReturn:
         """Do what the caller asks until it closes its end; of one that has a successor, until that ends."""
+        self._serve()
+        self._left_to_do.take_back()
+        leave()
+
+    def _serve(self) -> None:
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ)
         while True:
@@ -191,6 +198,8 @@ class _Forker:
             if self._wakeup_r in ready:
                 os.read(self._wakeup_r, 65536)
                 self._reap()
+                if self._successor == _HAS_ENDED:
+                    return
             if self._trial is not None and self._trial.pid == trying:
                 self._follow(self._trial, has_spoken=self._trial.fd in ready)
             if self._control in ready and self._successor < 0 and not self._answer():
@@ -198,7 +207,8 @@ class _Forker:
         if self._trial is not None:
             self._trial.end()
         for pid in self._status_fds:
-            _end_group(pid)
+            end_group(pid)
+        signal.set_wakeup_fd(-1)
 
     def _answer(self) -> bool:
         try:
@@ -235,7 +245,7 @@ class _Forker:
             if ended is None:
                 return
             pid = ended.si_pid
-            _end_group(pid)  # what a task left running; not reaped yet, it still has its number
+            end_group(pid)  # what a task left running; not reaped yet, it still has its number
             status_fd = self._status_fds.pop(pid, None)
             if status_fd is not None:
                 killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
@@ -296,15 +306,17 @@ class _Forker:
         except BrokenPipeError:
             pass  # the caller is gone, or does not wait any more
 
-    def _end_after_successor(self, status: int) -> NoReturn:
+    def _end_after_successor(self, status: int) -> None:
         """End too: with the workers if the caller is gone; if the successor was killed, they may finish."""
-        if status == 0:
+        self._successor = _HAS_ENDED
+        if status in (0, signal.SIGALRM):  # the latter ends what is stuck in its exit functions
             for pid in self._status_fds:
-                _end_group(pid)
-        os._exit(0 if status == 0 else 1)
+                end_group(pid)
+        signal.set_wakeup_fd(-1)
 
     def detach(self) -> None:
         """Let go of what only the old template needs; called in a child that may become its successor."""
+        leave_out_inherited()
         _signal.set_wakeup_fd(-1)
         self._selector.close()
         for fd in (*self._status_fds.values(), self._wakeup_r, self._wakeup_w, self._lesson_fd):
@@ -312,6 +324,7 @@ class _Forker:
 
     def get_ready(self) -> None:
         """Do once more what is done before workers are forked."""
+        self._left_to_do = ToDoAtExit()
         if self._more_threads:
             find_thread_pools()
         if self._service is not None:
@@ -320,8 +333,7 @@ class _Forker:
 
     def take_over(self) -> NoReturn:
         """Be the template."""
-        _Forker(self._control, self._service, more_threads=self._more_threads).serve()
-        os._exit(0)
+        _Forker(self._control, self._service, self._left_to_do, more_threads=self._more_threads).run()
 
     # ------------------------------------------------------------ workers
 
@@ -346,8 +358,8 @@ class _Forker:
             if self._trial is not None:
                 self._trial.close()
                 os.close(self._lesson_fd)
-            tracker: Any = resource_tracker._resource_tracker
-            tracker._fd = tracker_fd
+            _tracker._fd = tracker_fd
+            leave_out_inherited()
             if self._service is None:
                 _inherited_fds[:] = inherited
                 code = spawn._main(data_fd, os.dup(data_fd))
@@ -358,6 +370,7 @@ class _Forker:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
+            _leaving.exit_code = code
             atexit._run_exitfuncs()
             _util._flush_std_streams()
             os._exit(code)
@@ -370,10 +383,3 @@ def _serve(service: Service, sentinel: int, connection: int) -> None:
     _util._run_after_forkers()
     service.serve(Connection(connection))
     leave()
-
-
-def _end_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

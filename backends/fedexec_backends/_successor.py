@@ -18,12 +18,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from fedexec.worker import THREAD_VARIABLES
+from fedexec.worker import THREAD_VARIABLES, leave
 from fedexec_backends import _fitness
 
 __all__ = ["Trial", "import_quietly"]
 
 ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
+LEAVE_SECONDS = (
+    1.0  # that a child that has failed may take to do what its imports have left to be done at exit
+)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -105,6 +108,7 @@ class Trial:
                 self.deadline = time.monotonic() + self._seconds
             elif "unfit" in line:
                 self._has_told = True
+                self.deadline = time.monotonic() + LEAVE_SECONDS
                 if line["module"]:
                     self._leave_out(line["module"], line["unfit"])
             else:
@@ -126,11 +130,13 @@ class Trial:
 
     def failed(self, status: int) -> None:
         """Take note that the child has ended, with this wait status; start another if one is left to try."""
-        if self._hangs:
+        if self._has_told:
+            pass  # and it may have been ended since
+        elif self._hangs:
             self._leave_out(self._doing, f"its import was not done after {self._seconds:g} s")
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
             self._modules = []  # Somebody has ended the child: no module is to blame.
-        elif not self._has_told:
+        else:
             code = os.waitstatus_to_exitcode(status)
             self._leave_out(self._doing, f"its import ended the process with {code}")
         self.close()
@@ -167,7 +173,7 @@ class Trial:
         except BaseException as exc:
             with contextlib.suppress(OSError):
                 tell(module=self._doing, unfit=f"its import failed: {exc!r}")
-        os._exit(1)
+        leave()  # and do what the imports have left to be done at exit
 
     def _import_all(self, tell: Callable[..., None]) -> list[str] | None:
         """Import the modules; None if that makes this process unfit to be a template.

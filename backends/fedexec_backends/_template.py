@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import get_start_method, process, util
+from multiprocessing import get_start_method, process, resource_tracker, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
 
-__all__ = ["Template", "UnfitTemplateError", "preparation"]
+__all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
 
 _util: Any = util  # its underscored names, which type checkers do not know
 
@@ -155,7 +155,9 @@ class Template:
             self._discard()
 
     def _ensure_running(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is not None:
+        if self._process is not None and (
+            _waits_to_be_reaped(self._process) or self._process.poll() is not None
+        ):
             self._discard()
         if self._control is None:
             self._launch()
@@ -166,7 +168,9 @@ class Template:
         with forks.no_fork():
             ours, theirs = socket.socketpair()
             forks.hold(ours.fileno())
+        tracker = tracker_fd()
         wanted = {
+            "tracker": tracker,
             "preparation": preparation("fedexec-worker"),
             "parent": (process.current_process().name, os.getpid()),
             "modules": self._modules,
@@ -187,7 +191,7 @@ class Template:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), tracker],
                 env=os.environ | self._environ,
                 process_group=0,
             )
@@ -200,8 +204,9 @@ class Template:
             with self._process.stdin as stdin:
                 stdin.write(pickle.dumps(wanted))
             self._await_readiness(ours)
-        except BaseException:
-            self._process.kill()
+        except BaseException as exc:
+            if not isinstance(exc, PreloadError):
+                self._process.kill()
             self._discard()
             raise
 
@@ -215,6 +220,8 @@ class Template:
                 try:
                     report = json.loads(reports.readline() or b'{"traceback": "the template process died"}')
                 except TimeoutError:
+                    assert self._process is not None
+                    self._process.kill()
                     raise PreloadError(doing, f"not done after {self._timeout:g} s") from None
                 if "unfit" in report:
                     raise UnfitTemplateError(report["module"], report["unfit"])
@@ -231,8 +238,27 @@ class Template:
             self._control.close()
             self._control = None
         if self._process is not None:
+            if _waits_to_be_reaped(self._process, 0):
+                # What an import has started there: a Manager, a pool. Workers have groups of their own.
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+def _waits_to_be_reaped(child: "subprocess.Popen[bytes]", flags: int = os.WNOHANG) -> bool:
+    """Return whether a process has ended and is not reaped: its number is still that of its group."""
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | flags) is not None
+    except ChildProcessError:  # The caller's own code has reaped it.
+        return False
+
+
+def tracker_fd() -> int:
+    """Return the pipe to the resource tracker, which is started if need be."""
+    with forks.no_fork():  # A process forked meanwhile would inherit the tracker's lock, locked for ever.
+        fd = resource_tracker.getfd()
+    assert fd is not None
+    return fd
 
 
 def preparation(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from fedexec.testing.children import ChildrenConformance
 from fedexec.testing.forks import ForkConformance
 from fedexec.testing.lifecycle import LifecycleConformance
 from fedexec.testing.pickling import PicklingConformance
+from fedexec.testing.preloads import PreloadConformance
 from fedexec.testing.randomness import RandomnessConformance
 from fedexec.testing.scripts import ScriptConformance
 from fedexec.testing.surroundings import SurroundingsConformance
@@ -19,6 +20,7 @@ class ExecutorConformance(
     ScriptConformance,
     ChildrenConformance,
     ForkConformance,
+    PreloadConformance,
     RandomnessConformance,
     SurroundingsConformance,
 ):

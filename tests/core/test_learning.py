@@ -148,6 +148,33 @@ def test_a_template_that_is_replaced_still_knows(create, package):
     assert len(log.read_text().split()) <= 4
 
 
+LEAVES_TO_EXIT = """
+import atexit, tempfile
+directory = tempfile.TemporaryDirectory(dir={notes!r}, prefix="of-import-")
+open({notes!r} + "/imported-%d" % os.getpid(), "w").close()
+atexit.register(lambda: open({notes!r} + "/exited-%d" % os.getpid(), "w").close())
+"""
+
+
+@pytest.mark.parametrize("unfit", ["", "os.chdir('/')"])
+def test_what_a_module_leaves_to_exit_is_done_once_where_it_was_imported(create, package, tmp_path, unfit):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    package("leaves", LEAVES_TO_EXIT.format(notes=str(notes)), unfit)
+    executor = create()
+    run(executor, importing("leaves"))
+    poll(lambda: is_learnt(executor), "it was learnt, or left out")
+    assert run(executor, lambda: len(list(notes.glob("of-import-*")))).result() >= (0 if unfit else 1)
+    run(executor, importing("leaves"))
+    executor.shutdown()
+
+    def numbers(kind):
+        return {note.name.removeprefix(f"{kind}-") for note in notes.glob(f"{kind}-*")}
+
+    assert numbers("exited") == numbers("imported") != set()
+    assert list(notes.glob("of-import-*")) == []
+
+
 BAD = {  # what a module does when the template tries it -> what is said of it
     "hangs": ("time.sleep(3600)", "was not done after 1.5 s"),
     "exits": ("os._exit(3)", "ended the process with 3"),
