@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -18,7 +18,7 @@ from typing import Any
 
 from fedexec import imports
 
-__all__ = ["derive", "renew", "restore", "seed_all", "seeded", "states"]
+__all__ = ["derive", "renew", "restore", "seed_all", "seeded", "states", "when_imported"]
 
 
 _MT19937_WORDS = 624  # of numpy's global generator
@@ -114,7 +114,20 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     seed_all(seed)
-    finder = _Finder(seed)
+    with when_imported(dict.fromkeys(_SEEDERS, lambda module: _SEEDERS[module.__name__](module, seed))):
+        yield
+
+
+@contextlib.contextmanager
+def when_imported(actions: Mapping[str, Callable[[Any], None]]) -> Iterator[None]:
+    """Have something done to a library as soon as it has been imported, before anybody uses it.
+
+    Parameters
+    ----------
+    actions : mapping of str to callable ``(module) -> None``
+        By the library's name. One that is imported already is left as it is.
+    """
+    finder = _Finder(actions)
     sys.meta_path.insert(0, finder)
     try:
         with imports.keeping(states, restore):
@@ -137,31 +150,31 @@ _SEEDERS: dict[str, Callable[[Any, int], None]] = {"numpy.random": _seed_numpy, 
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing by itself: it has a library seeded as soon as it has been imported."""
+    """Finds nothing by itself: it has something done to a library as soon as that has been imported."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, actions: Mapping[str, Callable[[Any], None]]) -> None:
+        self._actions = actions
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _SEEDERS:
+        if name not in self._actions:
             return None
         for finder in [each for each in sys.meta_path if each is not self]:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _SeedingLoader(spec.loader, self._seed)
+                    spec.loader = _ActingLoader(spec.loader, self._actions[name])
                 return spec
         return None
 
 
-class _SeedingLoader(Loader):
-    """A library's own loader, and a seed for what it loads."""
+class _ActingLoader(Loader):
+    """A library's own loader, and what is done to the library after that."""
 
-    def __init__(self, loader: Any, seed: int) -> None:
+    def __init__(self, loader: Any, action: Callable[[Any], None]) -> None:
         self._loader = loader
-        self._seed = seed
+        self._action = action
 
     def __getattr__(self, name: str) -> Any:
         """Answer what is asked of a library's loader without importing the library."""
@@ -177,4 +190,4 @@ class _SeedingLoader(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        _SEEDERS[module.__name__](module, self._seed)
+        self._action(module)

@@ -46,6 +46,7 @@ __all__ = [
     "end_with_caller",
     "environment",
     "find_thread_pools",
+    "keep_torch_threads",
     "leave",
     "limit_threads",
     "preload",
@@ -181,7 +182,7 @@ def limit_threads(environ: Mapping[str, str]) -> None:
             os.environ[name] = value
     _limit_thread_pools(environ)
     torch = sys.modules.get("torch")
-    number = _threads_of(environ, "OMP_NUM_THREADS")
+    number = _torch_threads or _threads_of(environ, "OMP_NUM_THREADS")
     if torch is not None and number and number != torch.get_num_threads():
         torch.set_num_threads(number)
 
@@ -197,6 +198,17 @@ def find_thread_pools() -> None:
     _thread_pools = ThreadpoolController()
 
 
+def keep_torch_threads() -> None:
+    """Have workers keep the number of threads that an import has told torch: where they are forked from.
+
+    There the environment says one. A fresh interpreter keeps it anyway: it imports after it was limited.
+    """
+    global _torch_threads
+    number = getattr(sys.modules.get("torch"), "get_num_threads", int)()
+    _torch_threads = number if number > 1 else 0
+
+
+_torch_threads = 0  # that an import has asked for; one cannot be told from none
 _thread_pools: Any = None  # of the libraries that were loaded before this worker was forked
 
 
@@ -205,6 +217,8 @@ def _limit_thread_pools(environ: Mapping[str, str]) -> None:
     for library in () if _thread_pools is None else _thread_pools.lib_controllers:
         variable = variables.get(library.user_api) or variables.get(library.internal_api)
         number = _threads_of(environ, variable) if variable else 0
+        if library.user_api == "openmp":  # torch's setting, too
+            number = _torch_threads or number
         if number and number != library.num_threads:
             library.set_num_threads(number)
 

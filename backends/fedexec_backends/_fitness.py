@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fork", "open_files", "show_devices", "why_unfit"]
+from fedexec.seeding import when_imported
+
+__all__ = ["fork", "no_torch_threads", "open_files", "show_devices", "why_unfit"]
 
 ENDING_SECONDS = 1.0  # A joined thread stays in /proc for some microseconds; one that ends needs its time.
 TRIAL_SECONDS = 20.0  # in which a forked child tells whether it could use a GPU
@@ -150,6 +152,22 @@ def _python_thread(thread: threading.Thread) -> _Thread:
 
 
 # ---------------------------------------------------------------- GPUs
+
+
+@contextlib.contextmanager
+def no_torch_threads() -> Iterator[None]:
+    """Have imports tell torch a number of threads without starting one, which a fork would lose.
+
+    The first number that torch is told is that of a pool for XNNPACK, which it fills at once. Those for all
+    else it fills when it computes.
+    """
+
+    def tell_one(torch: Any) -> None:
+        if hasattr(torch, "set_num_threads"):
+            torch.set_num_threads(1)
+
+    with when_imported({"torch": tell_one}):
+        yield
 
 
 def show_devices() -> Callable[[], None]:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 
 from fedexec.errors import PreloadError
 from fedexec.imports import is_installed_file
-from fedexec.worker import find_thread_pools, leave, preload
+from fedexec.worker import find_thread_pools, keep_torch_threads, leave, preload
 from fedexec_backends import _fitness, _leaving, _pages
 from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
 from fedexec_backends._successor import Trial, import_quietly
@@ -76,18 +76,20 @@ def main() -> NoReturn:
 
     try:
         put_back = _fitness.show_devices()
-        for module in wanted["modules"]:
-            tell(doing=module)
-            preload([module])
-            _require_fitness(module)
-        for module in wanted["learnt"]:
-            import_quietly(module)
-        if wanted["warmup"] is not None:
-            tell(doing=wanted["warmup_name"])
-            before = set(sys.modules)
-            pickle.loads(wanted["warmup"])()
-            _require_fitness(_whose(before) or wanted["warmup_name"])
+        with _fitness.no_torch_threads():
+            for module in wanted["modules"]:
+                tell(doing=module)
+                preload([module])
+                _require_fitness(module)
+            for module in wanted["learnt"]:
+                import_quietly(module)
+            if wanted["warmup"] is not None:
+                tell(doing=wanted["warmup_name"])
+                before = set(sys.modules)
+                pickle.loads(wanted["warmup"])()
+                _require_fitness(_whose(before) or wanted["warmup_name"])
         put_back()
+        keep_torch_threads()
         if wanted["threads"]:
             find_thread_pools()
         service = pickle.loads(wanted["service"])
@@ -325,6 +327,7 @@ class _Forker:
     def get_ready(self) -> None:
         """Do once more what is done before workers are forked."""
         self._left_to_do = ToDoAtExit()
+        keep_torch_threads()
         if self._more_threads:
             find_thread_pools()
         if self._service is not None:

@@ -184,7 +184,7 @@ class Trial:
         before = _state()
         put_back = _fitness.show_devices()
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # so that libraries start none when loaded
-        with _silence():
+        with _silence(), _fitness.no_torch_threads():
             for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
                 if module in sys.modules:
                     continue

@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -213,8 +213,19 @@ def _warm(packed: list[bytes]) -> None:
 def warm_torch() -> None:
     """Take a training step, if torch is there: what it imports and sets up then takes 2 s a process."""
     if "torch" in sys.modules:
-        with hidden():
+        with hidden(), _one_thread(sys.modules["torch"]):
             _take_step(sys.modules["torch"])
+
+
+@contextlib.contextmanager
+def _one_thread(torch: Any) -> Iterator[None]:
+    """Compute with one thread, whatever an app has chosen: no forked worker could use a pool of threads."""
+    chosen = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(chosen)
 
 
 def _take_step(torch: Any) -> None:

@@ -171,3 +171,20 @@ def test_forking_beside_a_harmless_thread_warns_of_nothing():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("[0, 1, 2]\n", "")
+
+
+def threads_and_a_sum():
+    import torch
+
+    return torch.get_num_threads(), float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())
+
+
+@pytest.mark.parametrize("threads_per_worker", [1, 3])
+def test_a_number_of_threads_that_an_import_tells_torch_stays(modules, warnings_of, threads_per_worker):
+    pytest.importorskip("torch")
+    modules("tells_torch", "import torch\ntorch.set_num_threads(2)\n")
+    result, warnings = warnings_of(
+        threads_and_a_sum, preload=["tells_torch"], threads_per_worker=threads_per_worker
+    )
+    assert result == (2, 300.0**3)
+    assert warnings == []  # it was forked
