@@ -1,6 +1,7 @@
 """How objects are pickled between the caller and its workers: cloudpickle, with what its users would miss.
 
 - What ``__main__`` defines travels by value, with the name of its file, so that a traceback shows its lines.
+  In a process that multiprocessing has spawned, that is called ``__mp_main__``.
 - torch's CPU tensors travel like arrays: their bytes lie beside the pickle.
 - A function with ``functools.lru_cache`` travels without its cache, a ``cached_property`` without its lock.
 - What comes back never changes a class of the process that reads it.
@@ -34,6 +35,9 @@ __all__ = [
 
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
 """(file name, lines) of code that only the sender's process has the source of: notebook cells."""
+
+_MAINS = ("__main__", "__mp_main__")
+_cloudpickle._PICKLE_BY_VALUE_MODULES.update(_MAINS)  # its public function takes only what is loaded here
 
 
 def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -170,6 +174,8 @@ def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool
 
 def _is_sent_by_value(function: Any) -> bool:
     name = getattr(function, "__qualname__", None)
+    if getattr(function, "__module__", None) in _MAINS:
+        return True
     return name is not None and _cloudpickle._lookup_module_and_qualname(function, name=name) is None
 
 
@@ -220,7 +226,10 @@ def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
         What lies beside it.
     """
     obj, of_main = pickle.loads(data, buffers=buffers)
-    vars(sys.modules["__main__"]).update(of_main)
+    main = sys.modules["__main__"]
+    vars(main).update(of_main)
+    for each in of_main.values():
+        sys.modules.setdefault(each.__module__, main)
     return obj
 
 
@@ -230,11 +239,12 @@ def send_main_by_value() -> None:
     The processes that a task spawns do not run the user's script, and would not find them by their names.
     """
     forking_pickler: Any = reduction.ForkingPickler
-    forking_pickler.reducer_override = _reduce_of_main
+    if getattr(forking_pickler, "reducer_override", None) is not _reduce_of_main:
+        forking_pickler.reducer_override = _reduce_of_main
 
 
 def _is_of_main(obj: Any) -> bool:
-    return isinstance(obj, types.FunctionType | type) and obj.__module__ == "__main__"
+    return isinstance(obj, types.FunctionType | type) and obj.__module__ in _MAINS
 
 
 def _reduce_of_main(_: Any, obj: Any) -> Any:

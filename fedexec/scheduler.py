@@ -8,6 +8,7 @@ and a broken pool can hurt only what was running.
 import concurrent.futures
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import util
 from typing import Any, TypeVar
 
 from fedexec.errors import (
@@ -473,14 +475,29 @@ _schedulers: "weakref.WeakSet[Scheduler]" = weakref.WeakSet()
 _interpreter_ends = False
 
 
-@functools.cache
+_FIRST = 1 << 30  # of multiprocessing's exit priorities; its own go up to 15
+
+
 def drain_before_exit_of(backend_class: type[Backend]) -> None:
     """Finish what was submitted before the pools that a backend is built on are closed at exit.
 
     concurrent.futures and loky close their pools in hooks of the same kind, last registered first; the
     backend's module has been imported by now, so this hook runs before theirs. There is no public name.
+    In a process of multiprocessing queues and Managers end before threads, in hooks of another kind.
     """
+    _drain_with_threads(backend_class)
+    if multiprocessing.parent_process() is not None:
+        _drain_with_children(os.getpid())
+
+
+@functools.cache
+def _drain_with_threads(_: type[Backend]) -> None:
     threading._register_atexit(_drain)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _drain_with_children(_: int) -> None:  # by pid: a forked process has none of these hooks yet
+    util.Finalize(None, _drain, exitpriority=_FIRST)
 
 
 def _forget_in_child() -> None:

@@ -45,11 +45,12 @@ __all__ = [
     "device_environment",
     "end_with_caller",
     "environment",
-    "find_thread_pools",
     "keep_torch_threads",
     "leave",
+    "limit_loaded",
     "limit_threads",
     "preload",
+    "prepare",
     "run",
     "setup",
 ]
@@ -155,9 +156,8 @@ def setup(wanted: WorkerSetup) -> None:
     started = time.perf_counter()
     _leave_the_callers_group()
     end_with_caller()
-    watch()
+    prepare()
     seeding.renew()
-    send_main_by_value()
     limit_threads(wanted.environ)
     try:
         preload(wanted.preload)
@@ -175,27 +175,39 @@ def setup(wanted: WorkerSetup) -> None:
     _, _idle_bytes = host.peak_and_rss()
 
 
+def prepare() -> None:
+    """Do what each worker needs, and need not do if the process that it is forked from has done it."""
+    watch()
+    send_main_by_value()
+
+
 def limit_threads(environ: Mapping[str, str]) -> None:
-    """Hold this process to its share of the cores: libraries that are loaded, and those that will be."""
+    """Hold this process to its share of the cores: torch, and libraries that will be loaded."""
     for name, value in environ.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-    _limit_thread_pools(environ)
     torch = sys.modules.get("torch")
     number = _torch_threads or _threads_of(environ, "OMP_NUM_THREADS")
     if torch is not None and number and number != torch.get_num_threads():
         torch.set_num_threads(number)
 
 
-def find_thread_pools() -> None:
-    """Look, once, for the loaded libraries that compute with threads: where workers are forked from.
+def limit_loaded(environ: Mapping[str, str]) -> None:
+    """Hold the workers that are forked from this process to their share: libraries that are loaded already.
 
-    There they were loaded with one thread, and they read their environment only once.
+    They read their environment only once. Here this costs a worker nothing; OpenBLAS starts threads at once,
+    ends them before a fork, and starts them again in a worker that computes.
     """
-    global _thread_pools
     from threadpoolctl import ThreadpoolController
 
-    _thread_pools = ThreadpoolController()
+    variables = {"openmp": "OMP_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openblas": "OPENBLAS_NUM_THREADS"}
+    for library in ThreadpoolController().lib_controllers:
+        variable = variables.get(library.user_api) or variables.get(library.internal_api)
+        number = _threads_of(environ, variable) if variable else 0
+        if library.user_api == "openmp":  # torch's setting, too
+            number = _torch_threads or number
+        if number and number != library.num_threads:
+            library.set_num_threads(number)
 
 
 def keep_torch_threads() -> None:
@@ -209,18 +221,6 @@ def keep_torch_threads() -> None:
 
 
 _torch_threads = 0  # that an import has asked for; one cannot be told from none
-_thread_pools: Any = None  # of the libraries that were loaded before this worker was forked
-
-
-def _limit_thread_pools(environ: Mapping[str, str]) -> None:
-    variables = {"openmp": "OMP_NUM_THREADS", "mkl": "MKL_NUM_THREADS", "openblas": "OPENBLAS_NUM_THREADS"}
-    for library in () if _thread_pools is None else _thread_pools.lib_controllers:
-        variable = variables.get(library.user_api) or variables.get(library.internal_api)
-        number = _threads_of(environ, variable) if variable else 0
-        if library.user_api == "openmp":  # torch's setting, too
-            number = _torch_threads or number
-        if number and number != library.num_threads:
-            library.set_num_threads(number)
 
 
 def _threads_of(environ: Mapping[str, str], variable: str) -> int:

@@ -22,7 +22,7 @@ from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, reso
 from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from multiprocessing.forkserver import read_signed
-from multiprocessing.process import BaseProcess, current_process
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
@@ -175,19 +175,15 @@ class WorkerProcess(BaseProcess):
         return self._launcher.launch(process)
 
     def start(self) -> None:
-        """Start it, also from a daemonic process: ours end with their caller, however it ends.
+        """Start it, also from a daemonic process, and apart from the children that multiprocessing lists.
 
-        There multiprocessing refuses, lest a child outlive its parent, so this does what it would do.
+        A daemonic process may start none, lest they outlive it: ours end with their caller, however it ends.
+        Those that are listed are joined at exit, before executors that were left open are shut down, and by
+        whoever waits for ``active_children()``: a worker that waits for a task would never be done.
         """
-        if not current_process().daemon:
-            super().start()
-            return
-        process: Any = multiprocessing.process
-        process._cleanup()
         self._popen = self._Popen(self)
         self._sentinel = self._popen.sentinel
         del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
-        process._children.add(self)
 
     def run(self) -> None:
         """Do a worker's work, then end."""
@@ -202,16 +198,6 @@ class WorkerProcess(BaseProcess):
 
 
 WorkerContext.worker_class = WorkerProcess
-
-
-def _disown_in_child() -> None:
-    """Keep multiprocessing from waiting, in a process that the caller forks, for the caller's workers."""
-    children = multiprocessing.process._children  # type: ignore[attr-defined]
-    children.difference_update([child for child in children if isinstance(child, WorkerProcess)])
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_in_child)
 
 
 def _can_spawn() -> bool:

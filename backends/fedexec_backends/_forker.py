@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 
 from fedexec.errors import PreloadError
 from fedexec.imports import is_installed_file
-from fedexec.worker import find_thread_pools, keep_torch_threads, leave, preload
+from fedexec.worker import keep_torch_threads, leave, limit_loaded, preload, prepare
 from fedexec_backends import _fitness, _leaving, _pages
 from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
 from fedexec_backends._successor import Trial, import_quietly
@@ -91,7 +91,8 @@ def main() -> NoReturn:
         put_back()
         keep_torch_threads()
         if wanted["threads"]:
-            find_thread_pools()
+            limit_loaded(wanted["threads"])
+        prepare()
         service = pickle.loads(wanted["service"])
         left_to_do = ToDoAtExit()
         if service is not None:
@@ -108,7 +109,7 @@ def main() -> NoReturn:
     _settle_memory()
     _end_on_hangup(control, False)
     tell(ready=os.getpid())
-    _Forker(control, service, left_to_do, more_threads=wanted["threads"]).run()
+    _Forker(control, service, left_to_do, wanted["threads"]).run()
 
 
 def _settle_memory() -> None:
@@ -167,12 +168,12 @@ class _Forker:
     """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
 
     def __init__(
-        self, control: socket.socket, service: Service | None, left_to_do: ToDoAtExit, *, more_threads: bool
+        self, control: socket.socket, service: Service | None, left_to_do: ToDoAtExit, threads: dict[str, str]
     ) -> None:
         self._control = control
         self._service = service
         self._left_to_do = left_to_do
-        self._more_threads = more_threads
+        self._threads = threads  # that workers compute with, by variable; none where that is one
         self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
         self._trial: Trial | None = None  # while it learns
         self._lesson_fd = -1  # where the caller waits for what becomes of that
@@ -318,6 +319,8 @@ class _Forker:
 
     def detach(self) -> None:
         """Let go of what only the old template needs; called in a child that may become its successor."""
+        if self._threads:
+            limit_loaded(dict.fromkeys(self._threads, "1"))
         leave_out_inherited()
         _signal.set_wakeup_fd(-1)
         self._selector.close()
@@ -328,15 +331,15 @@ class _Forker:
         """Do once more what is done before workers are forked."""
         self._left_to_do = ToDoAtExit()
         keep_torch_threads()
-        if self._more_threads:
-            find_thread_pools()
+        if self._threads:
+            limit_loaded(self._threads)
         if self._service is not None:
             self._service.prepare()
         _settle_memory()
 
     def take_over(self) -> NoReturn:
         """Be the template."""
-        _Forker(self._control, self._service, self._left_to_do, more_threads=self._more_threads).run()
+        _Forker(self._control, self._service, self._left_to_do, self._threads).run()
 
     # ------------------------------------------------------------ workers
 

@@ -89,7 +89,8 @@ class Template:
         self.service = service
         one_thread = dict.fromkeys(THREAD_VARIABLES, "1")
         self._environ = dict(environ or {}) | one_thread
-        self._more_threads = not one_thread.items() <= (environ or one_thread).items()
+        threads = {name: value for name, value in (environ or {}).items() if name in one_thread}
+        self._threads = threads if threads != one_thread else {}
         self._modules = (backend, *modules)
         self._warmup = None if warmup is None else dumps(warmup)
         self._warmup_name = "" if warmup is None else function_name(warmup)
@@ -177,7 +178,7 @@ class Template:
             "learnt": self._learnt,
             "warmup": self._warmup,
             "warmup_name": self._warmup_name,
-            "threads": self._more_threads,
+            "threads": self._threads,
             "service": pickle.dumps(self.service),
         }
         command = [sys.executable, *_util._args_from_interpreter_flags()]

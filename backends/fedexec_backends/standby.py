@@ -330,3 +330,5 @@ class _Service:
             except EOFError:
                 return
             serve(connection, message)
+            if hasattr(os, "sched_yield"):
+                os.sched_yield()  # Linux wakes the caller on this core: let it not wait for our end

@@ -45,6 +45,48 @@ class SurroundingsConformance(Suite):
         )
         assert (out, err, code) == (["(3, True)"], "", 0)
 
+    @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+    def test_a_process_of_multiprocessing_may_use_its_script_and_leave_the_executor_open(
+        self, temp: Path, method: str
+    ) -> None:
+        """Where the script is ``__mp_main__``, and multiprocessing waits at the end for what was started."""
+        out, err, code = self.run_script(
+            """
+            import functools, multiprocessing, pickle, sys
+            from fedexec import Capability, create_executor
+
+            class Net:
+                def __init__(self, size):
+                    self.size = size
+
+            @functools.lru_cache
+            def grown(net):
+                return Net(net.size + 1)
+
+            def stored(net):
+                return pickle.dumps(net)  # by the name of its class
+
+            def use():
+                global executor  # and leave it open
+                executor = create_executor(max_workers=1)
+                back = executor.submit(grown, Net(2)).result(30)
+                stored_there = pickle.loads(executor.submit(stored, Net(2)).result(30))
+                print(type(back) is Net, back.size, type(stored_there) is Net, stored_there.size)
+                if Capability.ISOLATED in executor.capabilities:
+                    assert not multiprocessing.active_children()  # which some programs wait for
+                print("ended", flush=True)
+
+            if __name__ == "__main__":
+                child = multiprocessing.get_context(sys.argv[1]).Process(target=use)
+                child.start()
+                child.join()
+                print(child.exitcode)
+            """,
+            temp,
+            method,
+        )
+        assert (out, err, code) == (["True 3 True 2", "ended", "0"], "", 0)
+
     def test_it_works_without_standard_streams(self, temp: Path) -> None:
         out, err, code = self.run_script(
             """
