@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import fcntl
-import multiprocessing
 import os
 import select
 import signal
@@ -10,6 +9,7 @@ import stat
 import sys
 import termios
 import threading
+import weakref
 from pathlib import Path
 
 import loky
@@ -68,9 +68,25 @@ def test_a_worker_killed_while_it_is_handed_a_task_has_not_begun_it(create, back
     assert executor.stats().worker_deaths == 0
 
 
+started = weakref.WeakSet()  # workers of the test that runs
+
+
+@pytest.fixture(autouse=True)
+def note_workers(monkeypatch):
+    start = _Worker.start
+
+    def start_and_note(self):
+        start(self)
+        started.add(self)
+
+    monkeypatch.setattr(_Worker, "start", start_and_note)
+    yield
+    started.clear()
+
+
 def workers():
     """Return the pids of the pool's workers."""
-    return {child.pid for child in multiprocessing.active_children() if isinstance(child, _Worker)}
+    return {worker.pid for worker in started if worker.exitcode is None}
 
 
 def test_a_worker_killed_just_after_its_answer_does_not_hold_up_the_next(create, backend):
