@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fedexec import registry
 from fedexec.errors import SettingsError
-from fedexec.interface import Capability, Hooks, Task, once
+from fedexec.interface import Capability, Hooks, Task, function_name, once
 from fedexec.machine import open_files
 from fedexec.memory.admission import Admission, Footprint, ceiling
 from fedexec.memory.device import devices, is_emulated
@@ -319,6 +319,40 @@ class Executor(concurrent.futures.Executor):
         A running task of a backend without :attr:`Capability.KILLS_ONE` goes on.
         """
         self._scheduler.end(future)
+
+    def rehearse(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> bool:
+        """Make a call once, and have every later worker find in memory what it has left there.
+
+        For code that keeps something costly in a module once it has it, such as a data set: a fresh process
+        would fill that cache for every task. The call is made in a process that workers are forked from, on
+        the CPU, and its result is thrown away. What it has written to files stays. What it leaves in memory,
+        all later tasks see, as if each had made the call before: this is no place for what is to differ from
+        task to task. Random generators are seeded for each task, as ever. The same call is made once.
+
+        Parameters
+        ----------
+        fn, args, kwargs
+            As for :meth:`submit`. It may take ``preload_timeout`` seconds.
+
+        Returns
+        -------
+        bool
+            Whether later workers inherit it. If the call makes that process unfit to be forked (it starts a
+            GPU, or leaves a thread, a process or a connection), or workers are fresh interpreters, nothing
+            changes, and a warning says why. On ``inline`` nothing is done: tasks share their memory.
+
+        Raises
+        ------
+        PreloadError
+            The call has raised; carries its traceback.
+        RuntimeError
+            After a shutdown.
+        """
+        name = function_name(fn)
+        reason = self._scheduler.rehearse(functools.partial(fn, *args, **kwargs), name)
+        if reason is not None:
+            log.warning("workers do not inherit what %s leaves in memory: %s", name, reason)
+        return reason is None
 
     def stats(self) -> Stats:
         """Return what has been done so far."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Imports", "is_installed", "is_installed_file", "keeping", "watch"]
+__all__ = ["OURS", "Imports", "is_installed", "is_installed_file", "keeping", "watch"]
 
 _bootstrap: Any = importlib._bootstrap
 _FILE = "<frozen importlib._bootstrap>"  # Python leaves frames of this file out of tracebacks of imports
@@ -102,6 +102,7 @@ class Imports:
         return tuple(name for name in reversed(new) if is_installed(name))
 
 
+OURS = ("fedexec", "fedexec_backends")  # installed, wherever they lie
 _FOLDERS = {"site-packages", "dist-packages"}
 _STANDARD = importlib.__file__.rpartition("importlib")[0]
 
@@ -112,8 +113,11 @@ def is_installed(name: str) -> bool:
     The user's own may change while a program runs, and do something when they are imported; so may those
     of packages that are installed in place (``pip install -e``).
     """
-    if name.partition(".")[0] in ("__main__", "__mp_main__", "fedexec", "fedexec_backends"):
+    package = name.partition(".")[0]
+    if package in ("__main__", "__mp_main__"):
         return False
+    if package in OURS:
+        return True
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name:
         return False

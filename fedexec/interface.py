@@ -287,5 +287,21 @@ class Backend(ABC):
         """Return what workers have learnt to be born with; see :meth:`fedexec.learning.Learner.report`."""
         return {}
 
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Have workers be born with what a call leaves in memory; see :meth:`fedexec.Executor.rehearse`.
+
+        Parameters
+        ----------
+        call : callable
+        name : str
+            Of what it calls, for messages.
+
+        Returns
+        -------
+        str or None
+            Why they are not: a sentence that begins with "it".
+        """
+        return "it has no process that its workers are forked from"
+
     def shutdown(self) -> None:
         """End every process and give everything back. Returns when nothing is left."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from fedexec.imports import is_installed
+from fedexec.imports import OURS, is_installed
 from fedexec.interface import Task, Usage
 
 __all__ = ["Learner", "Lesson"]
@@ -246,7 +246,7 @@ def _imported_by(data: bytes) -> Iterator[str]:
 
 def _used_by(name: str, seen: set[str]) -> Iterator[str]:
     """Yield the modules of installed packages that a module of the user's refers to, directly or not."""
-    if name in seen or name.partition(".")[0] in ("fedexec", "fedexec_backends"):
+    if name in seen or name.partition(".")[0] in OURS:
         return
     seen.add(name)
     for value in list(vars(sys.modules[name]).values()):
@@ -261,5 +261,5 @@ def _used_by(name: str, seen: set[str]) -> Iterator[str]:
 
 def _loaded_under(names: Iterable[str]) -> int:
     """Return how many modules are loaded here of the packages that these belong to."""
-    tops = {name.partition(".")[0] for name in names}
+    tops = {name.partition(".")[0] for name in names}.difference(OURS)  # of which workers have the most
     return sum(name.partition(".")[0] in tops for name in list(sys.modules))

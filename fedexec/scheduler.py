@@ -264,6 +264,14 @@ class Scheduler:
                 learning=dict(self._backend.learning()),
             )
 
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Have workers be born with what a call leaves in memory; see :meth:`fedexec.Executor.rehearse`."""
+        self._refuse_elsewhere()
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("cannot rehearse after shutdown")
+        return self._backend.rehearse(call, name)
+
     def running(self) -> list[Task]:
         """Return the tasks that run now."""
         self._refuse_elsewhere()

@@ -30,6 +30,7 @@ from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.learning import Learner, Lesson
+from fedexec.pickling import dumps
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
@@ -120,6 +121,15 @@ class Launcher:
 
     def _learn(self, modules: tuple[str, ...]) -> Lesson:
         return Lesson() if self.template is None else self.template.learn(modules)
+
+    def rehearse(self, call: Callable[[], object], name: str, renew: Callable[[], object]) -> str | None:
+        """Have workers be born with what a call leaves in memory; ``renew`` those that wait without it."""
+        if self.template is None:
+            return "it starts its workers as fresh interpreters, which inherit nothing"
+        reason = self.template.rehearse(dumps(call), name)
+        if reason is None:
+            renew()
+        return reason
 
     def stop(self) -> None:
         """End the template, if there is one."""

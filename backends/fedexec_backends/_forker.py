@@ -29,7 +29,7 @@ from fedexec.imports import is_installed_file
 from fedexec.worker import keep_torch_threads, leave, limit_loaded, preload, prepare
 from fedexec_backends import _fitness, _leaving, _pages
 from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
-from fedexec_backends._successor import Trial, import_quietly
+from fedexec_backends._successor import Trial, import_quietly, rehearse_quietly
 
 __all__ = ["Service", "inherited_fd", "main"]
 
@@ -88,6 +88,9 @@ def main() -> NoReturn:
                 before = set(sys.modules)
                 pickle.loads(wanted["warmup"])()
                 _require_fitness(_whose(before) or wanted["warmup_name"])
+            for name, call in wanted["rehearsals"]:
+                tell(doing=name)
+                rehearse_quietly(call)
         put_back()
         keep_torch_threads()
         if wanted["threads"]:
@@ -265,9 +268,10 @@ class _Forker:
     def _learn(self, names_fd: int, lesson_fd: int) -> None:
         """Have a child import modules, and take this process's place if it is fit to."""
         with os.fdopen(names_fd, "rb") as file:
-            wanted = json.load(file)
+            wanted = json.loads(file.readline())
+            rehearsal = (wanted["rehearsal"], file.read()) if "rehearsal" in wanted else None
         self._lesson_fd = lesson_fd
-        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"]))
+        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"], rehearsal))
 
     def _set_trial(self, trial: Trial) -> None:
         if trial.pid < 0:  # nothing to import, or nothing left
@@ -305,7 +309,9 @@ class _Forker:
     def _tell_lesson(self, trial: Trial, learnt: list[str]) -> None:
         try:
             with os.fdopen(self._lesson_fd, "wb") as file:
-                file.write(json.dumps({"learnt": learnt, "unfit": trial.unfit}).encode())
+                file.write(
+                    json.dumps({"learnt": learnt, "unfit": trial.unfit, "raised": trial.raised}).encode()
+                )
         except BrokenPipeError:
             pass  # the caller is gone, or does not wait any more
 

@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures import Executor as Pool
 from multiprocessing.connection import Connection
@@ -92,6 +92,10 @@ class PooledBackend(Backend):
         """End the worker that runs `task`."""
         for slot in self._slots:
             slot.kill(task, number)
+
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Have workers be born with what a call leaves in memory."""
+        return self._launcher.rehearse(call, name, self._renew)
 
     def learning(self) -> Mapping[str, Any]:
         """Return what workers have learnt."""

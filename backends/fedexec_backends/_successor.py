@@ -10,18 +10,21 @@ import ctypes
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from fedexec.memory.device import hidden
 from fedexec.worker import THREAD_VARIABLES, leave
 from fedexec_backends import _fitness
 
-__all__ = ["Trial", "import_quietly"]
+__all__ = ["Trial", "import_quietly", "rehearse_quietly"]
 
 ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
 LEAVE_SECONDS = (
@@ -51,7 +54,9 @@ class Trial:
     modules : iterable of str
     heir : Heir
     seconds : float
-        That the import of one module may take.
+        That the import of one module, or the rehearsal, may take.
+    rehearsal : tuple of str and bytes, optional
+        A name, and a pickled call to make after the imports.
 
     Attributes
     ----------
@@ -64,14 +69,20 @@ class Trial:
     learnt : list of str or None
         What it has imported, once it is ready to take over.
     unfit : dict of str to str
-        Modules that were left out, and why.
+        Modules that were left out, or the rehearsal, and why.
+    raised : str
+        The traceback of what the rehearsal has raised.
     """
 
-    def __init__(self, modules: Iterable[str], heir: Heir, seconds: float) -> None:
+    def __init__(
+        self, modules: Iterable[str], heir: Heir, seconds: float, rehearsal: tuple[str, bytes] | None = None
+    ) -> None:
         self._modules = [name for name in modules if name not in sys.modules]
         self._heir = heir
         self._seconds = seconds
+        self._rehearsal = rehearsal
         self._attempts = 0
+        self.raised = ""
         self.unfit: dict[str, str] = {}
         self._start()
 
@@ -81,7 +92,7 @@ class Trial:
         self.deadline = time.monotonic() + self._seconds
         self._doing, self._buffer = "", b""
         self._hangs = self._has_told = False
-        if not self._modules or self._attempts >= ATTEMPTS:
+        if not (self._modules or self._rehearsal) or self._attempts >= ATTEMPTS:
             return
         self._attempts += 1
         self.fd, writing = os.pipe()
@@ -109,6 +120,7 @@ class Trial:
             elif "unfit" in line:
                 self._has_told = True
                 self.deadline = time.monotonic() + LEAVE_SECONDS
+                self.raised = line.get("raised", "")
                 if line["module"]:
                     self._leave_out(line["module"], line["unfit"])
             else:
@@ -133,17 +145,22 @@ class Trial:
         if self._has_told:
             pass  # and it may have been ended since
         elif self._hangs:
-            self._leave_out(self._doing, f"its import was not done after {self._seconds:g} s")
+            self._leave_out(self._doing, f"{self._subject()} was not done after {self._seconds:g} s")
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
-            self._modules = []  # Somebody has ended the child: no module is to blame.
+            self._modules, self._rehearsal = [], None  # Somebody has ended the child: no module is to blame.
         else:
             code = os.waitstatus_to_exitcode(status)
-            self._leave_out(self._doing, f"its import ended the process with {code}")
+            self._leave_out(self._doing, f"{self._subject()} ended the process with {code}")
         self.close()
         self._start()
 
+    def _subject(self) -> str:
+        return "it" if self._rehearsal and self._rehearsal[0] == self._doing else "its import"
+
     def _leave_out(self, module: str, reason: str) -> None:
         self.unfit[module] = reason
+        if self._rehearsal and self._rehearsal[0] == module:
+            self._rehearsal = None
         inside = f"{module}."
         self._modules = [name for name in self._modules if name != module and not name.startswith(inside)]
 
@@ -194,11 +211,26 @@ class Trial:
                 if not is_first and (reason := _why_not(before)):
                     tell(module=module, unfit=reason)
                     return None
+            if self._rehearsal and not self._rehearse(self._rehearsal, tell):
+                return None
         put_back()
-        if is_first and (reason := _why_not(before)):
-            tell(module="", unfit=reason)
+        learnt = [module for module in self._modules if module in sys.modules]
+        if (is_first or self._rehearsal) and (reason := _why_not(before)):
+            # Which of several is to blame, the next child finds out.
+            tell(module="" if learnt else self._doing, unfit=reason)
             return None
-        return [module for module in self._modules if module in sys.modules]
+        return learnt + ([self._rehearsal[0]] if self._rehearsal else [])
+
+    def _rehearse(self, rehearsal: tuple[str, bytes], tell: Callable[..., None]) -> bool:
+        """Make the call; return whether it went well."""
+        self._doing, call = rehearsal
+        tell(doing=self._doing)
+        try:
+            rehearse_quietly(call)
+        except BaseException:
+            tell(module=self._doing, unfit="it has raised", raised=traceback.format_exc())
+            return False
+        return True
 
 
 def _with_parents(module: str) -> Iterator[str]:
@@ -212,6 +244,12 @@ def import_quietly(module: str) -> None:
     """Import a module, if that can be done; what is wrong with it, the task that needs it will be told."""
     with contextlib.suppress(Exception):
         import_module(module)
+
+
+def rehearse_quietly(call: bytes) -> None:
+    """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started."""
+    with hidden():
+        pickle.loads(call)()
 
 
 def _end_with_parent() -> None:

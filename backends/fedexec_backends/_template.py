@@ -98,7 +98,9 @@ class Template:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._learning = threading.Lock()  # held while it learns: one thing at a time
         self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
+        self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
 
     def start(self) -> None:
         """Start the process and wait until the preload is imported.
@@ -136,19 +138,51 @@ class Template:
         Workers are forked meanwhile as before. A module that would make the template unfit to be forked, or
         that changes what other tasks find, is left out: see :mod:`fedexec_backends._successor`.
         """
+        with self._learning:
+            told = self._teach({"modules": list(modules)})
+            with self._lock:
+                self._learnt += told.get("learnt", [])
+        return Lesson(tuple(told.get("learnt", ())), told.get("unfit", {}))
+
+    def rehearse(self, call: bytes, name: str) -> str | None:
+        """Have it make a pickled call, once; workers that are forked after this inherit what the call leaves.
+
+        Returns
+        -------
+        str or None
+            Why they do not: what makes a template unfit, or different for other tasks.
+
+        Raises
+        ------
+        PreloadError
+            The call has raised; carries the traceback.
+        """
+        with self._learning:
+            if call == self._warmup or (name, call) in self._rehearsals:
+                return None
+            told = self._teach({"modules": [], "rehearsal": name}, call)
+            if raised := told.get("raised"):
+                raise PreloadError(name, raised)
+            if name not in told.get("learnt", ()):
+                reason: str = told.get("unfit", {}).get(name, "its process was ended")
+                return reason
+            with self._lock:
+                self._rehearsals.append((name, call))
+        return None
+
+    def _teach(self, wanted: dict[str, Any], call: bytes = b"") -> dict[str, Any]:
+        """Tell it what to learn; return what it tells of that: nothing if it is dead."""
         reading, writing = os.pipe()
-        with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as names:
-            names.write(json.dumps({"modules": list(modules), "seconds": self._timeout}).encode())
-            names.seek(0)
+        with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as lesson:
+            lesson.write(json.dumps(wanted | {"seconds": self._timeout}).encode() + b"\n" + call)
+            lesson.seek(0)
             try:
                 with self._lock:
-                    socket.send_fds(self._ensure_running(), [b"l"], [names.fileno(), writing])
+                    socket.send_fds(self._ensure_running(), [b"l"], [lesson.fileno(), writing])
             finally:
                 os.close(writing)
-            told = json.loads(answer.read() or "{}")  # nothing, if it is dead
-        with self._lock:
-            self._learnt += told.get("learnt", [])
-        return Lesson(tuple(told.get("learnt", ())), told.get("unfit", {}))
+            told: dict[str, Any] = json.loads(answer.read() or "{}")
+        return told
 
     def stop(self) -> None:
         """End the template and every worker that still runs. Returns when it is gone."""
@@ -176,6 +210,7 @@ class Template:
             "parent": (process.current_process().name, os.getpid()),
             "modules": self._modules,
             "learnt": self._learnt,
+            "rehearsals": self._rehearsals,
             "warmup": self._warmup,
             "warmup_name": self._warmup_name,
             "threads": self._threads,

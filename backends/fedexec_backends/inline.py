@@ -6,6 +6,7 @@ No pickling, no limit, no protection: what a task leaks or breaks, it leaks or b
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from fedexec.errors import InitializerError, is_out_of_memory
 from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
@@ -51,6 +52,10 @@ class InlineBackend(Backend):
             return outcome
         finally:
             del outcome, task  # the traceback's frames refer to this one: no cycle
+
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Do nothing: what a task leaves in memory, all later ones find anyway."""
+        return None
 
     def shutdown(self) -> None:
         """Give the environment back."""

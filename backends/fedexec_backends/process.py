@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from multiprocessing import managers
 from multiprocessing.connection import Connection
 from multiprocessing.managers import SyncManager
@@ -101,6 +101,10 @@ class ProcessBackend(Backend):
             process = self._processes.get(task.id)
         if process is not None:
             end_process(process, number)
+
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Have workers be born with what a call leaves in memory."""
+        return self._launcher.rehearse(call, name, lambda: None)
 
     def learning(self) -> Mapping[str, Any]:
         """Return what workers have learnt."""

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -98,6 +98,10 @@ class StandbyBackend(Backend):
             worker = self._running.get(task.id)
         if worker is not None:
             end_process(worker.process, number)
+
+    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
+        """Have workers be born with what a call leaves in memory."""
+        return self._launcher.rehearse(call, name, self._renew)
 
     def learning(self) -> Mapping[str, Any]:
         """Return what workers have learnt."""

@@ -150,6 +150,12 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
         help="override the app's config, as for `flwr run`: 'num-rounds=5 lr=0.1', or a TOML file",
     )  # fmt: skip
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="for an app that caches its data in a module: handle the first message of each type once more, "
+        "before it is sent, so that all workers are born with what it leaves in memory",
+    )
     parser.add_argument("--flower-log", action="store_true", help="show what Flower's server logs too")
 
 

@@ -80,6 +80,7 @@ def command(arguments: argparse.Namespace) -> int:
                 run_config=app.run_config,
                 seed=arguments.seed,
                 journal=Journal(progress),
+                rehearse=arguments.rehearse,
             )
         except BaseException as exc:
             ending.settle()

@@ -76,6 +76,9 @@ class ExecutorGrid(Grid):
         for each message. Default: another one each time.
     journal : Journal, optional
         Is told what happens.
+    rehearse : bool
+        Whether the first message of each type is handled once more, before it is sent, in the process that
+        workers are forked from; see :meth:`fedexec.Executor.rehearse`.
     run_id : int
     """
 
@@ -89,6 +92,7 @@ class ExecutorGrid(Grid):
         node_config: NodeConfig | None = None,
         seed: int | None = None,
         journal: Journal | None = None,
+        rehearse: bool = False,
         run_id: int = 1,
     ) -> None:
         self.executor = executor
@@ -106,6 +110,9 @@ class ExecutorGrid(Grid):
         self._run = empty_run(run_id)
         ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
+        self._rehearses = rehearse
+        self._rehearsing = threading.Lock()  # guards the next
+        self._rehearsed: set[str] = set()  # types of messages
         self._lock = threading.RLock()  # guards everything below
         self._nodes: dict[int, _Node] = {}  # those that have had a message
         self._flights: dict[str, Flight] = {}
@@ -226,7 +233,10 @@ class ExecutorGrid(Grid):
             flight = node.waiting.popleft()
         try:
             executor = self.executor.with_options(tag=f"partition {flight.partition}")
-            flight.future = executor.submit(run, self._job(flight, node))
+            job = self._job(flight, node)
+            if self._rehearses:
+                self._rehearse(job)
+            flight.future = executor.submit(run, job)
         except Exception as exc:  # the executor is broken or shut down; a node_config makes no sense
             self._answer(flight, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
             self._send_next(node)
@@ -236,6 +246,17 @@ class ExecutorGrid(Grid):
         if flight.answer is not None:  # given up meanwhile
             self.executor.end(flight.future)
         flight.future.add_done_callback(functools.partial(self._land, flight, node))
+
+    def _rehearse(self, job: Job) -> None:
+        kind = job.metadata.message_type
+        with self._rehearsing:  # Other messages of this type wait: their workers are to inherit it.
+            if kind in self._rehearsed:
+                return
+            self._rehearsed.add(kind)
+            try:
+                self.executor.rehearse(run, job)
+            except PreloadError as exc:
+                log.warning("workers inherit nothing of the rehearsal of %r: %s", kind, str(exc))
 
     def _job(self, flight: Flight, node: _Node) -> Job:
         seed = None

@@ -72,6 +72,7 @@ def simulate(
     node_config: NodeConfig | None = None,
     seed: int | None = None,
     journal: Journal | None = None,
+    rehearse: bool = False,
 ) -> Simulation:
     """Run a ServerApp against `num_nodes` nodes of a ClientApp, each message in a worker.
 
@@ -94,6 +95,10 @@ def simulate(
         backends without isolation a ClientApp that uses these is on its own.
     journal : Journal, optional
         Is told what happens, when it does.
+    rehearse : bool
+        For a ClientApp that keeps something costly in a module, such as its data set. The first message of
+        each type is handled once more, before it is sent, in the process that workers are forked from: they
+        find in memory what it has left there. :meth:`fedexec.Executor.rehearse` says what this gives up.
 
     Returns
     -------
@@ -118,6 +123,7 @@ def simulate(
             stack.enter_context(_ending(chosen))
         else:
             server, chosen = _load_server(server_app), executor
+            _warm_workers_of(chosen, client_app)
         become_server(RUN_ID)
         grid = ExecutorGrid(
             chosen,
@@ -127,6 +133,7 @@ def simulate(
             node_config=node_config,
             seed=seed,
             journal=journal,
+            rehearse=rehearse,
             run_id=RUN_ID,
         )
         chosen.submit(check, grid.app).result()
@@ -162,8 +169,18 @@ def start(
 
 def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
     """Make an executor whose workers are born with a ClientApp imported."""
-    app = AppRef(client_app) if isinstance(client_app, str) else AppRef.of(client_app)
-    return Executor(settings, Hooks(warmup=functools.partial(warm, app)))
+    return Executor(settings, Hooks(warmup=functools.partial(warm, _ref(client_app))))
+
+
+def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
+    """Have the workers of somebody else's executor be born as those of an executor of ours."""
+    settings = executor.settings
+    if settings.learn and settings.start_method == "forkserver":
+        executor.rehearse(warm, _ref(client_app))
+
+
+def _ref(app: ClientApp | str) -> AppRef:
+    return AppRef(app) if isinstance(app, str) else AppRef.of(app)
 
 
 @contextlib.contextmanager

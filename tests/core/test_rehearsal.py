@@ -1,0 +1,183 @@
+"""A call that is rehearsed leaves in memory, once, what each fresh worker would have to make again."""
+
+import os
+import random
+import re
+import signal
+import sys
+import time
+
+import pytest
+
+from fedexec.errors import PreloadError
+from fedexec.testing.leaks import new_children
+from fedexec.testing.tasks import DEADLINE, poll
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+
+CACHE = """
+import os
+filled = {log!r}
+_data = None
+
+def data(size=3):
+    global _data
+    if _data is None:
+        with open(filled, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        print("loading")
+        _data = list(range(size))
+    return _data
+
+def sum_of_data():
+    return sum(data()), os.getpid()
+"""
+
+
+@pytest.fixture(params=["standby", "process", "pool"])
+def create(request, create_on):
+    return lambda **options: create_on(request.param, **{"max_workers": 1} | options)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Return a module of the user's, and a file with a line for each time that its cache was filled."""
+    log = tmp_path / "filled"
+    (tmp_path / "has_a_cache.py").write_text(CACHE.format(log=str(log)))
+    log.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "has_a_cache", raising=False)
+    import has_a_cache
+
+    return has_a_cache, log
+
+
+def test_later_workers_find_what_a_rehearsal_has_left(create, cache, capfd):
+    module, log = cache
+    executor = create()
+    assert executor.submit(module.sum_of_data).result(DEADLINE)[0] == 3
+    assert executor.rehearse(module.data, size=3)
+    answers = [executor.submit(module.sum_of_data).result(DEADLINE) for _ in range(4)]
+    assert [total for total, _ in answers] == [3] * 4
+    assert len({pid for _, pid in answers}) == 4
+    assert len(log.read_text().split()) == 2  # in the first worker, and in the rehearsal
+    assert capfd.readouterr().out.count("loading") <= 1  # that of the rehearsal is not shown
+
+
+def test_the_same_call_is_rehearsed_once(create, cache):
+    module, log = cache
+    executor = create()
+    assert all(executor.rehearse(module.data) for _ in range(3))
+    assert len(log.read_text().split()) == 1
+
+
+def test_a_template_that_replaces_another_rehearses_too(create, cache):
+    module, _ = cache
+    before = new_children()
+    executor = create()
+    assert executor.rehearse(module.data)
+    for child in new_children(before):
+        child.send_signal(signal.SIGKILL)
+
+    def is_filled():
+        future = executor.submit(lambda: __import__("has_a_cache")._data)
+        return future.exception(DEADLINE) is None and future.result() == [0, 1, 2]
+
+    poll(is_filled, "workers inherit it again")
+
+
+def test_what_a_rehearsal_raises_is_told_and_changes_nothing(create):
+    executor = create()
+    with pytest.raises(PreloadError, match="ZeroDivisionError"):
+        executor.rehearse(lambda: 1 / 0)
+    assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+
+
+def leave_a_thread():
+    import threading
+
+    threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
+
+
+def start_a_process():
+    import subprocess
+
+    leave_a_thread.child = subprocess.Popen(["sleep", "99"])
+
+
+UNFIT = {
+    "thread": (leave_a_thread, r"1 thread\(s\)"),
+    "process": (start_a_process, "leaves processes running"),
+    "directory": (lambda: os.chdir("/"), "changes the working directory"),
+    "hangs": (lambda: time.sleep(99), "it was not done after 1.5 s"),
+    "ends": (lambda: os._exit(3), "it ended the process with 3"),
+}
+
+
+@pytest.mark.parametrize("create", ["standby"], indirect=True)  # the template is the same everywhere
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_rehearsal_that_makes_the_template_unfit_changes_nothing_and_says_so(create, kind, caplog):
+    call, said = UNFIT[kind]
+    before, here = new_children(), os.getcwd()  # noqa: PTH109
+    executor = create(preload_timeout=1.5)
+    assert not executor.rehearse(call)
+    (record,) = [each for each in caplog.records if "leaves in memory" in each.message]
+    assert re.search(said, record.message)
+    assert executor.submit(os.getcwd).result(DEADLINE) == here
+    executor.shutdown()
+    poll(lambda: not new_children(before), "nothing was left")
+
+
+def test_fresh_interpreters_inherit_nothing_and_say_so(create, cache, caplog):
+    module, log = cache
+    executor = create(start_method="spawn")
+    assert not executor.rehearse(module.data)
+    assert "fresh interpreters" in caplog.text
+    assert log.read_text() == ""
+
+
+def test_inline_shares_its_memory_anyway(create_on, cache):
+    module, _ = cache
+    executor = create_on("inline")
+    assert executor.rehearse(module.data)
+    assert executor.submit(module.sum_of_data).result()[0] == 3
+
+
+def test_loky_finds_it_in_workers_that_start_later(create_on, cache):
+    module, log = cache
+    executor = create_on("loky", max_workers=1)
+    assert executor.rehearse(module.data)
+    assert executor.submit(module.sum_of_data).result(DEADLINE)[0] == 3
+    assert len(log.read_text().split()) == 1
+
+
+def draw():
+    return random.random()
+
+
+def test_random_numbers_are_what_they_are_without_a_rehearsal(create):
+    drawn = []
+    for is_rehearsed in (False, True):
+        executor = create(seed=7)
+        if is_rehearsed:
+            assert executor.rehearse(draw)
+        drawn.append([executor.submit(draw).result(DEADLINE) for _ in range(3)])
+        executor.shutdown()
+    assert drawn[0] == drawn[1]
+    executor = create()
+    assert executor.rehearse(draw)
+    assert len({executor.submit(draw).result(DEADLINE) for _ in range(3)}) == 3
+
+
+def test_after_a_shutdown_nothing_is_rehearsed(create):
+    executor = create()
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.rehearse(int)
+
+
+def test_an_argument_that_cannot_be_pickled_is_refused(create):
+    import threading
+
+    with pytest.raises(TypeError, match="pickle"):
+        create().rehearse(print, threading.Lock())
