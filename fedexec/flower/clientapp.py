@@ -17,6 +17,7 @@ import cloudpickle
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedexec.flower import caches
 from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
@@ -90,6 +91,7 @@ def warm(app: AppRef) -> None:
     """Load the app where workers are forked from; one that cannot be is for :func:`check` to report."""
     with contextlib.suppress(LoadClientAppError):
         load(app)
+        caches.find()
     warm_torch()
     _rehearse()
 
@@ -158,12 +160,15 @@ class Answer:
     state : bytes or None
         Of the node, packed; None if it is what it was.
     traceback : str
+    filled : tuple of str
+        Variables of the app's modules in which something is kept since; see :mod:`fedexec.flower.caches`.
     """
 
     reply: Packed | None = None
     error: tuple[int, str] | None = None
     state: bytes | None = None
     traceback: str = ""
+    filled: tuple[str, ...] = ()
 
 
 def run(job: Job) -> Answer:
@@ -182,6 +187,7 @@ def _run(app: ClientApp, job: Job) -> Answer:
     state = unpack(Packed.from_bytes(job.state)) if job.state else RecordDict()
     run_config = dict(job.run_config)
     context = Context(job.metadata.run_id, job.metadata.dst_node_id, job.node_config, state, run_config)
+    before = caches.empty()
     try:
         reply = app(arrived(unpack(job.content), job.metadata), context)
         _check_reply(reply, job.metadata)
@@ -190,7 +196,7 @@ def _run(app: ClientApp, job: Job) -> Answer:
     except (Exception, SystemExit) as exc:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Answer(error=(code, _line(exc)), traceback=traceback.format_exc())
-    return Answer(packed, state=None if after == job.state else after)
+    return Answer(packed, state=None if after == job.state else after, filled=caches.filled(before))
 
 
 def _check_reply(reply: Any, metadata: Metadata) -> None:

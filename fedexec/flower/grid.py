@@ -26,6 +26,7 @@ from fedexec.flower._private import (
     empty_run,
     stamp,
 )
+from fedexec.flower.caches import Refills
 from fedexec.flower.clientapp import Answer, AppRef, Job, run
 from fedexec.flower.flight import Flight, failed, make_reply
 from fedexec.flower.history import TaskRecord, cost_of
@@ -113,6 +114,7 @@ class ExecutorGrid(Grid):
         self._rehearses = rehearse
         self._rehearsing = threading.Lock()  # guards the next
         self._rehearsed: set[str] = set()  # types of messages
+        self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
         self._nodes: dict[int, _Node] = {}  # those that have had a message
         self._flights: dict[str, Flight] = {}
@@ -317,18 +319,24 @@ class ExecutorGrid(Grid):
             flight.answer, flight.fatal = answer, fatal
             error = None if answer.error is None else answer.error[1]
             start = flight.round.start if flight.round is not None else 1
-            self.journal.answered(
-                TaskRecord(
-                    flight.kind, flight.partition, flight.server_round, error, start=start, **cost_of(future)
-                ),
-                flight.round,
-                failed=failed and error is not None,
+            record = TaskRecord(
+                flight.kind, flight.partition, flight.server_round, error, start=start, **cost_of(future)
             )
+            self.journal.answered(record, flight.round, failed=failed and error is not None)
+            self._advise(record, answer.filled)
         if failed and error is not None:
             log.warning("%s: %s", flight.where, str(error))
             log.debug("%s", answer.traceback)
         flight.landed(flight.id)
         return True
+
+    def _advise(self, record: TaskRecord, filled: tuple[str, ...]) -> None:
+        usage = record.usage
+        if usage is None or self._rehearses or Capability.FRESH_PROCESS not in self.executor.capabilities:
+            return
+        hint = self._refills.note(record.kind, filled, usage.wall_seconds - (usage.import_seconds or 0.0))
+        if hint:
+            log.warning("%s", hint)
 
     def _expire(self, flights: Iterable[Flight]) -> None:
         now = time.monotonic()

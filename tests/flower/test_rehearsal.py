@@ -1,16 +1,19 @@
 """`simulate(rehearse=True)`: an app's own cache is filled once, and its workers are born with it."""
 
+import functools
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import fedexec
-from fedexec.flower import simulate
+from fedexec.flower import caches, simulate
 from flower import apps
 
 APP = """
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,7 @@ def load_data():
     global _data
     if _data is None:
         note("filled")
+        time.sleep({takes})
         _data = np.arange(3.0)
     return _data
 
@@ -65,8 +69,8 @@ def app(tmp_path, monkeypatch):
     log = tmp_path / "log"
     log.touch()
 
-    def write(then=""):
-        (tmp_path / "caching_app.py").write_text(APP.format(log=str(log), then=then))
+    def write(then="", takes=0):
+        (tmp_path / "caching_app.py").write_text(APP.format(log=str(log), then=then, takes=takes))
         return lambda: log.read_text().split()
 
     return write
@@ -103,3 +107,31 @@ def test_an_app_that_fails_in_the_rehearsal_fails_as_it_would_without(app, caplo
     done = run(rehearse=True)
     assert "no such luck" in caplog.text
     assert len(done.rounds) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "takes", "hints"), [({}, 0.4, 1), ({"rehearse": True}, 0.4, 0), ({}, 0, 0)]
+)
+def test_one_hint_says_when_a_rehearsal_would_pay(app, caplog, options, takes, hints):
+    app(takes=takes)
+    run(**options)
+    told = [record.message for record in caplog.records if "rehearse=True" in record.message]
+    assert len(told) == hints
+    if told:
+        assert "train message fills caching_app._data again" in told[0]
+        assert "takes 0.4 s" in told[0]
+
+
+def test_variables_that_are_empty_and_those_that_are_filled(monkeypatch):
+    module = types.ModuleType("own")
+    module.data, module.seen, module.net, module.answer = None, [], {}, 42
+    module.cached = functools.lru_cache(lambda number: number)
+    monkeypatch.setattr(caches, "_modules", [module])
+    before = caches.empty()
+    assert set(before) == {"own.data", "own.seen", "own.net", "own.cached"}
+    module.data = 0
+    module.seen.append(1)
+    module.cached(1)
+    module.answer = 43
+    module.more = [1]
+    assert caches.filled(before) == ("own.data", "own.seen", "own.cached")
