@@ -164,7 +164,7 @@ class _Round(Rounds):
             self._phases = _phases(empty, full)
 
     def _alone(self, fn: Callable[..., Any], arguments: tuple[Any, ...]) -> "dict[str, float] | None":
-        """Run one client and return seconds: start, import, compute, everything, exit."""
+        """Run one client and return seconds: start, import before and in it, compute, everything, exit."""
         pause(GAP)
         before = tasks.clock()
         stamp = self._caller.call(tasks.stamped, fn, *arguments)
@@ -175,7 +175,8 @@ class _Round(Rounds):
         return {
             "start": start,
             "import": imports,
-            "compute": stamp.left - stamp.entered,
+            "imports": stamp.imports,
+            "compute": stamp.left - stamp.entered - stamp.imports,
             "all": after - before,
             "exit": _until_gone(stamp.pid) if self.contestant.isolation == FRESH else 0.0,
         }
@@ -199,9 +200,10 @@ def _beginning(asked: float, born: float, entered: float) -> tuple[float, float]
 def _phases(empty: list[Any], full: list[Any]) -> dict[str, float]:
     """Tell the phases: what a client needs beside computing and beyond starting is its transfer."""
     start, imports = (statistics.median(one[key] for one in empty) for key in ("start", "import"))
-    compute, whole, leave = (
-        statistics.median(one[key] for one in full) for key in ("compute", "all", "exit")
+    compute, whole, leave, within = (
+        statistics.median(one[key] for one in full) for key in ("compute", "all", "exit", "imports")
     )
+    imports += within
     transfer = max(0.0, whole - compute - start - imports)
     return {"start": start, "import": imports, "transfer": transfer, "compute": compute, "exit": leave}
 

@@ -115,13 +115,15 @@ class Rounds(Session):
         self._results: list[tasks.Stamped] = []
         self._digests: set[str] = set()
         self._computes: list[float] = []
+        self._imports: list[float] = []
         self.out_of_memory = self.clients_run = 0
 
     def setup(self) -> None:
         """Note what the round before returned."""
         if self._results:
             self._digests.add(digest([result.value for result in self._results]))
-            self._computes += [result.left - result.entered for result in self._results]
+            self._imports += [result.imports for result in self._results]
+            self._computes += [result.left - result.entered - result.imports for result in self._results]
         self._results = []
 
     def call(self) -> None:
@@ -147,6 +149,7 @@ class Rounds(Session):
         return {
             "digest": found,
             "compute_seconds": statistics.median(self._computes) if self._computes else None,
+            "import_seconds": statistics.median(self._imports) if self._imports else None,
             "tasks": self.clients_run,
             "out_of_memory": self.out_of_memory,
         }

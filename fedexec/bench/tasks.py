@@ -33,13 +33,17 @@ EPOCHS = {"cnn": 25, "cnn-short": 1}  # half a second, and a fiftieth of one
 
 
 class Stamped(NamedTuple):
-    """What a task returned, and when its worker was born, entered it and left it; see :func:`clock`."""
+    """What a task returned, and when its worker was born, entered it and left it; see :func:`clock`.
+
+    `imports` are the seconds that it has spent meanwhile on imports.
+    """
 
     value: Any
     pid: int
     born: float | None
     entered: float
     left: float
+    imports: float
 
 
 def clock() -> float:
@@ -49,9 +53,13 @@ def clock() -> float:
 
 def stamped(fn: Callable[..., Any], *args: Any) -> Stamped:
     """Run a task and say when."""
+    from fedexec.imports import Imports, watch
+
+    watch()  # Nobody else does it in the worker of a peer.
+    new = Imports()
     entered = clock()
     value = fn(*args)
-    return Stamped(value, os.getpid(), _born(), entered, clock())
+    return Stamped(value, os.getpid(), _born(), entered, clock(), new.seconds())
 
 
 def _born() -> float | None:

@@ -61,7 +61,9 @@ class Record:
     clients, workers : int
         How many clients a round has, and how many of them run at once.
     compute_seconds : float or None
-        Median time that a client computes, measured inside its worker.
+        Median time that a client computes, measured inside its worker, without its imports.
+    import_seconds : float or None
+        Median time that a client's task spends on imports.
     phases : dict of str to float, or None
         PHASES of one client alone, median seconds.
     memory : dict or None
@@ -93,6 +95,7 @@ class Record:
     clients: int = 1
     workers: int = 1
     compute_seconds: float | None = None
+    import_seconds: float | None = None
     phases: Mapping[str, float] | None = None
     memory: Mapping[str, Any] | None = None
     emulated: str | None = None

@@ -71,6 +71,7 @@ class Row:
     n: int = 0
     noise: float = 0.0
     compute: float | None = None
+    imports: float | None = None
     out_of_memory: int = 0
     tasks: int = 0
     failed: str | None = None
@@ -143,6 +144,7 @@ COLUMNS = (
     Column(
         "overhead", "over in-process", lambda row: numbers.percent(row.overhead, signed=True), "of a round"
     ),
+    Column("imports", "imports", lambda row: numbers.seconds(row.imports), "of each client"),
     Column("device_peak", "device peak", _device("device_peak")),
     Column("device_residual", "device after a round", _device("device_residual"), "what is left"),
     Column("device_end", "device at exit", _device("device_end"), "what is left"),
@@ -203,6 +205,7 @@ def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None
         n=one.rounds,
         noise=one.noise,
         compute=record.compute_seconds,
+        imports=record.import_seconds,
         out_of_memory=sum(each.out_of_memory or 0 for each in passes),
         tasks=sum(each.tasks or 0 for each in passes),
         failed=_error(run, record.strategy, workload),

@@ -15,7 +15,8 @@ How it decides:
 6. The break-even is the compute of one client from which on the safe strategy costs less than 5 % over the
    keeping one: its extra seconds a client, by the difference of the medians (of the rounds, or where they
    are as fast, of tasks that do nothing), divided by 5 %. Where the keeping one is slower there is none, nor
-   where it would lie above what clients computed as fast.
+   where it would lie above what clients computed as fast. Beyond 20 times what clients computed nothing is
+   known: in its place stands the cause, imports that each client repeats, or what its process costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ __all__ = ["Verdict", "decide"]
 MARGIN = 0.05  # what no user notices
 MEMORY_MARGIN = 0.10
 LEAST_ROUNDS = 3
+FURTHEST = 20  # times what clients computed: so far a break-even is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +286,10 @@ def _keep(
     seconds = _break_even(best, keeping)
     safe = _or([best, *even_best])
     compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
-    if seconds is not None and keeping.compute is not None:
+    cause = _cause_beyond(best, keeping, seconds)
+    if cause:
+        why, seconds = f"on {safe} each client costs {cause}", None
+    elif seconds is not None and keeping.compute is not None:
         margin = numbers.percent(MARGIN)
         why = f"{compute} is below the {numbers.about(seconds)} from which on {safe} costs less than {margin}"
     else:
@@ -300,6 +305,18 @@ def _keep(
         break_even_seconds=seconds,
         notes=notes,
     )
+
+
+def _cause_beyond(safe: Row, keeping: Row, seconds: float | None) -> str | None:
+    """Return what a client of `safe` costs more, where its break-even is too far from what was measured."""
+    if seconds is None or not keeping.compute or seconds <= FURTHEST * keeping.compute:
+        return None
+    extra = (_seconds(safe) - _seconds(keeping)) * safe.workers / safe.clients
+    imports = (safe.imports or 0.0) - (keeping.imports or 0.0)
+    if imports >= extra / 2:
+        of_it = f"{numbers.about(imports)} of it for imports, which preload= would spare"
+        return f"{numbers.about(extra)} more, {of_it}"
+    return f"{numbers.about(extra)} more, for its process"
 
 
 def _switch(

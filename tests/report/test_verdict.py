@@ -100,9 +100,9 @@ def test_all_that_give_the_memory_back_as_fast_are_named_to_switch_to(file):
 def test_no_clear_winner_among_workers_that_keep(file):
     verdict = judged(
         file,
-        strategy("standby", 0.20, compute=0.01, host=400),
-        strategy("loky", 0.061, compute=0.01, host=400),
-        strategy("ray-warm", 0.060, compute=0.01, host=400, isolation=REUSED),
+        strategy("standby", 0.20, compute=0.03, host=400),
+        strategy("loky", 0.061, compute=0.03, host=400),
+        strategy("ray-warm", 0.060, compute=0.03, host=400, isolation=REUSED),
     )
     assert verdict.use is None
     assert verdict.text == (
@@ -115,15 +115,29 @@ def test_no_clear_winner_among_workers_that_keep(file):
 def test_a_peer_that_is_as_fast_is_no_rival(file):
     verdict = judged(
         file,
-        strategy("standby", 0.20, compute=0.01, host=400),
-        strategy("loky", 0.061, compute=0.01, host=400),
-        strategy("plain-loky", 0.060, compute=0.01, host=400, isolation=REUSED, peer=True),
+        strategy("standby", 0.20, compute=0.03, host=400),
+        strategy("loky", 0.061, compute=0.03, host=400),
+        strategy("plain-loky", 0.060, compute=0.03, host=400, isolation=REUSED, peer=True),
     )
     assert verdict.sentence.startswith(
-        "Use loky: 164 clients/s with 2 workers; a client's compute of 10.0 ms is"
+        "Use loky: 164 clients/s with 2 workers; a client's compute of 30.0 ms is"
     )
-    faster = strategy("plain-loky", 0.03, compute=0.01, host=400, isolation=REUSED, peer=True)
+    faster = strategy("plain-loky", 0.03, compute=0.03, host=400, isolation=REUSED, peer=True)
     assert judged(file, strategy("loky", 0.061, host=400), faster).use == "plain-loky"
+
+
+def test_a_break_even_that_lies_far_from_what_was_measured_is_not_told_but_its_cause(file):
+    loky = strategy("loky", 0.6, compute=0.1, import_seconds=0.0)
+    verdict = judged(file, strategy("standby", 17.0, compute=0.1, import_seconds=3.0), loky)
+    assert verdict.break_even_seconds is None
+    assert verdict.text == (
+        "Use loky: 16.7 clients/s with 2 workers; on standby each client costs 3.3 s more, 3.0 s of it for "
+        "imports, which preload= would spare. Switch to standby if the memory that it keeps must come back after "
+        "each client."
+    )
+    verdict = judged(file, strategy("tutorial", 17.0, compute=0.1), loky)
+    assert "on tutorial each client costs 3.3 s more, for its process." in verdict.text
+    assert verdict.break_even_seconds is None
 
 
 def test_where_nothing_gives_memory_back(file):
