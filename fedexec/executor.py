@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, TypeVar
 
 from fedexec import registry
@@ -307,6 +308,15 @@ class Executor(concurrent.futures.Executor):
         self._scheduler.close(cancel_futures=cancel_futures)
         if wait:
             self._scheduler.join()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Leave a ``with`` block: :meth:`shutdown`; after Ctrl+C, :meth:`kill_workers`: nobody waits."""
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self.kill_workers()
+        else:
+            self.shutdown()
 
     def kill_workers(self) -> None:
         """Shut down at once: cancel what waits, end the workers of what runs (WorkerDiedError)."""

@@ -21,6 +21,7 @@ from fedexec.flower import caches
 from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
+from fedexec.imports import is_installed_file
 from fedexec.pickling import dumps
 from fedexec.seeding import seeded
 
@@ -207,12 +208,13 @@ def _check_reply(reply: Any, metadata: Metadata) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return where an error arose, as the end of a sentence; nothing where it was in looking for a module."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames_of_code = [frame for frame in frames if "importlib" not in frame.filename]
-    if not frames_of_code or frames_of_code[-1].filename == __file__:
-        return ""
-    return f" ({frames_of_code[-1].filename}, line {frames_of_code[-1].lineno})"
+    """Return where an app's own code was when an error arose, as the end of a sentence; "" if nowhere."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == __file__:
+            return ""
+        if not frame.filename.startswith("<") and not is_installed_file(frame.filename):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def _line(error: BaseException) -> str:

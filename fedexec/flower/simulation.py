@@ -113,6 +113,9 @@ def simulate(
     Exception
         Whatever the ServerApp raised. What a ClientApp raises, and how its worker dies, is an error reply.
     """
+    if executor is not None and not isinstance(executor, Executor):
+        made = f" Make one: create_executor({executor!r})." if isinstance(executor, str) else ""
+        raise TypeError(f"executor must be an Executor of fedexec, got {type(executor).__name__}.{made}")
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
     config = dict(run_config or {})

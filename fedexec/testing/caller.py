@@ -137,6 +137,18 @@ class CallerDeaths(Suite):
         self._assert_no_noise(err)
         tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
 
+    def test_ctrl_c_in_a_with_block_ends_the_script_at_once(self, temp: Path, gate: Gate) -> None:
+        self.need(Capability.KILLS_ONE)
+        source = _WAITING + "    with executor:\n        futures[0].result()\n"
+        with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
+            gate.wait_for(3)
+            descendants = psutil.Process(script.pid).children(recursive=True)
+            os.kill(script.pid, signal.SIGINT)  # to the caller alone
+            _, err = script.communicate(timeout=10)  # the gate is closed
+        assert script.returncode == -signal.SIGINT
+        self._assert_no_noise(err)
+        tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
+
     def test_ctrl_c_while_workers_start_disturbs_none(self, temp: Path, gate: Gate) -> None:
         self.need(Capability.ISOLATED)
         # The script takes it with a handler: workers would inherit SIG_IGN, and the test would show nothing.

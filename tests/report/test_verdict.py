@@ -132,8 +132,8 @@ def test_a_break_even_that_lies_far_from_what_was_measured_is_not_told_but_its_c
     assert verdict.break_even_seconds is None
     assert verdict.text == (
         "Use loky: 16.7 clients/s with 2 workers; on standby each client costs 3.3 s more, 3.0 s of it for "
-        "imports, which preload= would spare. Switch to standby if the memory that it keeps must come back after "
-        "each client."
+        "imports, which preload= would spare. Switch to standby if the memory that it keeps must come back "
+        "after each client."
     )
     verdict = judged(file, strategy("tutorial", 17.0, compute=0.1), loky)
     assert "on tutorial each client costs 3.3 s more, for its process." in verdict.text
