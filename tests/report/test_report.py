@@ -32,7 +32,8 @@ def test_the_text_has_every_column_and_the_verdict(good):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
         "standby", "fresh process", "4.76", "2.10 s", "2.14 s", "not measured", "6.00 ms", "+5 %",
-        "not measured", "900 MiB EMULATED", "0 B EMULATED", "0 B EMULATED", "500 MiB", "yes (3 of 3)", "yes", "9",
+        "not measured", "900 MiB EMULATED", "0 B EMULATED", "0 B EMULATED",
+        "500 MiB", "yes (3 of 3)", "yes", "9",
     ]  # fmt: skip
 
 
