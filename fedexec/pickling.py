@@ -225,7 +225,7 @@ def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
     buffers : iterable, optional
         What lies beside it.
     """
-    obj, of_main = pickle.loads(data, buffers=buffers)
+    obj, of_main = _Unpickler(io.BytesIO(data), buffers=buffers, changes_classes=True).load()
     main = sys.modules["__main__"]
     vars(main).update(of_main)
     for each in of_main.values():
@@ -277,9 +277,19 @@ def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, *, buffers: Iterable[Any] | None) -> None:
+    """Unpickles what cloudpickle has written, and makes no class a second time.
+
+    cloudpickle makes one before it looks for that which is here: metaclasses and ``__init_subclass__`` saw it
+    twice, and those that refuse a name which they know already raised.
+    """
+
+    def __init__(
+        self, file: io.BytesIO, *, buffers: Iterable[Any] | None, changes_classes: bool = False
+    ) -> None:
         super().__init__(file, buffers=buffers)
-        self._kept: set[type] = set()  # classes that were here before
+        self._changes_classes = changes_classes
+        self._kept: set[type] = set()  # classes that were here before, and stay as they are
+        self._made: set[type] = set()  # those that were not; one that refers to itself is met again
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
@@ -289,9 +299,11 @@ class _Unpickler(pickle.Unpickler):
 
     def _find_or_make(self, make: Callable[..., type], *args: Any) -> type:
         *_, identity, _ = args
-        is_here = identity in _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-        cls = make(*args)
-        if is_here:
+        cls: type | None = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
+        if cls is None:
+            cls = make(*args)
+            self._made.add(cls)
+        elif cls not in self._made and not self._changes_classes:
             self._kept.add(cls)
         return cls
 

@@ -264,6 +264,38 @@ class PicklingConformance(Suite):
             "True later 0 0 False",
         ]
 
+    def test_a_class_that_registers_itself_is_registered_once(self, temp: Path) -> None:
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+
+            known = {}
+
+            class Strategy:
+                def __init_subclass__(cls):
+                    if cls.__name__ in known:
+                        raise ValueError(f"there is a {cls.__name__} already")
+                    known[cls.__name__] = cls
+
+            class Mean(Strategy):
+                rate = 1
+
+            def work(strategy):
+                assert known[type(strategy).__name__] is type(strategy) is Mean
+                return known, Mean(), Mean.rate
+
+            with create_executor(max_workers=1) as executor:
+                for _ in range(2):
+                    found, strategy, rate = executor.submit(work, Mean()).result()
+                    print(found == known == {"Mean": type(strategy)}, rate)
+                    Mean.rate = 2
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["True 1", "True 2"]
+
     def test_a_traceback_shows_the_lines_of_a_script(self, temp: Path) -> None:
         out, err, code = self.run_script(
             """
