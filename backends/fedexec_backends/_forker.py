@@ -186,6 +186,8 @@ class _Forker:
         os.set_blocking(self._wakeup_r, False)
         os.set_blocking(self._wakeup_w, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        # The caller, or what was imported, may have blocked it: then no worker's end would be heard of.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         signal.set_wakeup_fd(self._wakeup_w)
 
     def run(self) -> NoReturn:

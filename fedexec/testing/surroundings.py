@@ -110,6 +110,21 @@ class SurroundingsConformance(Suite):
         assert (out, err, code) == (["0"], "", 0)
         assert (temp / "results").read_text() == "[1, 2, 3]"
 
+    def test_it_works_where_all_signals_are_blocked(self, temp: Path) -> None:
+        """In a program that takes its signals by ``sigwait``: workers' ends are heard of all the same."""
+        out, err, code = self.run_script(
+            """
+            import signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            from fedexec import create_executor
+
+            with create_executor(max_workers=1) as executor:
+                print(list(executor.map(abs, [-1, -2])))
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["[1, 2]"], "", 0)
+
     def test_it_works_in_a_directory_that_was_removed(self, temp: Path) -> None:
         (temp / "probe").mkdir()
         in_removed = 'cd "$1" && rmdir "$1" && exec "$2" -c "import socket"'
