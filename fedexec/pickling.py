@@ -8,12 +8,14 @@
 """
 
 import functools
+import gc
 import io
 import linecache
 import os
 import pickle
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from multiprocessing import reduction
@@ -82,6 +84,13 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.files.add(obj.__code__.co_filename)
         elif type(obj) is functools._lru_cache_wrapper and _is_sent_by_value(obj):
             return _reduce_cached(obj)
+        elif type(obj) is weakref.WeakKeyDictionary:  # functools.singledispatch has one
+            return weakref.WeakKeyDictionary, (dict(obj),)
+        elif type(obj) is types.MappingProxyType:
+            return types.MappingProxyType, (gc.get_referents(obj)[0],)
+        elif issubclass(type(obj), BaseException) and (base := _plain_base(type(obj))) is not None:
+            _, args, *state = obj.__reduce__()
+            return _exception, (type(obj), base, args), *state
         elif type(obj) is functools.cached_property:  # It has a lock up to Python 3.11.
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         return super().reducer_override(obj)
@@ -167,6 +176,23 @@ def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool
     if is_parameter:
         return torch.nn.Parameter(tensor, requires_grad=requires_grad)
     return tensor.requires_grad_(requires_grad)
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+def _plain_base(cls: type[BaseException]) -> type[BaseException] | None:
+    """Return Python's exception that a class derives from; None if it is one, or pickles in its own way."""
+    base = next(each for each in cls.__mro__ if each.__module__ == "builtins")
+    reduces: list[Any] = [base.__reduce__, object.__reduce_ex__]
+    return base if base is not cls and [cls.__reduce__, cls.__reduce_ex__] == reduces else None
+
+
+def _exception(cls: type[BaseException], base: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Rebuild an exception as any other object, without its ``__init__``, which may take other arguments."""
+    error = base.__new__(cls, *args)
+    base.__init__(error, *args)
+    return error
 
 
 # ---------------------------------------------------------------- functools.lru_cache

@@ -23,8 +23,6 @@ from importlib import import_module
 from multiprocessing import util
 from typing import Any, NoReturn
 
-import cloudpickle
-
 if sys.platform == "linux":
     import fcntl
 
@@ -33,7 +31,7 @@ from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.imports import Imports, watch
 from fedexec.interface import Hooks, Usage
 from fedexec.memory import device, host, own
-from fedexec.pickling import send_main_by_value, show_sources
+from fedexec.pickling import dumps, send_main_by_value, show_sources
 from fedexec.settings import Settings
 from fedexec.stderr import listen, unread
 from fedexec.transport import Delivery, UnreachableSegmentError
@@ -297,13 +295,13 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
 def _failure(kind: Kind, error: BaseException, usage: Usage | None = None) -> Reply:
     text = "".join(traceback.format_exception(error))
     try:
-        packed = cloudpickle.dumps(error)
+        packed = dumps(error)
     except BaseException as exc:
         # As in concurrent.futures, what could not be pickled is replaced by the reason why not.
         exc.add_note(f"fedexec: while pickling the exception {error!r}")
         text += "\n" + "".join(traceback.format_exception(exc))
         try:
-            packed = cloudpickle.dumps(exc)
+            packed = dumps(exc)
         except BaseException:
             packed = pickle.dumps(pickle.PicklingError(f"{error!r} could not be pickled: {exc!r}"))
     return Reply(kind, packed, os.getpid(), text, usage, out_of_memory=is_out_of_memory(error))

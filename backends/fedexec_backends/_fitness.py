@@ -67,7 +67,7 @@ def why_unfit() -> str | None:
         return f"it had torch start {started}, which no process forked after that can use"
     if _may_have_touched_gpu() and (trouble := _try_in_child(_gpu_trouble)):
         return trouble
-    return _lost_threads()
+    return _lost_threads() or _shared_pools()
 
 
 def fork() -> int:
@@ -77,6 +77,24 @@ def fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+# ---------------------------------------------------------------- pools
+
+POOLS = ("concurrent.futures.process", "loky.process_executor", "joblib.externals.loky.process_executor")
+
+
+def _shared_pools() -> str | None:
+    """Tell of pools of processes that have started none yet: their pipes are there, for one process."""
+    kinds = tuple(sys.modules[name].ProcessPoolExecutor for name in POOLS if name in sys.modules)
+    if kinds and any(issubclass(type(each), kinds) and not _is_shut(each) for each in gc.get_objects()):
+        return "it made a ProcessPoolExecutor, whose pipes all forked workers would share"
+    return None
+
+
+def _is_shut(pool: Any) -> bool:
+    flags = getattr(pool, "_flags", None)  # of loky's
+    return bool(flags.shutdown if flags is not None else pool._shutdown_thread)
 
 
 # ---------------------------------------------------------------- threads

@@ -109,18 +109,38 @@ class PicklingConformance(Suite):
         assert type(error) is TypeError
         assert "HoldsLock: holds a lock" in str(error.__cause__)
 
+    def test_exceptions_arrive_whatever_arguments_their_classes_take(self, executor: Executor) -> None:
+        """Python rebuilds an exception by calling its class with ``args``, which are often others."""
+
+        def fail(kind: type[BaseException], *args: Any, **kwargs: Any) -> None:
+            raise kind(*args, **kwargs)
+
+        error = executor.submit(fail, tasks.NeedsTwoArguments, 4, "here").exception(DEADLINE)
+        assert type(error) is tasks.NeedsTwoArguments
+        assert str(error) == "4 at here"
+        error = executor.submit(fail, tasks.OddError, "no.txt", extra=[7]).exception(DEADLINE)
+        assert type(error) is tasks.OddError
+        assert (error.errno, error.filename, error.extra) == (2, "no.txt", [7])
+        group = [tasks.NeedsTwoArguments(1, "x"), tasks.OddError("y", extra=None), KeyError(3)]
+        error = executor.submit(fail, ExceptionGroup, "many", group).exception(DEADLINE)
+        assert isinstance(error, ExceptionGroup)
+        assert [type(each) for each in error.exceptions] == [type(each) for each in group]
+        error = executor.submit(fail, UnicodeDecodeError, "utf8", b"x", 0, 1, "why").exception(DEADLINE)
+        assert isinstance(error, UnicodeDecodeError)
+        assert (error.object, error.reason) == (b"x", "why")
+
     def test_an_exception_that_does_not_unpickle_is_told(self, executor: Executor) -> None:
         self.need(Capability.ISOLATED)
 
         def fail() -> None:
-            raise tasks.NeedsTwoArguments(4, "here")
+            raise tasks.RefusesToUnpickle(4, "here")
 
         error = executor.submit(fail).exception(DEADLINE)
         assert isinstance(error, UnpickleError)
         assert isinstance(error, BrokenProcessPool)
         assert error.what == "exception"
         assert isinstance(error.__cause__, TypeError)
-        assert "NeedsTwoArguments: 4 at here" in "".join(error.__notes__)
+        assert "RefusesToUnpickle: 4 at here" in "".join(error.__notes__)
 
     # The names below are those of CPython's test_deadlock.py, and so are the types that are expected.
 
@@ -351,7 +371,23 @@ class PicklingConformance(Suite):
             def use(n):
                 return double(n), fibonacci.cache_info().maxsize, fibonacci.__doc__, fibonacci.__name__
 
+            @functools.singledispatch
+            def kind(value):
+                return "any"
+
+            @kind.register
+            def _(value: int):
+                return "int"
+
             class Model:
+                @functools.singledispatchmethod
+                def kind(self, value):
+                    return "any"
+
+                @kind.register
+                def _(self, value: int):
+                    return "int"
+
                 @functools.cached_property
                 def size(self):
                     return 3
@@ -363,8 +399,10 @@ class PicklingConformance(Suite):
             with create_executor() as executor:
                 print(executor.submit(fibonacci, 50).result(), executor.submit(use, 4).result())
                 print(executor.submit(lambda model: model.scaled(2), Model()).result())
+                print(list(executor.map(kind, [1, "a"])), list(executor.map(Model().kind, [1, "a"])))
             """,
             temp,
         )
         assert (err, code) == ("", 0)
-        assert out == ["12586269025 (8, 7, 'Adds up.', 'fibonacci')", "6"]
+        assert out[:2] == ["12586269025 (8, 7, 'Adds up.', 'fibonacci')", "6"]
+        assert out[2:] == ["['int', 'any'] ['int', 'any']"]

@@ -191,8 +191,26 @@ class FalsyByLength(Exception):
         return 0
 
 
+class RefusesToUnpickle(Exception):
+    """Pickles, and then takes other arguments than it says."""
+
+    def __init__(self, number: int, place: str) -> None:
+        super().__init__(f"{number} at {place}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class OddError(OSError):
+    """Takes other arguments than its base, one of them by name only."""
+
+    def __init__(self, path: str, *, extra: object) -> None:
+        super().__init__(2, "there is none", path)
+        self.extra = extra
+
+
 class NeedsTwoArguments(Exception):
-    """Pickles, but cannot be unpickled: its argument is not in ``args``."""
+    """Takes other arguments than it has in ``args``, so Python cannot unpickle it."""
 
     def __init__(self, code: int, where: str) -> None:
         super().__init__(f"{code} at {where}")

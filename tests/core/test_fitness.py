@@ -188,3 +188,31 @@ def test_a_number_of_threads_that_an_import_tells_torch_stays(modules, warnings_
     )
     assert result == (2, 300.0**3)
     assert warnings == []  # it was forked
+
+
+USES_A_POOL = """
+import concurrent.futures
+import multiprocessing
+
+pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+closed = concurrent.futures.ProcessPoolExecutor(1)
+closed.shutdown()
+
+
+def power():
+    return pool.submit(pow, 2, 3).result(30)
+"""
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_pool_of_processes_that_waits_for_its_first_task_is_not_shared(modules, warnings_of, is_open):
+    modules("uses_a_pool", USES_A_POOL if is_open else USES_A_POOL.replace("pool = ", "pool = None and "))
+    result, warnings = warnings_of(power if is_open else int, preload=["uses_a_pool"])
+    assert result == (8 if is_open else 0)
+    assert ["ProcessPoolExecutor" in warning for warning in warnings] == [True] * is_open
+
+
+def power():
+    import uses_a_pool
+
+    return uses_a_pool.power()
