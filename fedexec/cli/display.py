@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
+from fedexec.report.numbers import count
 from fedexec.scheduler import Stats
 from fedexec.settings import Settings, format_size
 
@@ -118,7 +119,8 @@ class Display:
         peaks = [usage.peak_host_bytes for usage in usages if usage.peak_host_bytes is not None]
         workers = {usage.worker_pid for usage in usages}
         self._console.print(
-            f"{len(tasks)} tasks in {len(workers)} processes, peak {format_size(max(peaks, default=None))}; "
+            f"{count(len(tasks), 'task')} in {count(len(workers), 'process', 'processes')}, "
+            f"peak {format_size(max(peaks, default=None))}; "
             f"{stats.worker_deaths} died, {stats.timeouts} timed out, {stats.retries} run again"
         )
         self._console.print(

@@ -26,6 +26,7 @@ from fedexec.flower import (
     LoadClientAppError,
     LoadServerAppError,
     Round,
+    Simulation,
     app_settings,
     read_app,
     simulate,
@@ -91,6 +92,7 @@ def command(arguments: argparse.Namespace) -> int:
         executor.shutdown()
         timeline.mark("shutdown")
         display.table(simulation.rounds, simulation.stats, simulation.tasks, timeline)
+        _warn_if_nothing_was_learnt(simulation)
         arrays: dict[str, Any] = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
         result = {
             "fedexec": __version__,
@@ -111,6 +113,12 @@ def command(arguments: argparse.Namespace) -> int:
     if report is not None:
         write_json(report, result)
     return 0
+
+
+def _warn_if_nothing_was_learnt(simulation: Simulation) -> None:
+    trained = [task for task in simulation.tasks if task.kind.partition(".")[0] == "train"]
+    if trained and all(task.error for task in trained):
+        log.warning("no client has trained without an error: the weights are those at the start")
 
 
 def _app(arguments: argparse.Namespace) -> FlowerApp:

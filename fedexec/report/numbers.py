@@ -49,9 +49,9 @@ def percent(share: float | None, *, signed: bool = False) -> str:
     return f"{text.removesuffix('.0')} %".replace("-0 %", "0 %").replace("+0 %", "0 %")
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """Write a number of things."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

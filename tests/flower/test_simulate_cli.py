@@ -47,10 +47,21 @@ def test_two_apps_by_name_with_progress_and_a_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "backend inline (flag)" in done.stdout
     assert "round 1/1  loss" in done.stdout
-    assert "3 tasks in 1 processes" in done.stdout
+    assert "3 tasks in 1 process," in done.stdout
     assert done.stderr == ""
     with np.load(saved) as weights:
         assert [weights[name].shape for name in weights] == [(3, 2), (4,)]
+
+
+@pytest.mark.parametrize(("culprits", "says"), [("0,1", True), ("0", False)])
+def test_weights_that_no_client_has_trained_are_called_so(culprits, says):
+    config = f"num-rounds=1 how='raise' culprits='{culprits}'"
+    done = run(
+        "flower.apps:server", "flower.apps:faulty", "--nodes", "2", "--backend", "inline",
+        "--run-config", config,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ("no client has trained without an error" in done.stderr) is says
 
 
 def test_a_directory_its_config_and_what_overrides_it(tmp_path):
