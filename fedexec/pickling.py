@@ -1,7 +1,8 @@
 """How objects are pickled between the caller and its workers: cloudpickle, with what its users would miss.
 
 - What ``__main__`` defines travels by value, with the name of its file, so that a traceback shows its lines.
-  In a process that multiprocessing has spawned, that is called ``__mp_main__``.
+  In a process that multiprocessing has spawned, that is called ``__mp_main__``. So does what is defined in a
+  module that only the sender can import.
 - torch's CPU tensors travel like arrays: their bytes lie beside the pickle.
 - A function with ``functools.lru_cache`` travels without its cache, a ``cached_property`` without its lock.
 - What comes back never changes a class of the process that reads it.
@@ -23,6 +24,8 @@ from typing import Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
+
+from fedexec.imports import is_installed
 
 __all__ = [
     "Pickler",
@@ -80,6 +83,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _reduce_tensor(torch, obj)
         if _is_of_main(obj):
             self._note(obj)
+        elif isinstance(obj, types.FunctionType | type):
+            _send_by_value_if_only_here(obj.__module__)
         if type(obj) is types.FunctionType:
             self.files.add(obj.__code__.co_filename)
         elif type(obj) is functools._lru_cache_wrapper and _is_sent_by_value(obj):
@@ -99,6 +104,28 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         name: str = obj.__qualname__
         if vars(sys.modules["__main__"]).get(name) is obj:
             self.of_main[name] = obj
+
+
+@functools.cache
+def _send_by_value_if_only_here(name: str) -> None:
+    """Have a module of the user's travel by value if no other process could import it by its name.
+
+    A program may load a file under a name of its own, as those with plug-ins do, or make a module of nothing.
+    """
+    package = name.partition(".")[0]
+    if name not in sys.modules or is_installed(name) or is_installed(package) or package in _MAINS:
+        return
+    parent = sys.modules.get(name.rpartition(".")[0])
+    path = getattr(parent, "__path__", None)
+    if not any(_finds(finder, name, path) for finder in sys.meta_path):
+        _cloudpickle._PICKLE_BY_VALUE_MODULES.add(name)
+
+
+def _finds(finder: Any, name: str, path: Any) -> bool:
+    try:
+        return finder.find_spec(name, path) is not None
+    except Exception:  # one that is not made for this
+        return False
 
 
 def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:

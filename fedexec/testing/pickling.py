@@ -353,6 +353,44 @@ class PicklingConformance(Suite):
         # The comprehension has a frame of its own up to Python 3.11, with the same line.
         assert list(dict.fromkeys(out)) == list(dict.fromkeys(itertools.chain(*lines)))
 
+    def test_what_only_the_caller_can_import_travels(self, temp: Path) -> None:
+        """A plug-in loaded under another name, a module made of nothing, a script run by another."""
+        out, err, code = self.run_script(
+            """
+            import importlib.util, pathlib, runpy, sys, types
+            from fedexec import create_executor
+
+            source = '''
+            class Item:
+                def __init__(self, value):
+                    self.value = value
+
+            def helper(item):
+                return Item(item.value + 1)
+
+            def task(item):
+                return helper(item)
+            '''.replace("\\n            ", "\\n")
+            folder = pathlib.Path(sys.argv[1])
+            (folder / "a-plugin.py").write_text(source)
+            spec = importlib.util.spec_from_file_location("plugins.loaded", folder / "a-plugin.py")
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules["plugins.loaded"] = loaded
+            spec.loader.exec_module(loaded)
+            made = types.ModuleType("made_of_nothing")
+            sys.modules["made_of_nothing"] = made
+            exec(source, vars(made))
+            ran = types.SimpleNamespace(**runpy.run_path(str(folder / "a-plugin.py")))
+            with create_executor() as executor:
+                for each in (loaded, made, ran):
+                    back = executor.submit(each.task, each.Item(2)).result()
+                    print(type(back) is each.Item, back.value)
+            """,
+            temp,
+            temp,
+        )
+        assert (out, err, code) == (["True 3"] * 3, "", 0)
+
     def test_functions_with_a_cache_travel(self, temp: Path) -> None:
         out, err, code = self.run_script(
             """
