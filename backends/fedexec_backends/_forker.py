@@ -5,6 +5,7 @@ The caller's end is :mod:`fedexec_backends._template`.
 
 import _signal  # type: ignore[import-not-found]  # what a new worker calls through `signal` costs 50 pages
 import atexit
+import contextlib
 import fcntl
 import gc
 import itertools
@@ -29,7 +30,7 @@ from fedexec.imports import is_installed_file
 from fedexec.worker import keep_torch_threads, leave, limit_loaded, preload, prepare
 from fedexec_backends import _fitness, _leaving, _pages
 from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
-from fedexec_backends._successor import Trial, import_quietly, rehearse_quietly
+from fedexec_backends._successor import Trial, import_quietly, rehearse, silence
 
 __all__ = ["Service", "inherited_fd", "main"]
 
@@ -81,8 +82,9 @@ def main() -> NoReturn:
                 tell(doing=module)
                 preload([module])
                 _require_fitness(module)
-            for module in wanted["learnt"]:
-                import_quietly(module)
+            with silence():
+                for module in wanted["learnt"]:
+                    import_quietly(module)
             if wanted["warmup"] is not None:
                 tell(doing=wanted["warmup_name"])
                 before = set(sys.modules)
@@ -90,7 +92,9 @@ def main() -> NoReturn:
                 _require_fitness(_whose(before) or wanted["warmup_name"])
             for name, call in wanted["rehearsals"]:
                 tell(doing=name)
-                rehearse_quietly(call)
+                with silence(), contextlib.suppress(Exception):  # It went well before
+                    rehearse(call)
+                _require_fitness(name)
         put_back()
         keep_torch_threads()
         if wanted["threads"]:

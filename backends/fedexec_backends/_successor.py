@@ -24,12 +24,10 @@ from fedexec.memory.device import hidden
 from fedexec.worker import THREAD_VARIABLES, leave
 from fedexec_backends import _fitness
 
-__all__ = ["Trial", "import_quietly", "rehearse_quietly"]
+__all__ = ["Trial", "import_quietly", "rehearse", "silence"]
 
 ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
-LEAVE_SECONDS = (
-    1.0  # that a child that has failed may take to do what its imports have left to be done at exit
-)
+LEAVE_SECONDS = 1.0  # that a child that has failed may take to do what was left to be done at exit
 _PR_SET_PDEATHSIG = 1
 
 
@@ -201,7 +199,7 @@ class Trial:
         before = _state()
         put_back = _fitness.show_devices()
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # so that libraries start none when loaded
-        with _silence(), _fitness.no_torch_threads():
+        with silence(), _fitness.no_torch_threads():
             for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
                 if module in sys.modules:
                     continue
@@ -226,7 +224,7 @@ class Trial:
         self._doing, call = rehearsal
         tell(doing=self._doing)
         try:
-            rehearse_quietly(call)
+            rehearse(call)
         except BaseException:
             tell(module=self._doing, unfit="it has raised", raised=traceback.format_exc())
             return False
@@ -246,7 +244,7 @@ def import_quietly(module: str) -> None:
         import_module(module)
 
 
-def rehearse_quietly(call: bytes) -> None:
+def rehearse(call: bytes) -> None:
     """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started."""
     with hidden():
         pickle.loads(call)()
@@ -262,7 +260,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep what modules print to themselves: the task that needs them does not import them any more."""
     null = os.open(os.devnull, os.O_RDWR)
     saved = [os.dup(number) for number in (1, 2)]

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -71,8 +72,8 @@ def test_the_same_call_is_rehearsed_once(create, cache):
     assert len(log.read_text().split()) == 1
 
 
-def test_a_template_that_replaces_another_rehearses_too(create, cache):
-    module, _ = cache
+def test_a_template_that_replaces_another_rehearses_too(create, cache, capfd):
+    module, log = cache
     before = new_children()
     executor = create()
     assert executor.rehearse(module.data)
@@ -84,6 +85,22 @@ def test_a_template_that_replaces_another_rehearses_too(create, cache):
         return future.exception(DEADLINE) is None and future.result() == [0, 1, 2]
 
     poll(is_filled, "workers inherit it again")
+    assert "loading" not in capfd.readouterr().out
+    assert len(log.read_text().split()) == 2
+
+
+def test_a_rehearsal_that_fails_when_it_is_repeated_leaves_workers_as_they_are(create, tmp_path):
+    before = new_children()
+    executor = create()
+    assert executor.rehearse(os.mkdir, str(tmp_path / "made"))  # There is one already, the second time.
+    for child in new_children(before):
+        child.send_signal(signal.SIGKILL)
+
+    def is_forked():
+        future = executor.submit(lambda: Path(f"/proc/{os.getppid()}/cmdline").read_text())
+        return future.exception(DEADLINE) is None and "_forker" in future.result()
+
+    poll(is_forked, "workers are forked from a template again")
 
 
 def test_what_a_rehearsal_raises_is_told_and_changes_nothing(create):
