@@ -3,6 +3,7 @@
 A worker tells which variables a message has filled; the caller advises a rehearsal where that seems to pay.
 """
 
+import functools
 import statistics
 import sys
 from collections.abc import Iterator
@@ -25,18 +26,21 @@ def find() -> None:
 
 
 def _is_own(module: object) -> bool:
-    if not isinstance(module, ModuleType) or module.__name__.startswith(("fedexec", "__")):
+    if not isinstance(module, ModuleType):
         return False
-    file = getattr(module, "__file__", None)
-    return file is not None and not is_installed_file(file)
+    known = vars(module)  # Asked for an attribute, a lazy module may import something.
+    name, file = known.get("__name__"), known.get("__file__")
+    if not isinstance(name, str) or not isinstance(file, str):
+        return False
+    return not name.startswith(("fedexec", "__")) and not is_installed_file(file)
 
 
-def empty() -> dict[str, Any]:
+def empty() -> set[str]:
     """Return the variables of the app's modules in which nothing is kept yet: None, [], an unused cache."""
-    return {name: value for name, value in _variables() if _is_empty(value)}
+    return {name for name, value in _variables() if _is_empty(value)}
 
 
-def filled(before: dict[str, Any]) -> tuple[str, ...]:
+def filled(before: set[str]) -> tuple[str, ...]:
     """Return those of the variables that were :func:`empty` in which something is kept now."""
     return tuple(name for name, value in _variables() if name in before and not _is_empty(value))
 
@@ -45,7 +49,7 @@ def _variables() -> Iterator[tuple[str, Any]]:
     for module in _modules:
         for name, value in list(vars(module).items()):
             if not name.startswith("__"):
-                yield f"{module.__name__}.{name}", value
+                yield f"{vars(module)['__name__']}.{name}", value
 
 
 def _is_empty(value: object) -> bool:
@@ -53,8 +57,7 @@ def _is_empty(value: object) -> bool:
         return True
     if type(value) in (list, dict, set):
         return not value
-    info = getattr(type(value), "cache_info", None)  # of functools.lru_cache
-    return info is not None and callable(value) and info(value).currsize == 0
+    return isinstance(value, functools._lru_cache_wrapper) and value.cache_info().currsize == 0
 
 
 class Refills:

@@ -122,13 +122,40 @@ def test_one_hint_says_when_a_rehearsal_would_pay(app, caplog, options, takes, h
         assert "takes 0.4 s" in told[0]
 
 
+class OtherCache:
+    def __call__(self):
+        return self
+
+    def cache_info(self):
+        return {}
+
+
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise RuntimeError("nobody is to ask")
+
+
+def test_only_the_users_own_modules_are_looked_at(monkeypatch, tmp_path):
+    monkeypatch.setattr(caches, "_modules", [])
+    own = types.ModuleType("own")
+    own.__file__ = str(tmp_path / "own.py")
+    own.cache = OtherCache()
+    for name, module in {"own": own, "lazy": Lazy("lazy"), "no_module": object()}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    caches.find()
+    names = {module.__name__ for module in caches._modules}
+    assert "own" in names
+    assert not names & {"lazy", "numpy", "sys", "fedexec", "__main__"}
+    assert not any(name.startswith("own.") for name in caches.empty())
+
+
 def test_variables_that_are_empty_and_those_that_are_filled(monkeypatch):
     module = types.ModuleType("own")
     module.data, module.seen, module.net, module.answer = None, [], {}, 42
     module.cached = functools.lru_cache(lambda number: number)
     monkeypatch.setattr(caches, "_modules", [module])
     before = caches.empty()
-    assert set(before) == {"own.data", "own.seen", "own.net", "own.cached"}
+    assert before == {"own.data", "own.seen", "own.net", "own.cached"}
     module.data = 0
     module.seen.append(1)
     module.cached(1)
