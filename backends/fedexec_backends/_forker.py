@@ -124,6 +124,7 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()  # a worker's collector shall not touch it
     _pages.collapse()
+    _pages.make_room()
 
 
 def _become_like_a_worker(parent: tuple[str, int]) -> None:

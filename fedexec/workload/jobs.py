@@ -15,11 +15,11 @@ Weights = list[npt.NDArray[Any]]
 Config = dict[str, Any]
 
 
-def warm_up(data: DataSpec) -> None:
-    """Do once, where workers are forked from, what each would do again: read the data, take a step."""
+def warm_up(data: DataSpec, batch_size: int = 32) -> None:
+    """Do once, where workers are forked from, what each would do again: read the data, take a step or two."""
     from fedexec.workload import training
 
-    training.warm_up(data)
+    training.warm_up(data, batch_size)
 
 
 def prepare(data: DataSpec) -> Weights:

@@ -74,15 +74,19 @@ def initial_weights(seed: int) -> Weights:
 
 
 @hidden()
-def warm_up(data: DataSpec) -> None:
-    """Read the data set into this process and take one training step, on the CPU."""
-    for client in (None, 0):
-        load_data(data, client=client)
+def warm_up(data: DataSpec, batch_size: int = 32) -> None:
+    """Read the data set into this process and take two of a client's own steps, on the CPU.
+
+    They have the sizes of its batches, of which the last may be smaller: oneDNN makes a kernel for each.
+    """
+    load_data(data)
+    samples = load_data(data, client=0)
+    some = slice(0, batch_size + len(samples.labels) % batch_size)
     with torch.random.fork_rng(devices=[]):
         net = Net()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    F.cross_entropy(net(torch.zeros(2, 3, 32, 32)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    config = {"epochs": 1, "batch_size": batch_size, "learning_rate": 0.1}
+    images, labels = torch.from_numpy(samples.images[some]), torch.from_numpy(samples.labels[some])
+    _train(net, config, images, labels, torch.Generator())
 
 
 def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -> tuple[Weights, int, Config]:

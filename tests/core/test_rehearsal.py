@@ -86,9 +86,7 @@ def test_a_template_that_replaces_another_rehearses_too(create, cache, capfd):
         child.send_signal(signal.SIGKILL)
 
     def is_filled():  # By a template that lives: a worker of the killed one may have been on its way.
-        future = executor.submit(
-            lambda: (template_of_this_worker(), __import__("has_a_cache")._data)
-        )
+        future = executor.submit(lambda: (template_of_this_worker(), __import__("has_a_cache")._data))
         return future.exception(DEADLINE) is None and future.result() == ("alive", [0, 1, 2])
 
     poll(is_filled, "workers inherit it again")
