@@ -11,10 +11,11 @@ import secrets
 import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from multiprocessing import managers
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from multiprocessing.managers import SyncManager
 from typing import Any
 
@@ -137,6 +138,33 @@ class ProcessBackend(Backend):
         raise died
 
 
+class _StrangerError(ConnectionError):
+    """The process at the other end of a connection belongs to another user."""
+
+
+def _connect(address: str, authkey: bytes | None = None) -> Connection:
+    """Connect to the Manager; nothing is read from, or told to, a process of another user.
+
+    The name of its socket is free when the Manager has died, and anybody may take it.
+    """
+    connection = Client(address)
+    try:
+        if not _is_of_this_user(connection):
+            raise _StrangerError("another user answers at the Manager's address")
+        if authkey is not None:
+            answer_challenge(connection, authkey)
+            deliver_challenge(connection, authkey)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+_SERIALIZER = "fedexec"  # What proxies call the pair of functions with which they talk to their Manager.
+_listener_client: dict[str, Any] = managers.listener_client  # type: ignore[attr-defined]
+_listener_client[_SERIALIZER] = (Listener, _connect)
+
+
 class _Server(managers.Server):
     """What runs in the Manager's process: it reads nothing from another user, though he knew the key."""
 
@@ -164,7 +192,9 @@ class _Manager(SyncManager):
 
     def __init__(self, context: WorkerContext) -> None:
         # An abstract socket: it has no name in the file system, where only a peaceful end would remove it.
-        super().__init__(address=f"\0fedexec-{secrets.token_hex(16)}", ctx=context)
+        # Elsewhere than on Linux multiprocessing makes a socket in a private directory.
+        address = f"\0fedexec-{secrets.token_hex(16)}" if sys.platform == "linux" else None
+        super().__init__(address=address, serializer=_SERIALIZER, ctx=context)
         self._process: WorkerProcess | None = None
         try:
             self.start(_prepare_manager)

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
 import fedexec
+from fedexec.testing.tasks import DEADLINE, poll
 
 INTRUDER = """
 import os, sys
@@ -17,6 +19,19 @@ from multiprocessing.managers import dispatch
 os.setuid(int(sys.argv[3]))
 connection = Client(sys.argv[1].replace("@", chr(0), 1), authkey=bytes.fromhex(sys.argv[2]))
 print(dispatch(connection, None, "number_of_objects"))
+"""
+
+IMPOSTOR = """
+import os, socket, sys
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1].replace("@", chr(0), 1))
+    listener.listen()
+    print("listening", flush=True)
+    while True:
+        connection, _ = listener.accept()
+        heard = connection.recv(1000)
+        print(f"heard {len(heard)} bytes", flush=True)
 """
 
 
@@ -36,6 +51,39 @@ def test_the_managers_socket_hears_no_other_user():
         assert (own.returncode, own.stdout.strip()) == (0, "0")
         assert other.returncode != 0 and other.stdout == ""
         assert executor.submit(abs, -2).result() == 2
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_who_takes_a_dead_managers_address_is_told_nothing(start_method, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    started, go_on = tmp_path / "started", tmp_path / "go on"
+
+    def wait_for_leave():
+        started.touch()
+        while not go_on.exists():
+            time.sleep(0.01)
+        return "an answer"
+
+    with fedexec.create_executor("process", max_workers=1, start_method=start_method) as executor:
+        future = executor.submit(wait_for_leave)
+        poll(started.exists, "the task runs")
+        manager = executor._scheduler._backend._manager
+        address = manager.address.decode().replace("\0", "@", 1)
+        manager._process.kill()
+        manager._process.join()
+        command = [sys.executable, "-c", IMPOSTOR, address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as impostor:
+            try:
+                assert impostor.stdout.readline() == "listening\n"
+                go_on.touch()
+                with pytest.raises(fedexec.WorkerDiedError):
+                    future.result(DEADLINE)
+                heard = [impostor.stdout.readline() for _ in ("worker", "caller")]
+            finally:
+                impostor.kill()
+        assert heard == ["heard 0 bytes\n"] * 2
+        assert executor.submit(abs, -2).result(DEADLINE) == 2
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
