@@ -1,67 +1,98 @@
-"""What programs that ended badly may have left on this machine, and how it is removed.
+"""What programs that ended badly have left on this machine: what is ours is removed, the rest is told.
 
-Nothing of fedexec stays when its caller ends, however it ends. What is found here was left by a machine that
-crashed, by a process that could not be ended, or by other users of :mod:`multiprocessing` and loky. Linux
-only: elsewhere nothing is found.
+Nothing of fedexec stays when its caller ends, however it ends. What is found here could not be ended, or
+belongs to other users of :mod:`multiprocessing` and loky: their files do not tell whose they are, so they are
+never touched. Linux only: elsewhere nothing is found.
 """
 
 import os
 import signal
+import stat
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-__all__ = ["Leftover", "find", "mapped_shared_memory", "shared_memory", "unmapped"]
+from fedexec.ownership import Mark
+
+__all__ = ["Leftover", "find", "mapped_shared_memory", "shared_memory", "suspects", "unmapped"]
 
 SHARED = Path("/dev/shm")
 _NAMES = ("sem.mp-", "sem.loky-", "psm_")  # semaphores of multiprocessing and of loky, and segments
 _DIRECTORY = "pymp-"  # of a Manager's socket
-_TEMPLATE = "fedexec_backends._forker"  # in the command line of a template and of what it forked
 _YOUNG_SECONDS = 10.0  # what is younger may be about to be used
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One thing that nobody uses any more: a process (`pid`), or a file or a directory (`path`)."""
+    """A process of fedexec's whose caller has ended.
 
-    kind: str
-    pid: int | None = None
-    path: Path | None = None
+    Attributes
+    ----------
+    pid : int
+    mark : Mark
+        The proof.
+    """
+
+    pid: int
+    mark: Mark
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.pid if self.path is None else self.path}"
+        return f"process {self.pid} of process {self.mark.pid}, which has ended"
 
     def remove(self) -> None:
-        """End the process and its group, or remove the file.
+        """End the process, and what was started in its group.
 
         Raises
         ------
         OSError
             That is not allowed.
         """
-        if self.pid is not None:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it leads no group, or is gone
-                try:
-                    os.kill(self.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-        elif self.path is not None and self.path.is_dir():
-            for entry in self.path.iterdir():
-                entry.unlink(missing_ok=True)
-            self.path.rmdir()
-        elif self.path is not None:
-            self.path.unlink(missing_ok=True)
+        try:
+            handle = os.pidfd_open(self.pid)  # From here on the number cannot become another process's.
+        except ProcessLookupError:
+            return
+        try:
+            if Mark.on(self.pid) == self.mark and self.mark.is_of_the_dead():
+                if os.getpgid(self.pid) == self.pid:
+                    os.killpg(self.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # It has ended meanwhile.
+        finally:
+            os.close(handle)
 
 
 def find() -> list[Leftover]:
-    """Return what belongs to this user, and nobody uses."""
-    return [*_processes(), *_shared_memory(), *_directories()]
+    """Return this user's processes that are proven to be fedexec's, and whose caller is proven to be gone."""
+    found = []
+    for pid in _processes():
+        mark = Mark.on(pid)
+        if mark is not None and mark.is_of_the_dead() and _user_of(pid) == os.getuid():
+            found.append(Leftover(pid, mark))
+    return found
+
+
+def suspects() -> dict[str, list[Path]]:
+    """Return, by kind, files of this user that no process which can be seen uses.
+
+    They may be in use all the same: by a process of another user or container, or by one that is about to.
+    """
+    found: dict[str, list[Path]] = {}
+    named = [path for path in shared_memory() if path.name.startswith(_NAMES) and _is_old(path, stat.S_ISREG)]
+    for path in unmapped(named):
+        found.setdefault("semaphore" if path.name.startswith("sem.") else "shared memory", []).append(path)
+    try:
+        sockets = Path("/proc/net/unix").read_text()
+    except OSError:
+        return found
+    for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*"):
+        if _is_old(path, stat.S_ISDIR) and str(path) not in sockets:
+            found.setdefault("directory of a socket", []).append(path)
+    return found
 
 
 def shared_memory() -> set[Path]:
@@ -79,7 +110,7 @@ def unmapped(paths: Iterable[Path]) -> set[Path]:
     found = set()
     for path in paths:
         try:
-            if path.stat().st_ino not in mapped:
+            if path.lstat().st_ino not in mapped:
                 found.add(path)
         except FileNotFoundError:
             pass
@@ -95,48 +126,22 @@ def mapped_shared_memory(pid: int) -> set[int]:
     return {int(line.split(maxsplit=5)[4]) for line in lines if " /dev/shm/" in line}
 
 
-def _processes() -> list[Leftover]:
-    """Return templates, and what they forked, whose caller is gone."""
-    found = []
-    for process in psutil.process_iter(["pid", "uids", "cmdline"]):
-        try:
-            ours = any(_TEMPLATE in argument for argument in process.info["cmdline"] or ())
-            if ours and process.info["uids"].real == os.getuid() and _is_orphan(process):
-                found.append(Leftover("process", pid=process.pid))
-        except psutil.Error:
-            pass
-    return found
+def _processes() -> list[int]:
+    return psutil.pids()
 
 
-def _is_orphan(process: psutil.Process) -> bool:
-    parent = process.parent()
-    # The first process of a container may be the caller itself.
-    return parent is None or (parent.pid == 1 and "python" not in parent.name())
-
-
-def _shared_memory() -> list[Leftover]:
-    candidates = [path for path in shared_memory() if path.name.startswith(_NAMES) and _is_ours(path)]
-    kinds = (("semaphore" if path.name.startswith("sem.") else "shared memory", path) for path in candidates)
-    unused = unmapped(candidates)
-    return [Leftover(kind, path=path) for kind, path in kinds if path in unused]
-
-
-def _directories() -> list[Leftover]:
+def _user_of(pid: int) -> int | None:
     try:
-        sockets = Path("/proc/net/unix").read_text()
-    except OSError:
-        return []
-    unused = [
-        path
-        for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*")
-        if _is_ours(path) and str(path) not in sockets
-    ]
-    return [Leftover("directory", path=path) for path in unused]
+        return psutil.Process(pid).uids().real
+    except psutil.Error:
+        return None
 
 
-def _is_ours(path: Path) -> bool:
+def _is_old(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Return whether this is such a file, of this user, and not new. A symbolic link is not followed."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except OSError:
         return False
-    return status.st_uid == os.getuid() and time.time() - status.st_mtime > _YOUNG_SECONDS
+    is_ours = status.st_uid == os.getuid() and is_kind(status.st_mode)
+    return is_ours and time.time() - status.st_mtime > _YOUNG_SECONDS

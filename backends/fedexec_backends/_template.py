@@ -29,6 +29,7 @@ from fedexec import forks
 from fedexec.errors import PreloadError
 from fedexec.interface import function_name
 from fedexec.learning import Lesson
+from fedexec.ownership import VARIABLE, Mark
 from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
@@ -221,6 +222,7 @@ class Template:
             "-c",
             f"import sys; sys.path[:] = {_sys_path()!r}; from {_forker.__name__} import main; main()",
         ]
+        mark = Mark.own()
         # Ctrl+C is the caller's business: blocked until the template has a group of its own and ignores it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -228,7 +230,7 @@ class Template:
                 [*command, str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno(), tracker],
-                env=os.environ | self._environ,
+                env=os.environ | self._environ | ({VARIABLE: str(mark)} if mark else {}),
                 process_group=0,
             )
         finally:

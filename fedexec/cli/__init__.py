@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     probing.set_defaults(command=probe.command)
 
     looking = commands.add_parser("doctor", help="find what may spoil a run, and what crashes have left")
-    looking.add_argument("--clean", action="store_true", help="remove what nobody uses any more")
+    looking.add_argument("--clean", action="store_true", help="end our processes whose caller has ended")
     looking.add_argument("--json", action="store_true", help="print JSON")
     looking.set_defaults(command=doctor.command)
 

@@ -104,14 +104,19 @@ def _ports() -> Iterator[Finding]:
 
 def _leftovers(*, clean: bool) -> Iterator[Finding]:
     found = leftovers.find()
-    if not found:
-        yield Finding("leftovers", "none")
     for leftover in found:
         if not clean:
-            yield Finding("leftover", f"{leftover}: nobody uses it; --clean removes it", is_wrong=True)
+            yield Finding("leftover", f"{leftover}: --clean ends it", is_wrong=True)
             continue
         try:
             leftover.remove()
-            yield Finding("leftover", f"{leftover}: removed")
+            yield Finding("leftover", f"{leftover}: ended")
         except OSError as exc:
-            yield Finding("leftover", f"{leftover}: cannot be removed: {exc.strerror}", is_wrong=True)
+            yield Finding("leftover", f"{leftover}: cannot be ended: {exc.strerror}", is_wrong=True)
+    if not found:
+        yield Finding("leftovers", "none")
+    for kind, paths in leftovers.suspects().items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        yield Finding(
+            "not ours", f"{kind} {min(paths)}{more}: not in use by any process that can be seen; left alone"
+        )

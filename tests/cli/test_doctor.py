@@ -1,5 +1,6 @@
 """`fedexec doctor`: it finds what crashes have left, touches nothing that is used, and cleans."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -9,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import fedexec
 from fedexec import leftovers
 from fedexec.cli import main
-from fedexec.testing.tasks import poll
+from fedexec.ownership import VARIABLE, Mark
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
 
@@ -26,6 +28,8 @@ def shared(tmp_path, monkeypatch):
     directory.mkdir()
     monkeypatch.setattr(leftovers, "SHARED", directory)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = psutil.Process()
+    monkeypatch.setattr(leftovers, "_processes", lambda: [each.pid for each in own.children(recursive=True)])
     return directory
 
 
@@ -34,27 +38,43 @@ def old(path):
 
 
 def names(found):
-    return sorted(leftover.path.name for leftover in found if leftover.path is not None)
+    return sorted(path.name for paths in found.values() for path in paths)
 
 
-def test_what_nobody_uses_is_found_and_cleaned(shared, tmp_path, capsys):
-    for name in ("sem.mp-abc", "sem.loky-1-xyz", "psm_12"):
+def test_files_that_do_not_tell_whose_they_are_are_named_and_left_alone(shared, tmp_path, capsys):
+    for name in ("sem.mp-abc", "sem.mp-def", "sem.loky-1-xyz", "psm_12", "other"):
         (shared / name).touch()
         old(shared / name)
     (shared / "sem.mp-young").touch()
-    (shared / "other").touch()
-    old(shared / "other")
     socket_directory = tmp_path / "pymp-gone"
     socket_directory.mkdir()
     (socket_directory / "listener-x").touch()
     old(socket_directory)
-    assert names(leftovers.find()) == ["psm_12", "pymp-gone", "sem.loky-1-xyz", "sem.mp-abc"]
-    assert main(["doctor"]) == 1
-    assert "--clean removes it" in capsys.readouterr().out
+    before = sorted(tmp_path.rglob("*"))
+    assert names(leftovers.suspects()) == [
+        "psm_12",
+        "pymp-gone",
+        "sem.loky-1-xyz",
+        "sem.mp-abc",
+        "sem.mp-def",
+    ]
     assert main(["doctor", "--clean"]) == 0
-    assert capsys.readouterr().out.count("removed") == 4
-    assert names(leftovers.find()) == []
-    assert sorted(path.name for path in shared.iterdir()) == ["other", "sem.mp-young"]
+    told = capsys.readouterr().out
+    assert "sem.loky-1-xyz and 2 more" in told and "pymp-gone" in told and told.count("left alone") == 3
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_symbolic_link_is_not_followed(shared, tmp_path):
+    target = tmp_path / "not ours"
+    target.mkdir()
+    (target / "precious").touch()
+    old(target)
+    for link in (tmp_path / "pymp-link", shared / "sem.mp-link"):
+        link.symlink_to(target)
+        os.utime(link, (time.time() - 3600,) * 2, follow_symlinks=False)
+    assert leftovers.suspects() == {}
+    assert main(["doctor", "--clean"]) == 0
+    assert (target / "precious").exists() and (tmp_path / "pymp-link").is_symlink()
 
 
 def test_a_semaphore_in_use_is_no_leftover():
@@ -73,31 +93,60 @@ def test_a_socket_in_use_is_no_leftover(shared, tmp_path):
         listener.bind(str(directory / "listener"))
         listener.listen()
         old(directory)
-        assert names(leftovers.find()) == []
-    assert names(leftovers.find()) == ["pymp-used"]
+        assert names(leftovers.suspects()) == []
+    assert names(leftovers.suspects()) == ["pymp-used"]
 
 
-def test_living_executors_are_no_leftovers(shared):
+def test_living_executors_are_no_leftovers():
     with fedexec.create_executor("standby", max_workers=1) as executor:
-        executor.submit(os.getpid).result()
-        assert [leftover for leftover in leftovers.find() if leftover.pid is not None] == []
+        worker, template = executor.submit(lambda: (os.getpid(), os.getppid())).result()
+        assert Mark.on(template) == Mark.own()
+        assert not {worker, template} & {each.pid for each in leftovers.find()}
 
 
-def test_a_process_whose_caller_is_gone_is_found_and_ended(shared):
-    # Played by a process with a template's command line, which its parent leaves behind.
+def test_a_process_whose_caller_is_gone_is_found_and_ended(shared, capsys):
+    # Played by a process with a template's mark: a real one ends with its caller.
+    dead = dataclasses.replace(Mark.own(), started=1)
+    waiting = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    for mark, ends in ((Mark.own(), False), (dead, True)):
+        with subprocess.Popen(waiting, env=os.environ | {VARIABLE: str(mark)}, process_group=0) as process:
+            try:
+                assert (process.pid in [each.pid for each in leftovers.find()]) is ends
+                assert main(["doctor"]) == int(ends)
+                assert ("--clean ends it" in capsys.readouterr().out) is ends
+                assert main(["doctor", "--clean"]) == 0
+                if ends:
+                    assert process.wait(30) == -9
+                assert process.poll() == (-9 if ends else None)
+            finally:
+                process.kill()
+
+
+def test_a_process_that_merely_names_a_module_of_ours_is_not_touched(shared):
     code = "import time; time.sleep(3600)  # fedexec_backends._forker"
     quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
     start = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {code!r}], {quiet}).pid)"
-    pid = int(
-        subprocess.run([sys.executable, "-c", start], capture_output=True, check=True, timeout=60).stdout
-    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, check=True, timeout=60)
+    pid = int(done.stdout)
     try:
-        found = poll(lambda: [each for each in leftovers.find() if each.pid == pid], "the orphan is found")
-        found[0].remove()
-        poll(lambda: not [each for each in leftovers.find() if each.pid == pid], "it is gone")
+        assert pid not in [each.pid for each in leftovers.find()]
     finally:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, 9)
+        os.kill(pid, 9)
+
+
+def test_what_a_task_or_a_preload_starts_bears_no_mark():
+    look = "import os; print('_FEDEXEC_CALLER' in os.environ)"
+    with fedexec.create_executor("standby", max_workers=1) as executor:
+        command = [sys.executable, "-c", look]
+        future = executor.submit(subprocess.run, command, capture_output=True, text=True)
+        assert future.result().stdout == "False\n"
+
+
+@pytest.mark.parametrize("other", ["boot", "namespace"])
+def test_a_mark_of_another_machine_or_container_proves_nothing(other):
+    mark = dataclasses.replace(Mark.own(), started=1)
+    assert mark.is_of_the_dead()
+    assert not dataclasses.replace(mark, **{other: type(getattr(mark, other))(12345)}).is_of_the_dead()
 
 
 def test_the_report_tells_devices_ports_and_versions(shared, emulate, capsys):
