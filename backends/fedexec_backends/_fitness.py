@@ -10,13 +10,13 @@ import contextlib
 import ctypes
 import gc
 import os
-import select
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +334,7 @@ def _try_in_child(check: Callable[[], str | None]) -> str | None:
         _answer_and_end(check, writing)
     os.close(writing)
     try:
-        ready = select.select([reading], [], [], TRIAL_SECONDS)[0]
+        ready = wait([reading], TRIAL_SECONDS)  # `select.select` refuses descriptors above 1,023
         answer = os.read(reading, 1 << 16) if ready else b""
     finally:
         os.close(reading)

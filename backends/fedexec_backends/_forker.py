@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import pickle
-import select
 import selectors
 import signal
 import socket
@@ -21,12 +20,13 @@ import threading
 import time
 import traceback
 from multiprocessing import process, resource_tracker, spawn, util
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
 from typing import Any, NoReturn, Protocol
 
 from fedexec.errors import PreloadError
 from fedexec.imports import is_installed_file
+from fedexec.ownership import VARIABLE
 from fedexec.worker import keep_torch_threads, leave, limit_loaded, preload, prepare
 from fedexec_backends import _fitness, _leaving, _pages
 from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
@@ -61,6 +61,7 @@ def inherited_fd(index: int) -> int:
 
 def main() -> NoReturn:
     """Import what is asked for, warm up, say so, then fork until the caller is gone."""
+    os.environ.pop(VARIABLE, None)  # What tasks start is not ours to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -139,7 +140,7 @@ def _end_on_hangup(control: socket.socket, on: bool) -> None:
     fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())
     flags = fcntl.fcntl(control, fcntl.F_GETFL)
     fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
-    if on and select.select([control], [], [], 0)[0]:
+    if on and wait([control], 0):  # `select.select` refuses descriptors above 1,023
         os._exit(1)  # nothing is ever sent to a template that is not ready: the caller is gone already
 
 

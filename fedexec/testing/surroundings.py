@@ -125,6 +125,31 @@ class SurroundingsConformance(Suite):
         )
         assert (out, err, code) == (["[1, 2]"], "", 0)
 
+    def test_it_works_in_a_program_with_five_thousand_descriptors(self, temp: Path) -> None:
+        """As servers have them: `select.select` takes none above 1,023."""
+        out, err, code = self.run_script(
+            """
+            import os, resource, sys
+            import numpy as np
+            from fedexec import create_executor
+
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if hard != resource.RLIM_INFINITY and hard < 6000:
+                sys.exit("too few descriptors are allowed here")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (6000, hard))
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(5000)]
+            with create_executor(max_workers=2, preload=["json"]) as executor:
+                futures = [executor.submit(np.add, np.ones(500_000), number) for number in range(4)]
+                print([float(future.result(30)[-1]) for future in futures])
+                print(executor.rehearse(abs, -1) in (True, False))
+            print(len(opened))
+            """,
+            temp,
+        )
+        if err == "too few descriptors are allowed here\n":
+            pytest.skip(err.strip())
+        assert (out, err, code) == (["[1.0, 2.0, 3.0, 4.0]", "True", "5000"], "", 0)
+
     def test_it_works_in_a_directory_that_was_removed(self, temp: Path) -> None:
         (temp / "probe").mkdir()
         in_removed = 'cd "$1" && rmdir "$1" && exec "$2" -c "import socket"'
