@@ -8,10 +8,23 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from fedexec.worker import run
+from fedexec_backends._context import end_process
+from fedexec_backends._stopped import await_answer
 
-__all__ = ["BEGUN", "receive", "serve"]
+__all__ = ["BEGUN", "await_beginning", "receive", "serve"]
 
 BEGUN = b""
+
+
+def await_beginning(connection: Connection, process: BaseProcess) -> None:
+    """Wait until a worker begins its task; EOFError or OSError if it ends before that.
+
+    One that stays stopped is ended, so that another may have the task.
+    """
+    if not await_answer([connection, process.sentinel], process.pid):
+        end_process(process)
+    if receive(connection, process) != BEGUN:
+        raise EOFError
 
 
 def receive(connection: Connection, process: BaseProcess) -> bytes:

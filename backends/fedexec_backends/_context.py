@@ -34,7 +34,13 @@ from fedexec.pickling import dumps
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
-from fedexec_backends._template import Template, UnfitTemplateError, preparation, tracker_fd
+from fedexec_backends._template import (
+    Template,
+    UnfitTemplateError,
+    end_if_stopped,
+    preparation,
+    tracker_fd,
+)
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
 
@@ -335,6 +341,7 @@ class _ForkedPopen(popen_forkserver.Popen):
         if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
             with self._reaping:
                 if self.returncode is None:
+                    end_if_stopped(self._template_pid, self._status_fd)
                     try:
                         self.returncode = read_signed(self._status_fd)
                     except (OSError, EOFError):  # the template died before the worker: nobody can tell
@@ -358,10 +365,11 @@ class _ForkedPopen(popen_forkserver.Popen):
         fds = [status_r, data_w]
         self.finalizer = util.Finalize(self, _close_all, (fds,))
         try:
-            self._template.fork([data_r, status_w, tracker_fd(), *self._fds])
+            self._template_pid = self._template.fork([data_r, status_w, tracker_fd(), *self._fds])
         finally:
             os.close(data_r)
             os.close(status_w)
+        end_if_stopped(self._template_pid, status_r)
         try:
             self.pid = read_signed(status_r)
         except EOFError:

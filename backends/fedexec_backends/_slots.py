@@ -26,8 +26,9 @@ from fedexec.errors import WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup
-from fedexec_backends._channel import receive, serve
+from fedexec_backends._channel import await_beginning, receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
+from fedexec_backends._stopped import is_stopped
 
 __all__ = ["PooledBackend", "Slot"]
 
@@ -173,7 +174,7 @@ class Slot:
         ended = None
         while (worker := self._await_worker(future)) is not None:
             try:
-                receive(worker.answers, worker)
+                await_beginning(worker.answers, worker)
                 break
             except (OSError, EOFError):
                 # One that has served may have ended as it should, and the pool will say so or start the next.
@@ -252,6 +253,9 @@ class Slot:
 
     def close(self) -> None:
         """Let the worker end. Returns when it is gone."""
+        for worker in self._workers:
+            if is_stopped(worker.pid):
+                end_process(worker)
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired = None

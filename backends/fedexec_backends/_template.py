@@ -10,6 +10,7 @@ This is the caller's end; what runs in the template is :mod:`fedexec_backends._f
 
 import contextlib
 import json
+import logging
 import os
 import pickle
 import signal
@@ -34,9 +35,11 @@ from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
+from fedexec_backends._stopped import await_answer, is_stopped
 
 __all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
 
+log = logging.getLogger("fedexec")
 _util: Any = util  # its underscored names, which type checkers do not know
 
 
@@ -99,6 +102,7 @@ class Template:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self.pid = -1  # of the process that answers there: the one above, or what has taken its place
         self._learning = threading.Lock()  # held while it learns: one thing at a time
         self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
         self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
@@ -114,7 +118,7 @@ class Template:
         with self._lock:
             self._ensure_running()
 
-    def fork(self, fds: list[int]) -> None:
+    def fork(self, fds: list[int]) -> int:
         """Have a worker forked that inherits `fds`; a template that has died is replaced first.
 
         Parameters
@@ -122,6 +126,11 @@ class Template:
         fds : list of int
             Data pipe to read the process object from, status pipe to write pid and exit code to, the
             resource tracker's pipe, and what the process object refers to; of a service, its connection.
+
+        Returns
+        -------
+        int
+            Who was asked: the pid of the process that will tell how the worker has ended.
         """
         if len(fds) > MAXFDS_TO_SEND:
             raise ValueError(f"too many file descriptors for one worker: {len(fds)} > {MAXFDS_TO_SEND}")
@@ -132,6 +141,7 @@ class Template:
             except OSError:
                 self._discard()
                 socket.send_fds(self._ensure_running(), [b"f"], fds)
+            return self.pid
 
     def learn(self, modules: Iterable[str]) -> Lesson:
         """Have it import more modules; workers that are forked when this returns have them.
@@ -182,7 +192,11 @@ class Template:
                     socket.send_fds(self._ensure_running(), [b"l"], [lesson.fileno(), writing])
             finally:
                 os.close(writing)
+            end_if_stopped(self.pid, reading)
             told: dict[str, Any] = json.loads(answer.read() or "{}")
+            if "pid" in told:
+                with self._lock:
+                    self.pid = told["pid"]
         return told
 
     def stop(self) -> None:
@@ -236,7 +250,7 @@ class Template:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        self._control = ours
+        self._control, self.pid = ours, self._process.pid
         try:
             assert self._process.stdin is not None
             with self._process.stdin as stdin:
@@ -276,11 +290,29 @@ class Template:
             self._control.close()
             self._control = None
         if self._process is not None:
+            self._continue()  # One that is stopped would not end.
             if _waits_to_be_reaped(self._process, 0):
                 # What an import has started there: a Manager, a pool. Workers have groups of their own.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def _continue(self) -> None:
+        assert self._process is not None
+        for pid in {self._process.pid, self.pid}:
+            if is_stopped(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def end_if_stopped(pid: int, reading: int) -> None:
+    """Wait until something can be read where a template answers.
+
+    One that stays stopped is killed: then the end can be read there, and the next request starts another.
+    """
+    if not await_answer([reading], pid) and is_stopped(pid):
+        log.warning("the template (process %d) is stopped and does not answer: it is replaced", pid)
+        with contextlib.suppress(ProcessLookupError):  # Several threads may wait for it.
+            os.kill(pid, signal.SIGKILL)
 
 
 def _waits_to_be_reaped(child: "subprocess.Popen[bytes]", flags: int = os.WNOHANG) -> bool:

@@ -25,6 +25,7 @@ from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, end_with_caller, run, setup
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
+from fedexec_backends._stopped import await_answer
 
 __all__ = ["ProcessBackend"]
 
@@ -142,12 +143,41 @@ class _StrangerError(ConnectionError):
     """The process at the other end of a connection belongs to another user."""
 
 
+class _StoppedError(ConnectionError):
+    """The Manager is stopped and does not answer."""
+
+
+class _PatientConnection(Connection):
+    """A connection to a Manager that does not wait for ever for one that is stopped."""
+
+    @classmethod
+    def of(cls, connection: Connection) -> "_PatientConnection":
+        """Take a connection over."""
+        taken = cls(os.dup(connection.fileno()))
+        connection.close()
+        return taken
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Receive a message as bytes."""
+        self._await_message()
+        return super().recv_bytes(maxlength)
+
+    def recv(self) -> Any:
+        """Receive an object."""
+        self._await_message()
+        return super().recv()
+
+    def _await_message(self) -> None:
+        if not await_answer([self], _peer(self)[0]):
+            raise _StoppedError("the Manager is stopped and does not answer")
+
+
 def _connect(address: str, authkey: bytes | None = None) -> Connection:
     """Connect to the Manager; nothing is read from, or told to, a process of another user.
 
     The name of its socket is free when the Manager has died, and anybody may take it.
     """
-    connection = Client(address)
+    connection = _PatientConnection.of(Client(address))
     try:
         if not _is_of_this_user(connection):
             raise _StrangerError("another user answers at the Manager's address")
@@ -177,12 +207,17 @@ class _Server(managers.Server):
 
 
 def _is_of_this_user(connection: Connection) -> bool:
-    if not hasattr(socket, "SO_PEERCRED"):  # not Linux: the key must do
-        return True
+    return _peer(connection)[1] == os.geteuid()
+
+
+def _peer(connection: Connection) -> tuple[int | None, int]:
+    """Return pid and user of the process at the other end; not on Linux: None, and this user."""
+    if not hasattr(socket, "SO_PEERCRED"):  # The key, and the private directory of the socket, must do.
+        return None, os.geteuid()
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return bool(uid == os.geteuid())
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
 
 
 class _Manager(SyncManager):

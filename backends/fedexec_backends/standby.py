@@ -27,7 +27,7 @@ from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.memory.limits import Limits
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
-from fedexec_backends._channel import BEGUN, receive, serve
+from fedexec_backends._channel import await_beginning, receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
 
 __all__ = ["StandbyBackend"]
@@ -262,7 +262,8 @@ class _Worker:
         begun = False
         try:
             self.connection.send_bytes(message)
-            begun = receive(self.connection, self.process) == BEGUN
+            await_beginning(self.connection, self.process)
+            begun = True
             reply = receive(self.connection, self.process)
         except (OSError, EOFError):
             end_process(self.process)  # in case it has only closed its end: it cannot answer any more

@@ -2,12 +2,13 @@
 
 from fedexec.testing.caller import CallerDeaths
 from fedexec.testing.memory import MemoryDeaths
+from fedexec.testing.stops import StoppedProcesses
 from fedexec.testing.workers import WorkerDeaths
 
 __all__ = ["ExecutorDeaths"]
 
 
-class ExecutorDeaths(WorkerDeaths, MemoryDeaths, CallerDeaths):
+class ExecutorDeaths(WorkerDeaths, MemoryDeaths, StoppedProcesses, CallerDeaths):
     """Every test of deaths; inherit from it and name your backend.
 
     Attributes

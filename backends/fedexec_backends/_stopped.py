@@ -1,0 +1,45 @@
+"""How long we wait for a process that is stopped (SIGSTOP, a debugger, a terminal): it answers nobody.
+
+Only processes of ours that others wait for are treated so, and ended: a template, a Manager, a worker that
+has not begun its task. A task that somebody stops is waited for, up to its deadline.
+"""
+
+from multiprocessing.connection import wait
+from typing import Any
+
+import psutil
+
+__all__ = ["await_answer", "is_stopped"]
+
+_LOOKS, _SECONDS = 2, 1.0  # It is stopped for good if so many looks, so many seconds apart, find it stopped.
+
+
+def await_answer(objects: list[Any], pid: int | None) -> list[Any]:
+    """Wait until something can be read.
+
+    Parameters
+    ----------
+    objects : list
+        Descriptors, connections, sentinels.
+    pid : int or None
+        The process that is to answer.
+
+    Returns
+    -------
+    list
+        Those that can be read; none if the process stays stopped.
+    """
+    found = 0
+    while not (ready := wait(objects, _SECONDS)):
+        found = found + 1 if is_stopped(pid) else 0
+        if found == _LOOKS:
+            return []
+    return ready
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Return whether a process lives, and does not run until it is told to continue."""
+    try:
+        return pid is not None and psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False

@@ -1,0 +1,68 @@
+"""The death suite: processes that are stopped, and so neither work nor end."""
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from fedexec.errors import TaskTimeoutError
+from fedexec.interface import Capability
+from fedexec.testing.leaks import living, new_children
+from fedexec.testing.suite import Create, Suite
+from fedexec.testing.tasks import DEADLINE, poll
+
+__all__ = ["StoppedProcesses"]
+
+
+def _stop(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """Stop those that have not ended, and return them."""
+    stopped = set()
+    for process in processes:
+        try:
+            process.suspend()
+            stopped.add(process)
+        except psutil.NoSuchProcess:
+            pass
+    return stopped
+
+
+def _stop_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class StoppedProcesses(Suite):
+    """What is stopped is waited for a while, then replaced; a task keeps its deadline, an executor ends."""
+
+    def test_a_task_is_done_although_all_that_waited_for_it_is_stopped(self, create: Create) -> None:
+        before = self.alone()
+        executor = create(max_workers=1)
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+        stopped = _stop(new_children(before))
+        assert [executor.submit(pow, 2, number).result(DEADLINE) for number in (4, 5, 6)] == [16, 32, 64]
+        executor.shutdown()
+        poll(lambda: not living(stopped), "what was stopped has ended")
+
+    def test_an_executor_ends_although_all_its_processes_are_stopped(self, create: Create) -> None:
+        before = self.alone()
+        executor = create(max_workers=2)
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+        stopped = _stop(new_children(before))
+        executor.shutdown()
+        poll(lambda: not living(stopped), "what was stopped has ended")
+
+    def test_a_task_that_is_stopped_is_ended_at_its_deadline(self, create: Create) -> None:
+        self.need(Capability.KILLS_ONE)
+        executor = create(max_workers=1)
+        future = executor.with_options(timeout=1).submit(_stop_this_process)
+        with pytest.raises(TaskTimeoutError):
+            future.result(DEADLINE)
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+
+    def test_stopping_again_and_again_loses_no_task(self, create: Create) -> None:
+        before = self.alone()
+        executor = create(max_workers=2)
+        for _ in range(2):
+            _stop(new_children(before))
+            futures = [executor.submit(pow, 2, number) for number in range(4)]
+            assert [future.result(DEADLINE) for future in futures] == [1, 2, 4, 8]
