@@ -1,13 +1,14 @@
 """A call that is rehearsed leaves in memory, once, what each fresh worker would have to make again."""
 
+import contextlib
 import os
 import random
 import re
-import signal
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedexec.errors import PreloadError
@@ -72,6 +73,12 @@ def test_the_same_call_is_rehearsed_once(create, cache):
     assert len(log.read_text().split()) == 1
 
 
+def kill(processes):
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # One ends with another.
+            process.kill()
+
+
 def template_of_this_worker():
     parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
     return "alive" if "_forker" in parent else "dead, or there was none"
@@ -82,8 +89,7 @@ def test_a_template_that_replaces_another_rehearses_too(create, cache, capfd):
     before = new_children()
     executor = create()
     assert executor.rehearse(module.data)
-    for child in new_children(before):
-        child.send_signal(signal.SIGKILL)
+    kill(new_children(before))
 
     def is_filled():  # By a template that lives: a worker of the killed one may have been on its way.
         future = executor.submit(lambda: (template_of_this_worker(), __import__("has_a_cache")._data))
@@ -98,8 +104,7 @@ def test_a_rehearsal_that_fails_when_it_is_repeated_leaves_workers_as_they_are(c
     before = new_children()
     executor = create()
     assert executor.rehearse(os.mkdir, str(tmp_path / "made"))  # There is one already, the second time.
-    for child in new_children(before):
-        child.send_signal(signal.SIGKILL)
+    kill(new_children(before))
 
     def is_forked():
         future = executor.submit(template_of_this_worker)
