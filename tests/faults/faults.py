@@ -30,6 +30,8 @@ __all__ = ["FAULTS", "KILL", "Report", "plan_of", "soak"]
 TIMEOUT = 2.0  # seconds, of what hangs or is stopped
 HUGE = 32 << 20
 KILL = "process killed"  # any of the executor's: a worker, its template, a Manager
+STOP = "executor's process is stopped"
+STOPPED_SECONDS = 10.0  # deadline of innocent tasks, any of which may run in a process that is stopped
 
 
 # ---------------------------------------------------------------- faults, as tasks
@@ -216,7 +218,8 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
     """Run a task for each entry of `plan`: the fault of that name, or for None an innocent one.
 
     With KILL, one of the executor's processes is killed when an innocent task is done. What runs then may
-    die: `retries` must be enough for all kills, and the plan hold no other fault.
+    die: `retries` must be enough for all kills, and the plan hold no other fault. With STOP the process is
+    stopped, and what runs in it ends at its deadline.
     """
     report = Report(len(plan), Counter(name for name in plan if name is not None))
     with fedexec.create_executor(backend, max_workers=2) as executor:  # what every process starts once
@@ -228,10 +231,11 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
     begun = time.monotonic()
     victims = random.Random(seed)
     with fedexec.create_executor(backend, max_workers=2, retries=retries) as executor:
+        view = executor.with_options(timeout=STOPPED_SECONDS if STOP in plan else None)
         for start in range(0, len(plan), 500):
             futures = []
             for number, name in enumerate(plan[start : start + 500], start):
-                future, is_true = _submit(executor, name, number, generator)
+                future, is_true = _submit(view, name, number, generator)
                 future.add_done_callback(lambda _, number=number: resolved.update([number]))
                 futures.append((future, name, is_true))
             segments |= memory_of([psutil.Process(), *new_children(processes)])
@@ -245,10 +249,12 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
                     value = future.result()
                     if name == "tree of processes":
                         trees += [psutil.Process(pid) for pid in value if psutil.pid_exists(pid)]
-                if name == KILL and (alive := new_children(processes)):
+                if name in (KILL, STOP) and (alive := new_children(processes)):
+                    victim = victims.choice(sorted(alive, key=lambda process: process.pid))
                     with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
-                        victims.choice(sorted(alive, key=lambda process: process.pid)).kill()
-                if not is_true(value, error):
+                        victim.kill() if name == KILL else victim.suspend()
+                is_late = STOP in plan and isinstance(error, fedexec.TaskTimeoutError)
+                if not is_true(value, error) and not is_late:
                     report.wrong.append(
                         f"{number} {name}: {error!r}" if error else f"{number} {name}: {value!r:.99}"
                     )

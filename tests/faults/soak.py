@@ -1,4 +1,4 @@
-"""One task in twenty meets a fault, then one of the executor's processes is killed as often: ``make soak``.
+"""One task in twenty meets a fault, then an executor's process is killed, then stopped: ``make soak``.
 
 Prints what became of the tasks and what is left; ends with 1 if anything is lost, wrong or left.
 """
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 
-from faults import KILL, Report, plan_of, soak
+from faults import KILL, STOP, Report, plan_of, soak
 
 import fedexec
 from fedexec.interface import Capability
@@ -28,10 +28,11 @@ def main() -> int:
     ]  # fmt: skip
     faults = plan_of(arguments.tasks, arguments.share, arguments.seed)
     kills = plan_of(arguments.tasks // 5, arguments.share, arguments.seed, [KILL])
+    stops = plan_of(arguments.tasks // 10, arguments.share, arguments.seed, [STOP])
     clean = True
     print(f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'seconds':>9}")
     for backend in arguments.backend or isolating:
-        for plan, retries in ((faults, 0), (kills, len(kills))):
+        for plan, retries in ((faults, 0), (kills, len(kills)), (stops, 0)):
             report = _quietly(backend, plan, arguments.seed, retries)
             clean = clean and report.is_clean
             print(
@@ -40,7 +41,7 @@ def main() -> int:
             )  # fmt: skip
             for line in (*report.wrong[:10], *report.left[:10]):
                 print(f"    {line}")
-    kinds = Counter(name for name in (*faults, *kills) if name is not None)
+    kinds = Counter(name for name in (*faults, *kills, *stops) if name is not None)
     print("faults of each backend: " + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())))
     return 0 if clean else 1
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from faults import FAULTS, KILL, plan_of, soak
+from faults import FAULTS, KILL, STOP, plan_of, soak
 from kills import kill_callers
 
 
@@ -21,6 +21,13 @@ def test_nothing_is_lost_wrong_or_left(backend, capfd):
 def test_no_task_is_lost_when_any_process_is_killed(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
     report = soak(backend, plan_of(60, 0.1, len(backend), [KILL]), seed=len(backend), retries=60)
+    assert (report.lost, report.wrong, report.left) == (0, [], [])
+
+
+@pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
+def test_no_task_is_lost_when_any_process_is_stopped(backend):
+    pytest.importorskip("loky" if backend == "loky" else "fedexec")
+    report = soak(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend))
     assert (report.lost, report.wrong, report.left) == (0, [], [])
 
 
