@@ -5,7 +5,7 @@ It differs from the standard contexts in two ways: the caller's ``__main__`` is 
 "forkserver" forks from a :class:`~fedexec_backends._template.Template` of this executor's own.
 
 It builds on names of multiprocessing that its documentation does not mention: ``Process._Popen`` and
-``Popen._launch``, the same in CPython 3.11 and 3.13.
+``Popen._launch``, the same in CPython 3.11 to 3.14.
 """
 
 import io
@@ -292,16 +292,13 @@ def start_tracker_apart(module: ModuleType) -> None:
         reading, writing = os.pipe()
         command = [os.fsdecode(spawn.get_executable()), *_util._args_from_interpreter_flags()]
         command += ["-c", f"from {module.__name__} import main; main({reading})"]
+        os.set_inheritable(reading, True)
         # Blocked until it ignores them and says so to the kernel, both of which its main() does first.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            tracker._pid = os.posix_spawn(
-                command[0],
-                command,
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, reading, reading)],  # it inherits this one
-                setpgroup=0,
-            )
+            # Its number stays unknown to multiprocessing, which newer releases of CPython have wait at exit
+            # for the end of a tracker that they know: it lives as long as any process that a task has left.
+            os.posix_spawn(command[0], command, os.environ, setpgroup=0)
         except BaseException:
             os.close(writing)
             raise
