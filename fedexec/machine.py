@@ -37,13 +37,23 @@ def available_cores() -> int:
 
 def total_bytes() -> int:
     """Return what this process may use of the memory: its control groups' limit, if that is less."""
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory_limits())])
+    return min([_memory()[0], *(limit for limit, _ in _memory_limits())])
 
 
 def available_bytes() -> int:
     """Return what can still be taken before the kernel swaps or kills."""
     free = [limit - used for limit, used in _memory_limits()]
-    return max(0, min([int(psutil.virtual_memory().available), *free]))
+    return max(0, min([_memory()[1], *free]))
+
+
+def _memory() -> tuple[int, int]:
+    """Return the machine's memory, and what of it is available: all, where nobody can tell."""
+    try:
+        memory = psutil.virtual_memory()
+    except OSError:  # no /proc
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+    return int(memory.total), int(memory.available)
 
 
 def open_files(more: int) -> int | None:

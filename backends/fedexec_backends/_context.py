@@ -8,6 +8,7 @@ It builds on names of multiprocessing that its documentation does not mention: `
 ``Popen._launch``, the same in CPython 3.11 to 3.14.
 """
 
+import functools
 import io
 import logging
 import multiprocessing.context
@@ -16,6 +17,7 @@ import multiprocessing.synchronize  # these two so that they are in the template
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
@@ -25,6 +27,9 @@ from multiprocessing.forkserver import read_signed
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
+
+if sys.platform == "linux":
+    import fcntl
 
 from fedexec import forks
 from fedexec.errors import PreloadError
@@ -63,6 +68,7 @@ class Launcher:
         self, settings: Settings, hooks: Hooks, backend: str, service: Service | None = None
     ) -> None:
         _open_standard_streams()
+        _try_signals()
         start_tracker_apart(resource_tracker)
         self.template: Template | None = None
         self._learns = settings.learn
@@ -227,6 +233,25 @@ def _open_standard_streams() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free.
             os.set_inheritable(opened, True)
+
+
+@functools.cache
+def _try_signals() -> None:
+    """Say, once, where workers must do without a signal of the kernel's at the end of this process."""
+    reading, writing = os.pipe()
+    try:
+        if sys.platform == "linux":
+            fcntl.fcntl(reading, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(reading, fcntl.F_SETSIG, 0)
+    except OSError as exc:
+        log.warning(
+            "this system refuses F_SETSIG (%s): a thread in each worker watches for the end of this process, "
+            "which a task that keeps Python's global lock may outlive",
+            exc,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:

@@ -18,6 +18,7 @@ _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
 _finalize: Any = weakref.finalize
 REST_SECONDS = 0.5  # that a process which an import has started may take to end, once it was told to
+MOST_FILES = 1 << 20  # descriptors that a process may have open by default, at most
 
 exit_code = 0  # of a worker whose exit functions are all that is left to do
 
@@ -69,10 +70,13 @@ def end_what_is_left(pid: int) -> None:
     if os.getpid() != pid:
         return  # A process that an import has forked ends without us.
     _util._flush_std_streams()
-    for fd in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
-        if fd > 2:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(fd)
+    try:
+        for fd in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
+            if fd > 2:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(fd)
+    except OSError:  # no /proc
+        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MOST_FILES))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + REST_SECONDS
