@@ -9,6 +9,7 @@ them. What cannot be read bounds nothing.
 import functools
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -17,7 +18,9 @@ import psutil
 if sys.platform != "win32":
     import resource
 
-__all__ = ["available_bytes", "available_cores", "open_files", "total_bytes"]
+__all__ = ["SIGKILL", "available_bytes", "available_cores", "open_files", "total_bytes"]
+
+SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way to end a process
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"

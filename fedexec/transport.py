@@ -20,6 +20,7 @@ import math
 import mmap
 import os
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -138,14 +139,15 @@ def _copy(
 
 # ---------------------------------------------------------------- memory
 
-_libc = ctypes.CDLL(None)
-_memcmp = _libc.memcmp  # releases the GIL, as np.copyto does
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+if sys.platform != "win32":
+    _libc = ctypes.CDLL(None)
+    _memcmp = _libc.memcmp  # releases the GIL, as np.copyto does
+    _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
+    _mmap.restype = ctypes.c_void_p
+    _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FIXED, _MADV_COLLAPSE = 0x10, 25  # the mmap module does not have them
 
 

@@ -32,13 +32,14 @@ if sys.platform == "linux":
     import fcntl
 
 from fedexec import forks
-from fedexec.errors import PreloadError
+from fedexec.errors import BackendUnavailableError, PreloadError
 from fedexec.interface import Hooks
 from fedexec.learning import Learner, Lesson
 from fedexec.pickling import dumps
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
+from fedexec_backends._leaving import has_ended
 from fedexec_backends._template import Template, UnfitTemplateError, preparation, tracker_fd
 
 __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_code", "start_tracker_apart"]
@@ -46,6 +47,7 @@ __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_co
 log = logging.getLogger("fedexec")
 _util: Any = util  # its names that type checkers do not know
 
+_NO_WAITID = 'start_method="forkserver" needs os.waitid, new in Python 3.13 on macOS; "spawn" does without'
 UNKNOWN_EXITCODE = 255  # as in multiprocessing, of a worker whose template died before it
 
 
@@ -74,6 +76,8 @@ class Launcher:
         self._learns = settings.learn
         self._insists = settings.sources.get("start_method", "default") != "default"
         if settings.start_method == "forkserver":
+            if not hasattr(os, "waitid"):
+                raise BackendUnavailableError(settings.backend, _NO_WAITID)
             self.template = Template(
                 settings.preload,
                 hooks.warmup,
@@ -422,23 +426,14 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code; from any thread."""
-        if self.returncode is None and flag != os.WNOHANG:
-            try:  # wait, but leave it to be reaped below
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
-                pass
-        with self._reaping:
-            if self.returncode is None:
-                self._end_what_it_left()
-            return super().poll(os.WNOHANG)
-
-    def _end_what_it_left(self) -> None:
-        """Once the worker has ended, end what its task left running; unreaped, it still has its number."""
-        try:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                _kill_group(self.pid)
-        except ChildProcessError:
-            pass
+        while True:
+            ended = self.returncode is None and has_ended(self.pid, wait=flag != os.WNOHANG)
+            with self._reaping:
+                if self.returncode is None and has_ended(self.pid):
+                    _kill_group(self.pid)  # what its task left running
+                code = super().poll(os.WNOHANG)
+            if code is not None or not ended or flag == os.WNOHANG:
+                return code
 
     def _launch(self, process: WorkerProcess) -> None:
         tracker = tracker_fd()

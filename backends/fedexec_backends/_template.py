@@ -33,6 +33,7 @@ from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
+from fedexec_backends._leaving import has_ended
 
 __all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
 
@@ -190,9 +191,7 @@ class Template:
             self._discard()
 
     def _ensure_running(self) -> socket.socket:
-        if self._process is not None and (
-            _waits_to_be_reaped(self._process) or self._process.poll() is not None
-        ):
+        if self._process is not None and (has_ended(self._process.pid) or self._process.poll() is not None):
             self._discard()
         if self._control is None:
             self._launch()
@@ -274,19 +273,11 @@ class Template:
             self._control.close()
             self._control = None
         if self._process is not None:
-            if _waits_to_be_reaped(self._process, 0):
+            if has_ended(self._process.pid, wait=True):
                 # What an import has started there: a Manager, a pool. Workers have groups of their own.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-
-
-def _waits_to_be_reaped(child: "subprocess.Popen[bytes]", flags: int = os.WNOHANG) -> bool:
-    """Return whether a process has ended and is not reaped: its number is still that of its group."""
-    try:
-        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | flags) is not None
-    except ChildProcessError:  # The caller's own code has reaped it.
-        return False
 
 
 def tracker_fd() -> int:
