@@ -5,6 +5,7 @@ the system that :func:`pretend` names. It shows what can be seen so, and is no t
 """
 
 import importlib
+import os
 import sys
 
 # Of `signal`: all else that is named like a signal goes.
@@ -14,7 +15,7 @@ NOT_OF_WINDOWS = {
         "fork forkpty killpg waitid wait wait3 wait4 setpgid getpgrp getpgid setsid "
         "register_at_fork geteuid getuid getgid O_CLOEXEC O_NONBLOCK O_ASYNC O_ACCMODE pidfd_open "
         "memfd_create MFD_CLOEXEC posix_spawn sysconf sched_getaffinity sched_yield "
-        "process_cpu_count WNOHANG WEXITED WNOWAIT WIFSIGNALED WTERMSIG P_PID P_ALL CLD_KILLED "
+        "WNOHANG WEXITED WNOWAIT WIFSIGNALED WTERMSIG P_PID P_ALL CLD_KILLED "
         "CLD_DUMPED openpty uname mkfifo posix_fallocate eventfd"
     ),
     "signal": (
@@ -64,6 +65,8 @@ def pretend(platform):
         _have_no_library_of_everything()
         for name in NO_MODULES_OF_WINDOWS.split():
             sys.modules[name] = None  # an import of it fails
+    if hasattr(os, "process_cpu_count"):  # as it is where there is no sched_getaffinity
+        os.process_cpu_count = os.cpu_count
     sys.platform = platform
 
 
