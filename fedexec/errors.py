@@ -39,6 +39,8 @@ __all__ = [
     "WorkerMemoryError",
 ]
 
+SIGKILL = 9  # wherever signals end a process; on Windows the module has no such name
+
 
 class FedexecError(Exception):
     """Base of every exception of this package."""
@@ -192,7 +194,7 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
     def __str__(self) -> str:
         who = "The worker" if self.pid is None else f"Worker {self.pid}"
         hint = ""
-        if self.signal == signal.SIGKILL:
+        if self.signal == SIGKILL:
             hint = " If nobody killed it, the machine ran out of memory: run fewer at once (max_workers)."
         return f"{who} {_ending(self.exitcode)} while it ran {self.task}.{hint}"
 

@@ -5,13 +5,16 @@ any time and in any number, so a pipe's end is named here by its place in ``/pro
 it anew, and a lock by its name.
 """
 
-import fcntl
 import io
 import os
 import stat
+import sys
 from multiprocessing import reduction
 from multiprocessing.context import set_spawning_popen
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 from fedexec.pickling import Pickler
 

@@ -7,13 +7,13 @@ tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a t
 import enum
 import functools
 import itertools
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from fedexec.machine import SIGKILL
 from fedexec.settings import Settings
 
 __all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]
@@ -266,7 +266,7 @@ class Backend(ABC):
             The worker ended under the task, or :meth:`kill` ended it.
         """
 
-    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
+    def kill(self, task: Task, number: int = SIGKILL) -> None:
         """End the worker that runs `task`, if it runs it still; :meth:`run` then raises WorkerDiedError.
 
         Called from any thread; needed for :attr:`Capability.KILLS_ONE`. Must not hurt another task.

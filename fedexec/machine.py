@@ -9,6 +9,7 @@ them. What cannot be read bounds nothing.
 import functools
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -17,7 +18,9 @@ import psutil
 if sys.platform != "win32":
     import resource
 
-__all__ = ["available_bytes", "available_cores", "open_files", "total_bytes"]
+__all__ = ["SIGKILL", "available_bytes", "available_cores", "open_files", "total_bytes"]
+
+SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way to end a process
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
@@ -37,13 +40,23 @@ def available_cores() -> int:
 
 def total_bytes() -> int:
     """Return what this process may use of the memory: its control groups' limit, if that is less."""
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory_limits())])
+    return min([_memory()[0], *(limit for limit, _ in _memory_limits())])
 
 
 def available_bytes() -> int:
     """Return what can still be taken before the kernel swaps or kills."""
     free = [limit - used for limit, used in _memory_limits()]
-    return max(0, min([int(psutil.virtual_memory().available), *free]))
+    return max(0, min([_memory()[1], *free]))
+
+
+def _memory() -> tuple[int, int]:
+    """Return the machine's memory, and what of it is available: all, where nobody can tell."""
+    try:
+        memory = psutil.virtual_memory()
+    except OSError:  # no /proc
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total
+    return int(memory.total), int(memory.available)
 
 
 def open_files(more: int) -> int | None:

@@ -5,6 +5,7 @@ Plug-ins register in the entry-point group ``fedexec.backends``, as ``name = "mo
 
 import difflib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +17,7 @@ from fedexec.interface import Backend, Capability
 __all__ = ["BackendInfo", "backends", "load"]
 
 GROUP = "fedexec.backends"
+NEEDS_POSIX = "it needs Linux or macOS; on Windows use WSL2"
 
 _ISOLATED = Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
 
@@ -37,6 +39,8 @@ class BackendInfo:
         The package it needs.
     install : str or None
         The command that installs that package.
+    needs_posix : bool
+        It runs on Linux and macOS only.
     """
 
     name: str
@@ -45,11 +49,19 @@ class BackendInfo:
     capabilities: Capability | None = None
     requires: str | None = None
     install: str | None = None
+    needs_posix: bool = False
+
+    @property
+    def wrong_system(self) -> str | None:
+        """Why it cannot run on this system, whatever is installed; None if it can."""
+        return NEEDS_POSIX if self.needs_posix and sys.platform == "win32" else None
 
     @property
     def available(self) -> bool:
         """Whether it can run here; it is looked up, not imported."""
         packages = [self.target.partition(":")[0].partition(".")[0], self.requires]
+        if self.wrong_system is not None:
+            return False
         return all(package is None or importlib.util.find_spec(package) is not None for package in packages)
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,7 +74,8 @@ class BackendInfo:
             "summary": self.summary,
             "promises": promises,
             "available": self.available,
-            "install": None if self.available else self.install,
+            "install": None if self.available or self.wrong_system else self.install,
+            "reason": self.wrong_system,
         }
 
 
@@ -74,18 +87,21 @@ _BUILTIN = {
             "fedexec_backends.standby:StandbyBackend",
             "a worker forked ahead of need from a preloaded template, fresh for every task",
             _ISOLATED | Capability.FRESH_PROCESS | Capability.STANDS_BY | Capability.SHARES_MEMORY,
+            needs_posix=True,
         ),
         BackendInfo(
             "process",
             "fedexec_backends.process:ProcessBackend",
             "one multiprocessing.Process per task, its result in a Manager's dict (the tutorial's way)",
             _ISOLATED | Capability.FRESH_PROCESS | Capability.SHARES_MEMORY,
+            needs_posix=True,
         ),
         BackendInfo(
             "pool",
             "fedexec_backends.pool:PoolBackend",
             "concurrent.futures.ProcessPoolExecutor with max_tasks_per_child=1",
             _ISOLATED | Capability.FRESH_PROCESS | Capability.SHARES_MEMORY,
+            needs_posix=True,
         ),
         BackendInfo(
             "loky",
@@ -94,6 +110,7 @@ _BUILTIN = {
             _ISOLATED | Capability.RECYCLES | Capability.SHARES_MEMORY,
             requires="loky",
             install="pip install 'fedexec[loky]'",
+            needs_posix=True,
         ),
         BackendInfo(
             "inline",
@@ -130,7 +147,7 @@ def load(name: str) -> type[Backend]:
     UnknownBackendError
         No backend has this name; says which exist, and the nearest.
     BackendUnavailableError
-        Its package is not installed; says how to install it.
+        Its package is not installed, and it says how to install it; or it does not run on this system.
     """
     info = _BUILTIN.get(name)
     if info is None:
@@ -140,6 +157,8 @@ def load(name: str) -> type[Backend]:
             nearest = difflib.get_close_matches(name, known, n=1)
             raise UnknownBackendError(name, known, nearest[0] if nearest else None)
         info = BackendInfo(name, entry.value, "plug-in")
+    if info.wrong_system:
+        raise BackendUnavailableError(name, info.wrong_system)
     module, _, attribute = info.target.partition(":")
     try:
         backend: type[Backend] = getattr(import_module(module), attribute)

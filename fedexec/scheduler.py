@@ -28,6 +28,7 @@ from fedexec.errors import (
     WorkerMemoryError,
 )
 from fedexec.interface import Backend, Capability, Outcome, Task, Usage
+from fedexec.machine import SIGKILL
 from fedexec.memory.admission import Admission, Footprint
 from fedexec.memory.device import Device
 from fedexec.memory.watch import Watch
@@ -129,7 +130,7 @@ class _Deadline:
         self.passed = True
         self._kill(signal.SIGTERM)
         if not self._ended.wait(GRACE_SECONDS):
-            self._kill(signal.SIGKILL)
+            self._kill(SIGKILL)
 
 
 class Scheduler:
@@ -437,7 +438,7 @@ class Scheduler:
             if deadline is not None:
                 deadline.cancel()
 
-    def _kill(self, task: Task, number: int = signal.SIGKILL) -> None:
+    def _kill(self, task: Task, number: int = SIGKILL) -> None:
         task.doomed = True
         self._backend.kill(task, number)
 

@@ -14,10 +14,13 @@ Linux only (``memfd_create``, ``/proc``); elsewhere, and below the threshold, bu
 
 import ctypes
 import errno
+import functools
+import logging
 import math
 import mmap
 import os
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -33,6 +36,9 @@ from fedexec.settings import format_size
 
 __all__ = ["Delivery", "Parcel", "SegmentPool", "UnreachableSegmentError", "supported"]
 
+log = logging.getLogger("fedexec")
+
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 THRESHOLD = 1 << 20  # bytes of buffers from which a segment is worth its system calls
 ALIGNMENT = 64  # of each buffer in a segment: a cache line, and what vector instructions like
 HUGE_PAGE = 2 << 20  # bytes; segments are a multiple of it
@@ -40,9 +46,23 @@ KEPT_RESULTS = 64  # that keep their segment, to be reused; the memory of more g
 IDLE_SECONDS = 2.0  # after which a segment nobody uses is given back to the system
 
 
+@functools.cache
 def supported() -> bool:
-    """Return whether this system has what segments need."""
-    return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")  # noqa: PTH112
+    """Return whether this system has what segments need. It is tried once, and said if it is refused."""
+    if not hasattr(os, "memfd_create"):
+        return False
+    try:
+        fd = os.memfd_create("fedexec", os.MFD_CLOEXEC)
+        try:
+            os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        if exc.errno in _TOO_MANY_FILES:
+            return True
+        log.warning("this system does not let memory be shared (%s): arrays are copied", exc)
+        return False
+    return True
 
 
 class UnreachableSegmentError(Exception):
@@ -119,14 +139,15 @@ def _copy(
 
 # ---------------------------------------------------------------- memory
 
-_libc = ctypes.CDLL(None)
-_memcmp = _libc.memcmp  # releases the GIL, as np.copyto does
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+if sys.platform != "win32":
+    _libc = ctypes.CDLL(None)
+    _memcmp = _libc.memcmp  # releases the GIL, as np.copyto does
+    _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
+    _mmap.restype = ctypes.c_void_p
+    _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FIXED, _MADV_COLLAPSE = 0x10, 25  # the mmap module does not have them
 
 
@@ -438,7 +459,7 @@ class SegmentPool:
             back = self._take(size)
             there = self._place(layout, size, buffers, since) if size >= THRESHOLD else None
         except OSError as exc:
-            if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            if exc.errno not in _TOO_MANY_FILES:
                 raise
             if back is not None:
                 self.release(back)

@@ -51,6 +51,7 @@ __all__ = [
     "prepare",
     "run",
     "setup",
+    "signals_hangup",
 ]
 
 LEAVE_SECONDS = 5.0  # that a worker whose work is done may take to end
@@ -359,11 +360,7 @@ def end_with_caller() -> None:
     if parent is None:
         return
     sentinel = parent.sentinel
-    if sys.platform == "linux":
-        # The kernel kills the whole group when the pipe's other end is gone: a watching thread costs more.
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(sentinel, fcntl.F_SETSIG, int(signal.SIGKILL))
-        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if signals_hangup(sentinel, signal.SIGKILL):
         poll = select.poll()
         poll.register(sentinel)
         if poll.poll(0):
@@ -377,6 +374,23 @@ def end_with_caller() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="fedexec-end-with-caller", daemon=True).start()
+
+
+def signals_hangup(pipe: int, number: int) -> bool:
+    """Have the kernel send this process's group a signal when the other end of a pipe is gone.
+
+    A watching thread costs more, and does nothing while another one keeps Python's global lock. But only
+    Linux can do this, and some sandboxes refuse it: False.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, int(number))
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError:
+        return False
+    return True
 
 
 def leave() -> NoReturn:

@@ -5,9 +5,10 @@ It differs from the standard contexts in two ways: the caller's ``__main__`` is 
 "forkserver" forks from a :class:`~fedexec_backends._template.Template` of this executor's own.
 
 It builds on names of multiprocessing that its documentation does not mention: ``Process._Popen`` and
-``Popen._launch``, the same in CPython 3.11 and 3.13.
+``Popen._launch``, the same in CPython 3.11 to 3.14.
 """
 
+import functools
 import io
 import logging
 import multiprocessing.context
@@ -16,6 +17,7 @@ import multiprocessing.synchronize  # these two so that they are in the template
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
@@ -26,14 +28,18 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
+if sys.platform == "linux":
+    import fcntl
+
 from fedexec import forks
-from fedexec.errors import PreloadError
+from fedexec.errors import BackendUnavailableError, PreloadError
 from fedexec.interface import Hooks
 from fedexec.learning import Learner, Lesson
 from fedexec.pickling import dumps
 from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
+from fedexec_backends._leaving import has_ended
 from fedexec_backends._template import (
     Template,
     UnfitTemplateError,
@@ -47,6 +53,7 @@ __all__ = ["Launcher", "WorkerContext", "WorkerProcess", "end_process", "exit_co
 log = logging.getLogger("fedexec")
 _util: Any = util  # its names that type checkers do not know
 
+_NO_WAITID = 'start_method="forkserver" needs os.waitid, new in Python 3.13 on macOS; "spawn" does without'
 UNKNOWN_EXITCODE = 255  # as in multiprocessing, of a worker whose template died before it
 
 
@@ -69,11 +76,14 @@ class Launcher:
         self, settings: Settings, hooks: Hooks, backend: str, service: Service | None = None
     ) -> None:
         _open_standard_streams()
+        _try_signals()
         start_tracker_apart(resource_tracker)
         self.template: Template | None = None
         self._learns = settings.learn
         self._insists = settings.sources.get("start_method", "default") != "default"
         if settings.start_method == "forkserver":
+            if not hasattr(os, "waitid"):
+                raise BackendUnavailableError(settings.backend, _NO_WAITID)
             self.template = Template(
                 settings.preload,
                 hooks.warmup,
@@ -235,6 +245,25 @@ def _open_standard_streams() -> None:
             os.set_inheritable(opened, True)
 
 
+@functools.cache
+def _try_signals() -> None:
+    """Say, once, where workers must do without a signal of the kernel's at the end of this process."""
+    reading, writing = os.pipe()
+    try:
+        if sys.platform == "linux":
+            fcntl.fcntl(reading, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(reading, fcntl.F_SETSIG, 0)
+    except OSError as exc:
+        log.warning(
+            "this system refuses F_SETSIG (%s): a thread in each worker watches for the end of this process, "
+            "which a task that keeps Python's global lock may outlive",
+            exc,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:
     """Send a signal to a worker and what it started, if it has not ended; by default one that kills."""
     pid = process.pid
@@ -298,16 +327,13 @@ def start_tracker_apart(module: ModuleType) -> None:
         reading, writing = os.pipe()
         command = [os.fsdecode(spawn.get_executable()), *_util._args_from_interpreter_flags()]
         command += ["-c", f"from {module.__name__} import main; main({reading})"]
+        os.set_inheritable(reading, True)
         # Blocked until it ignores them and says so to the kernel, both of which its main() does first.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            tracker._pid = os.posix_spawn(
-                command[0],
-                command,
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, reading, reading)],  # it inherits this one
-                setpgroup=0,
-            )
+            # Its number stays unknown to multiprocessing, which newer releases of CPython have wait at exit
+            # for the end of a tracker that they know: it lives as long as any process that a task has left.
+            os.posix_spawn(command[0], command, os.environ, setpgroup=0)
         except BaseException:
             os.close(writing)
             raise
@@ -408,23 +434,14 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code; from any thread."""
-        if self.returncode is None and flag != os.WNOHANG:
-            try:  # wait, but leave it to be reaped below
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
-                pass
-        with self._reaping:
-            if self.returncode is None:
-                self._end_what_it_left()
-            return super().poll(os.WNOHANG)
-
-    def _end_what_it_left(self) -> None:
-        """Once the worker has ended, end what its task left running; unreaped, it still has its number."""
-        try:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                _kill_group(self.pid)
-        except ChildProcessError:
-            pass
+        while True:
+            ended = self.returncode is None and has_ended(self.pid, wait=flag != os.WNOHANG)
+            with self._reaping:
+                if self.returncode is None and has_ended(self.pid):
+                    _kill_group(self.pid)  # what its task left running
+                code = super().poll(os.WNOHANG)
+            if code is not None or not ended or flag == os.WNOHANG:
+                return code
 
     def _launch(self, process: WorkerProcess) -> None:
         tracker = tracker_fd()

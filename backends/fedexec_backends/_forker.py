@@ -136,10 +136,14 @@ def _become_like_a_worker(parent: tuple[str, int]) -> None:
 
 
 def _end_on_hangup(control: socket.socket, on: bool) -> None:
-    """Have the kernel end this process, and what an import has started, (SIGIO) when the caller is gone."""
-    fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())
-    flags = fcntl.fcntl(control, fcntl.F_GETFL)
-    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+    """Have the kernel end this process, and what an import has started, (SIGIO) when the caller is gone.
+
+    Where that is refused, it ends when it is ready and nobody listens.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())
+        flags = fcntl.fcntl(control, fcntl.F_GETFL)
+        fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
     if on and wait([control], 0):  # `select.select` refuses descriptors above 1,023
         os._exit(1)  # nothing is ever sent to a template that is not ready: the caller is gone already
 

@@ -12,12 +12,16 @@ import weakref
 from multiprocessing import process, util
 from typing import Any
 
-__all__ = ["ToDoAtExit", "end_group", "end_what_is_left", "leave_out_inherited"]
+import psutil
+
+__all__ = ["ToDoAtExit", "end_group", "end_what_is_left", "has_ended", "leave_out_inherited"]
 
 _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
 _finalize: Any = weakref.finalize
 REST_SECONDS = 0.5  # that a process which an import has started may take to end, once it was told to
+MOST_FILES = 1 << 20  # descriptors that a process may have open by default, at most
+POLL_SECONDS = 0.01
 
 exit_code = 0  # of a worker whose exit functions are all that is left to do
 
@@ -69,10 +73,13 @@ def end_what_is_left(pid: int) -> None:
     if os.getpid() != pid:
         return  # A process that an import has forked ends without us.
     _util._flush_std_streams()
-    for fd in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
-        if fd > 2:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(fd)
+    try:
+        for fd in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
+            if fd > 2:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(fd)
+    except OSError:  # no /proc
+        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MOST_FILES))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + REST_SECONDS
@@ -91,3 +98,28 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def has_ended(pid: int, *, wait: bool = False) -> bool:
+    """Return whether a child has ended and is not reaped: its number is still that of its group.
+
+    Parameters
+    ----------
+    pid : int
+    wait : bool
+        Return when it has, or when the caller's own code has reaped it.
+    """
+    if hasattr(os, "waitid"):
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
+        except ChildProcessError:
+            return False
+    while True:  # macOS before Python 3.13
+        try:
+            process = psutil.Process(pid)
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if ended or not wait or process.ppid() != os.getpid():
+                return ended
+        except psutil.NoSuchProcess:
+            return False
+        time.sleep(POLL_SECONDS)

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from fedexec.courier import Courier
-from fedexec.errors import WorkerDiedError
+from fedexec.errors import BackendUnavailableError, WorkerDiedError
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup
@@ -40,6 +40,7 @@ class PooledBackend(Backend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
+        _require_semaphores(settings.backend)
         self._launcher = Launcher(settings, hooks, type(self).__module__)
         self._setup = WorkerSetup.of(settings, hooks)
         learner = self._launcher.learner(self._renew)
@@ -112,6 +113,18 @@ class PooledBackend(Backend):
     def new_pool(self, slot: "Slot") -> Pool:
         """Make the pool of one slot, which hears of every process the pool starts."""
         return self.make_pool(_SlotContext(self._launcher, slot), self._setup)
+
+
+def _require_semaphores(backend: str) -> None:
+    """Raise BackendUnavailableError where the system gives none: the queues of pools are made of them.
+
+    One of the context "fork" has no name that a resource tracker would have to be told.
+    """
+    try:
+        multiprocessing.get_context("fork").Semaphore()
+    except (ImportError, OSError) as exc:
+        reason = f"this system gives no semaphores, which lie in /dev/shm ({exc}); use standby or process"
+        raise BackendUnavailableError(backend, reason) from exc
 
 
 class Slot:

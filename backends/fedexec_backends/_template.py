@@ -35,6 +35,7 @@ from fedexec.pickling import dumps
 from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
+from fedexec_backends._leaving import has_ended
 from fedexec_backends._stopped import await_answer, is_stopped
 
 __all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
@@ -205,9 +206,7 @@ class Template:
             self._discard()
 
     def _ensure_running(self) -> socket.socket:
-        if self._process is not None and (
-            _waits_to_be_reaped(self._process) or self._process.poll() is not None
-        ):
+        if self._process is not None and (has_ended(self._process.pid) or self._process.poll() is not None):
             self._discard()
         if self._control is None:
             self._launch()
@@ -291,7 +290,7 @@ class Template:
             self._control = None
         if self._process is not None:
             self._continue()  # One that is stopped would not end.
-            if _waits_to_be_reaped(self._process, 0):
+            if has_ended(self._process.pid, wait=True):
                 # What an import has started there: a Manager, a pool. Workers have groups of their own.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -313,14 +312,6 @@ def end_if_stopped(pid: int, reading: int) -> None:
         log.warning("the template (process %d) is stopped and does not answer: it is replaced", pid)
         with contextlib.suppress(ProcessLookupError):  # Several threads may wait for it.
             os.kill(pid, signal.SIGKILL)
-
-
-def _waits_to_be_reaped(child: "subprocess.Popen[bytes]", flags: int = os.WNOHANG) -> bool:
-    """Return whether a process has ended and is not reaped: its number is still that of its group."""
-    try:
-        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | flags) is not None
-    except ChildProcessError:  # The caller's own code has reaped it.
-        return False
 
 
 def tracker_fd() -> int:

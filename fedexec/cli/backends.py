@@ -20,7 +20,6 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"{row['name']:<{width}}  {row['summary']}")
         print(f"{'':<{width}}  promises: {promises or 'none'}")
         if not row["available"]:
-            print(
-                f"{'':<{width}}  not available here; install it with: {row['install'] or 'see its project'}"
-            )
+            way_out = row["reason"] or f"install it with: {row['install'] or 'see its project'}"
+            print(f"{'':<{width}}  not available here; {way_out}")
     return 0

@@ -223,7 +223,8 @@ def _renew_locks() -> None:
             each._lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_locks)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _parse(spec: str) -> tuple[int, int, int]:

@@ -35,11 +35,14 @@ def rss_bytes(pid: int) -> int | None:
 
 def pss_bytes(pid: int) -> int | None:
     """Return the proportional set of a process; None when it is gone, or where the system does not tell."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+    for name in ("smaps_rollup", "smaps"):  # the second, which takes longer, before Linux 4.14
+        try:
+            lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
+        except OSError:
+            continue
+        shares = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
+        return sum(shares) * 1024 if shares else None
+    return None
 
 
 def tree_bytes(measure: Callable[[int], int | None] = pss_bytes, root: int | None = None) -> int | None:

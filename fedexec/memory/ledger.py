@@ -7,11 +7,14 @@ tells its children where it is in ``FEDEXEC_EMULATED_LEDGER``. Linux only.
 """
 
 import contextlib
-import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 from fedexec.errors import DeviceError
 from fedexec.memory.device import LEDGER_VARIABLE

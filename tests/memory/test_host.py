@@ -56,6 +56,19 @@ def test_a_tree_is_the_sum_of_its_processes(child):
     assert host.tree_bytes(host.rss_bytes, root=top) == pytest.approx(both, rel=0.02)
 
 
+def test_a_kernel_without_a_roll_up_is_asked_for_each_mapping(child, monkeypatch):
+    read_text = Path.read_text
+
+    def refuse(path, *arguments, **options):
+        if path.name == "smaps_rollup":
+            raise FileNotFoundError(path)
+        return read_text(path, *arguments, **options)
+
+    expected = rollup(child[0], "Pss")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert host.pss_bytes(child[0]) == pytest.approx(expected, rel=0.02)
+
+
 def test_a_process_that_is_gone_is_unknown():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

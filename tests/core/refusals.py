@@ -1,0 +1,57 @@
+"""System calls that a filter of seccomp refuses, as containers' and sandboxes' do. Run in a child: it stays.
+
+Linux on x86_64 only: a program of the kernel's packet filter knows system calls by their numbers.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+
+AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
+
+FCNTL, MEMFD_CREATE, PIDFD_OPEN = 72, 319, 434
+F_SETOWN, F_SETSIG = 8, 10
+CALLS = {  # what may be refused -> the number of the call, and its second argument if only that one is
+    "F_SETOWN": (FCNTL, F_SETOWN),
+    "F_SETSIG": (FCNTL, F_SETSIG),
+    "memfd_create": (MEMFD_CREATE, None),
+    "pidfd_open": (PIDFD_OPEN, None),
+}
+
+AUDIT_ARCH_X86_64 = 0xC000003E
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
+NUMBER, ARCHITECTURE, SECOND = 0, 4, 24  # offsets in struct seccomp_data; of the argument, its lower half
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
+
+
+def refuse(name, error="EPERM"):
+    """Have the kernel refuse one call to this process, and to all that it will start."""
+    number, second = CALLS[name]
+    answer = (RETURN, 0, 0, REFUSE | getattr(errno, error))
+    conditions = [(ARCHITECTURE, AUDIT_ARCH_X86_64), (NUMBER, number)]
+    if second is not None:
+        conditions.append((SECOND, second))
+    program = []
+    for position, (offset, value) in enumerate(conditions):
+        to_the_end = 2 * (len(conditions) - position) - 1  # past the refusal
+        program += [(LOAD, 0, 0, offset), (EQUAL, 0, to_the_end, value)]
+    program += [answer, (RETURN, 0, 0, ALLOW)]
+    _load(b"".join(struct.pack("HBBI", *instruction) for instruction in program), len(program))
+
+
+def _load(code, length):
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    for arguments in (
+        (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+        (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Program(length, code)), 0, 0),
+    ):
+        if libc.prctl(*arguments):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
