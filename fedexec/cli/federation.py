@@ -144,11 +144,15 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
     report = options.writable("--json", arguments.json)
     weights_file = options.writable("--save", arguments.save)
     certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
-    resuming = Resuming(arguments, spec)
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
-    with contextlib.ExitStack() as stack, showing as display, _executor(arguments, spec) as executor:
+    with (
+        Resuming(arguments, spec) as resuming,
+        contextlib.ExitStack() as stack,
+        showing as display,
+        _executor(arguments, spec) as executor,
+    ):
         display.chosen(executor.settings)
         timeline = stack.enter_context(Timeline(executor.devices))
         tasks = TaskLog(executor)
