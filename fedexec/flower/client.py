@@ -30,7 +30,7 @@ from fedexec.executor import Executor
 from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.proof import CHALLENGE, PROOF, REFUSED, prove
 
-__all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
+__all__ = ["ExecutorClient", "TaskLog", "decoded", "failed_evaluation", "failed_fit"]
 
 log = logging.getLogger("fedexec.flower")
 
@@ -160,7 +160,7 @@ class ExecutorClient(NumPyClient):
 _decoding = threading.Lock()
 
 
-def _decoded(parameters: Parameters) -> NDArrays:
+def decoded(parameters: Parameters) -> NDArrays:
     """Read arrays, one thread at a time.
 
     numpy parses an array's header by ``ast``. Python 3.11 counts how deep that is in one number for all
@@ -184,14 +184,14 @@ class _ReportingClient(Client):
 
     def fit(self, ins: FitIns) -> FitRes:
         try:
-            new, examples, metrics = self._client.fit(_decoded(ins.parameters), ins.config)
+            new, examples, metrics = self._client.fit(decoded(ins.parameters), ins.config)
             return FitRes(_OK, ndarrays_to_parameters(new), examples, metrics)
         except Exception as exc:
             return failed_fit(self._report("fit", exc))
 
     def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
         try:
-            loss, examples, metrics = self._client.evaluate(_decoded(ins.parameters), ins.config)
+            loss, examples, metrics = self._client.evaluate(decoded(ins.parameters), ins.config)
             return EvaluateRes(_OK, loss, examples, metrics)
         except Exception as exc:
             return failed_evaluation(self._report("evaluate", exc))
