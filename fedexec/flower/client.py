@@ -105,13 +105,14 @@ class ExecutorClient(NumPyClient):
         self._secret = secret
         self.index = index
         self.parameters: NDArrays = []
-        self.is_refused = False
+        self.refusal: str | None = None  # as the server has told it
+        self.has_worked = False
 
     def get_properties(self, config: Config) -> Config:
         """Tell the server which client this is, and that it may take part."""
         properties: Config = {} if self.index is None else {"client": self.index}
         if config.get(REFUSED):
-            self.is_refused = True
+            self.refusal = str(config[REFUSED])
         if self._secret is not None and CHALLENGE in config:
             properties[PROOF] = prove(self._secret, str(config[CHALLENGE]))
         return properties
@@ -122,6 +123,7 @@ class ExecutorClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
         """Train in a worker."""
+        self.has_worked = True
         self.parameters = parameters
         new, examples, metrics = self._call("fit", self._fit, parameters, config, list)
         self.parameters = new
@@ -131,6 +133,7 @@ class ExecutorClient(NumPyClient):
         """Validate in a worker."""
         if self._evaluate is None:
             raise TypeError("this client was made without evaluate=")
+        self.has_worked = True
         self.parameters = parameters
         loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config, numbers.Real)
         return float(loss), examples, metrics
