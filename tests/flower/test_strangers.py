@@ -44,6 +44,9 @@ class Stranger:
             answer.properties[name].CopyFrom(Scalar(**{kind: value}))
         self._says.put(ClientMessage(get_properties_res=answer))
 
+    def send(self, message):
+        self._says.put(message)
+
     def end(self):
         """Have the connection ended by the other side, and return how."""
         try:
@@ -73,15 +76,18 @@ def members(executor, address, indices, *, fit=jobs.fit, **options):
     return ClientHost(clients, server_address=address, **options)
 
 
-def run(on_ready, *, clients=2, rounds=1, model=None, address=None, **options):
+def run(on_ready, *, clients=2, rounds=1, model=None, evaluate_clients=0, numbers=10, **options):
     """Serve a federation of so many clients; `on_ready(address)` starts them."""
-    address = address or free_address()
+    address = free_address()
     initial = [np.zeros((3, 2), np.float32), np.ones(4, np.float32)] if model is None else model
     strategy = FedAvgMp(
-        fit_clients=10, available_clients=clients, initial_parameters=ndarrays_to_parameters(initial)
+        fit_clients=numbers,
+        available_clients=clients,
+        evaluate_clients=evaluate_clients,
+        initial_parameters=ndarrays_to_parameters(initial),
     )
     serve(
-        strategy, address=address, num_rounds=rounds, max_clients=10, numbers=10, secret=SECRET,
+        strategy, address=address, num_rounds=rounds, max_clients=numbers, numbers=numbers, secret=SECRET,
         on_ready=lambda: on_ready(address), **options,
     )  # fmt: skip
     return strategy
