@@ -90,6 +90,9 @@ class Display:
         for failure in current.failures:
             line = f"  client {failure['client']}: {failure['reason']}"
             self._console.print(line, style="red", soft_wrap=True)
+        for remark in current.remarks:
+            line = f"  client {remark['client']}: {remark['reason']}; it counts all the same"
+            self._console.print(line, style="yellow", soft_wrap=True)
 
     def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""

@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import json
 import logging
+import math
 import os
 import secrets
 import subprocess
@@ -51,6 +52,9 @@ from fedexec.workload.data import DataError, DataSpec
 __all__ = ["client", "run", "server"]
 
 log = logging.getLogger("fedexec")
+
+STARTING_SECONDS = 60.0  # that workers may take, once a round
+ENDING_SECONDS = 5.0  # that a worker may take which has exceeded its time
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,11 +148,15 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
     report = options.writable("--json", arguments.json)
     weights_file = options.writable("--save", arguments.save)
     certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
-    resuming = Resuming(arguments, spec)
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
-    with contextlib.ExitStack() as stack, showing as display, _executor(arguments, spec) as executor:
+    with (
+        Resuming(arguments, spec) as resuming,
+        contextlib.ExitStack() as stack,
+        showing as display,
+        _executor(arguments, spec) as executor,
+    ):
         display.chosen(executor.settings)
         timeline = stack.enter_context(Timeline(executor.devices))
         tasks = TaskLog(executor)
@@ -179,6 +187,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
                 address=arguments.address,
                 num_rounds=arguments.rounds - len(resuming.rounds[1:]),
                 max_clients=spec.clients,
+                numbers=spec.clients,
+                round_timeout=_round_timeout(arguments, executor.settings, isinstance(host, ClientHost)),
                 certificates=certificates,  # type: ignore[arg-type]
                 secret=secret,
                 on_ready=host.start,
@@ -207,6 +217,18 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
     if report is not None:
         write_json(report, result)
     return 0
+
+
+def _round_timeout(arguments: argparse.Namespace, settings: Settings, shared: bool) -> float | None:
+    """Return how long a client may take: as told, or what the tasks of a round may take; None is for ever."""
+    given: float | None = arguments.round_timeout
+    if given is not None or settings.timeout is None:
+        return given
+    asked = max(arguments.fit_clients or arguments.clients, arguments.evaluate_clients)
+    at_once = settings.max_workers if shared and not settings.auto else 1
+    turns = math.ceil(asked / at_once) * (1 + settings.retries)
+    seconds: float = STARTING_SECONDS + turns * (settings.timeout + ENDING_SECONDS)
+    return seconds
 
 
 def _strategy(

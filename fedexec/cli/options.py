@@ -121,6 +121,11 @@ def add_federation(parser: argparse.ArgumentParser) -> None:
         "--min-results", type=_positive, default=1, metavar="N",
         help="fail if fewer clients of a round give a result (default: %(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--round-timeout", type=_above_zero, metavar="SECONDS",
+        help="a client that takes longer to answer fails, and takes part no more (default: what --timeout "
+        "allows for the tasks of a round, one after the other where clients are elsewhere, and a minute)",
+    )  # fmt: skip
     group.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
     group.add_argument(
         "--epochs", type=_positive, default=5, metavar="N", help="a client's (default: %(default)s)"

@@ -2,10 +2,12 @@
 
 import argparse
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from fedexec.cli.options import UsageError
-from fedexec.flower import Round, checkpoint
-from fedexec.flower.checkpoint import Checkpoint
+from fedexec.flower import Round
+from fedexec.flower.checkpoint import Checkpoint, Checkpoints
 from fedexec.workload import jobs
 from fedexec.workload.data import DataSpec
 
@@ -15,7 +17,7 @@ _SAME = ("epochs", "batch_size", "learning_rate", "fit_clients", "evaluate_clien
 
 
 class Resuming:
-    """The checkpoints of one run.
+    """The checkpoints of one run, whose directory is this run's until the context ends.
 
     Parameters
     ----------
@@ -32,11 +34,11 @@ class Resuming:
     UsageError
         Nothing that makes sense was asked for; another run's state lies there.
     CheckpointError
-        What lies there cannot be read.
+        What lies there cannot be read, or another run uses the directory.
     """
 
     def __init__(self, arguments: argparse.Namespace, data: DataSpec) -> None:
-        self._directory = None if arguments.checkpoint is None else Path(arguments.checkpoint)
+        self._checkpoints: Checkpoints | None = None
         self._settings = {name: getattr(arguments, name) for name in _SAME}
         for name, value in data.as_dict().items():
             if name not in ("directory", "download"):  # the data may have been moved
@@ -44,18 +46,49 @@ class Resuming:
         for name in ("fit_clients", "available_clients"):
             self._settings[name] = self._settings[name] or data.clients
         self.last: Checkpoint | None = None
-        if self._directory is None:
+        if arguments.checkpoint is None:
             if arguments.resume:
                 raise UsageError("--resume needs --checkpoint DIR: where the state lies")
             return
+        directory = Path(arguments.checkpoint)
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            found = checkpoint.latest(self._directory)
+            self._checkpoints = Checkpoints(directory)
+            self.last = self._checkpoints.latest()
+            if self.last is not None:
+                self._check(arguments, self.last, f"--checkpoint {directory} holds round")
         except OSError as exc:
-            raise UsageError(f"--checkpoint {self._directory}: {exc.strerror}") from exc
-        if found is None:
-            return
-        held = f"--checkpoint {self._directory} holds round {found.server_round} of a run"
+            self.close()
+            raise UsageError(f"--checkpoint {directory}: {exc.strerror}") from exc
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another run use the directory."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    @property
+    def rounds(self) -> list[Round]:
+        """Return the rounds that are done."""
+        return [] if self.last is None else self.last.rounds
+
+    def save(self, rounds: list[Round], weights: jobs.Weights) -> None:
+        """Write the state after the last of `rounds`."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(Checkpoint(rounds[-1].server_round, weights, rounds, self._settings))
+
+    def _check(self, arguments: argparse.Namespace, found: Checkpoint, held: str) -> None:
+        """Raise UsageError if this run cannot go on from that state."""
+        held = f"{held} {found.server_round} of a run"
         if not arguments.resume:
             raise UsageError(f"{held}: add --resume to go on from it, or name another directory")
         for name, value in self._settings.items():
@@ -65,16 +98,3 @@ class Resuming:
                 )
         if found.server_round >= arguments.rounds:
             raise UsageError(f"{held}, which is all: raise --rounds to go on")
-        self.last = found
-
-    @property
-    def rounds(self) -> list[Round]:
-        """Return the rounds that are done."""
-        return [] if self.last is None else [Round(**row) for row in self.last.rounds]
-
-    def save(self, rounds: list[Round], weights: jobs.Weights) -> None:
-        """Write the state after the last of `rounds`."""
-        if self._directory is not None:
-            rows = [each.as_dict() for each in rounds]
-            state = Checkpoint(rounds[-1].server_round, weights, rows, self._settings)
-            checkpoint.save(self._directory, state)

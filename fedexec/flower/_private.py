@@ -14,6 +14,9 @@ from flwr.app import ArrayRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp.client_app import LoadClientAppError
 from flwr.common.config import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.transport_pb2_grpc import add_FlowerServiceServicer_to_server
+from flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer import FlowerServiceServicer
+from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridge, GrpcBridgeClosed, InsWrapper
 from flwr.server.workflow import DefaultWorkflow
 from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from flwr.serverapp import ServerApp
@@ -27,9 +30,14 @@ __all__ = [
     "SUPERLINK_NODE_ID",
     "DefaultWorkflow",
     "ErrorCode",
+    "FlowerServiceServicer",
+    "GrpcBridge",
+    "GrpcBridgeClosed",
+    "InsWrapper",
     "LoadClientAppError",
     "LoadServerAppError",
     "Run",
+    "add_FlowerServiceServicer_to_server",
     "arrived",
     "become_server",
     "empty_run",

@@ -30,7 +30,7 @@ from fedexec.executor import Executor
 from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.proof import CHALLENGE, PROOF, REFUSED, prove
 
-__all__ = ["ExecutorClient", "TaskLog", "failed_evaluation", "failed_fit"]
+__all__ = ["ExecutorClient", "TaskLog", "decoded", "failed_evaluation", "failed_fit"]
 
 log = logging.getLogger("fedexec.flower")
 
@@ -105,13 +105,14 @@ class ExecutorClient(NumPyClient):
         self._secret = secret
         self.index = index
         self.parameters: NDArrays = []
-        self.is_refused = False
+        self.refusal: str | None = None  # as the server has told it
+        self.has_worked = False
 
     def get_properties(self, config: Config) -> Config:
         """Tell the server which client this is, and that it may take part."""
         properties: Config = {} if self.index is None else {"client": self.index}
         if config.get(REFUSED):
-            self.is_refused = True
+            self.refusal = str(config[REFUSED])
         if self._secret is not None and CHALLENGE in config:
             properties[PROOF] = prove(self._secret, str(config[CHALLENGE]))
         return properties
@@ -122,6 +123,7 @@ class ExecutorClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
         """Train in a worker."""
+        self.has_worked = True
         self.parameters = parameters
         new, examples, metrics = self._call("fit", self._fit, parameters, config, list)
         self.parameters = new
@@ -131,6 +133,7 @@ class ExecutorClient(NumPyClient):
         """Validate in a worker."""
         if self._evaluate is None:
             raise TypeError("this client was made without evaluate=")
+        self.has_worked = True
         self.parameters = parameters
         loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config, numbers.Real)
         return float(loss), examples, metrics
@@ -160,7 +163,7 @@ class ExecutorClient(NumPyClient):
 _decoding = threading.Lock()
 
 
-def _decoded(parameters: Parameters) -> NDArrays:
+def decoded(parameters: Parameters) -> NDArrays:
     """Read arrays, one thread at a time.
 
     numpy parses an array's header by ``ast``. Python 3.11 counts how deep that is in one number for all
@@ -184,14 +187,14 @@ class _ReportingClient(Client):
 
     def fit(self, ins: FitIns) -> FitRes:
         try:
-            new, examples, metrics = self._client.fit(_decoded(ins.parameters), ins.config)
+            new, examples, metrics = self._client.fit(decoded(ins.parameters), ins.config)
             return FitRes(_OK, ndarrays_to_parameters(new), examples, metrics)
         except Exception as exc:
             return failed_fit(self._report("fit", exc))
 
     def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
         try:
-            loss, examples, metrics = self._client.evaluate(_decoded(ins.parameters), ins.config)
+            loss, examples, metrics = self._client.evaluate(decoded(ins.parameters), ins.config)
             return EvaluateRes(_OK, loss, examples, metrics)
         except Exception as exc:
             return failed_evaluation(self._report("evaluate", exc))

@@ -27,6 +27,8 @@ class Round:
         Which were sampled to train.
     failures : list of dict
         ``client`` (int) and ``reason`` (str) of each that failed.
+    remarks : list of dict
+        ``client`` and ``reason`` likewise, of each whose result counts, and is odd: absurdly large, say.
     client_loss : float or None
         Mean over the clients that evaluated, if they do.
     client_metrics : dict
@@ -41,6 +43,7 @@ class Round:
     seconds: float = 0.0
     clients: list[int] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[dict[str, Any]] = field(default_factory=list)
     client_loss: float | None = None
     client_metrics: dict[str, Scalar] = field(default_factory=dict)
     start: int = 1

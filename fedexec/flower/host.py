@@ -1,21 +1,26 @@
 """The clients of one machine in one light process: a thread each around Flower's ``start_client``."""
 
 import logging
+import random
 import socket
 import threading
 import time
 from collections.abc import Sequence
 
+import grpc
 from flwr.client import NumPyClient, start_client
 
 from fedexec.errors import FedexecError
 from fedexec.flower.address import split_address
 from fedexec.flower.client import ExecutorClient
-from fedexec.flower.proof import RefusedError
+from fedexec.flower.proof import ROOM, RefusedError
 
 __all__ = ["ClientHost", "ServerUnreachableError", "wait_until_reachable"]
 
 log = logging.getLogger("fedexec.flower")
+
+FIRST_PAUSE = 0.2  # seconds before a client asks again that there was no room for
+_NO_ROOM = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 
 class ServerUnreachableError(FedexecError, ConnectionError):
@@ -70,7 +75,7 @@ class ClientHost:
     root_certificates : bytes, optional
         PEM; with it the connection uses TLS.
     connect_timeout : float
-        Seconds to wait for the server.
+        Seconds to wait for the server, and for room there.
     """
 
     def __init__(
@@ -115,14 +120,34 @@ class ClientHost:
             raise ConnectionError(f"a client lost the server at {self._address}: {self._failure}")
 
     def _run(self, client: NumPyClient) -> None:
+        deadline, pause = time.monotonic() + self._connect_timeout, FIRST_PAUSE
+        try:
+            while not self._take_part(client):
+                if time.monotonic() >= deadline:
+                    raise RefusedError(ROOM)
+                time.sleep(pause * random.uniform(0.5, 1.5))  # so that not all come back at once
+                pause = min(2 * pause, 2.0)
+        except BaseException as exc:
+            self._failure = exc
+            log.debug("a client ended", exc_info=exc)
+
+    def _take_part(self, client: NumPyClient) -> bool:
+        """Be a client until the server sends it away; return False if there was no room."""
+        if isinstance(client, ExecutorClient):
+            client.refusal = None
         try:
             start_client(
                 server_address=self._address,
                 client=client.to_client(),
                 root_certificates=self._root_certificates,
             )
-            if isinstance(client, ExecutorClient) and client.is_refused:
-                self._failure = RefusedError()
-        except BaseException as exc:
-            self._failure = exc
-            log.debug("a client ended", exc_info=exc)
+        except grpc.RpcError as exc:
+            has_worked = isinstance(client, ExecutorClient) and client.has_worked
+            if has_worked or exc.code() not in _NO_ROOM:
+                raise
+            return False
+        if isinstance(client, ExecutorClient) and client.refusal is not None:
+            if client.refusal == ROOM:
+                return False
+            raise RefusedError(client.refusal)
+        return True

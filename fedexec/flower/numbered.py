@@ -70,7 +70,10 @@ class NumberedClient(ClientProxy):
 
 
 def ask_index(proxy: ClientProxy) -> int | None:
-    """Ask a client for its number; None if it has none, or does not answer."""
+    """Return a client's number; None if it has none. One that was admitted has told it already."""
+    if "client" in proxy.properties:
+        admitted = proxy.properties["client"]
+        return admitted if isinstance(admitted, int) else None
     try:
         index = proxy.get_properties(GetPropertiesIns({}), timeout=60, group_id=None).properties.get("client")
     except Exception:  # lost meanwhile: its fit will fail, and say why

@@ -1,23 +1,29 @@
-"""The server's side of the tutorial's way: evaluation on an executor, a ``start_server`` that can fail."""
+"""The server's side of the tutorial's way: evaluation on an executor, a server that can fail."""
 
 import concurrent.futures
 import functools
 import logging
-import signal
 from collections.abc import Callable
 
 from flwr.common import NDArrays, Scalar
-from flwr.server import ClientManager, History, Server, ServerConfig, SimpleClientManager, start_server
+from flwr.server import History, Server
 from flwr.server.strategy import Strategy
 
 from fedexec.errors import WorkerError
-from fedexec.flower.address import AddressError, check_listening
+from fedexec.flower.address import check_listening
 from fedexec.flower.client import Evaluate, TaskLog
-from fedexec.flower.proof import ProvenClients
+from fedexec.flower.proof import STRANGERS, AdmittedClients
+from fedexec.flower.service import start_service
 
 __all__ = ["executor_evaluate_fn", "serve"]
 
 log = logging.getLogger("fedexec.flower")
+
+ROOM_AT_LEAST = 1000  # clients
+FAREWELL_SECONDS = 10.0  # to say that it goes
+STOP_SECONDS = 3.0  # for connections to end
+LARGEST_MESSAGE = 512 << 20  # as Flower's
+BESIDE_MODEL = 4 << 20  # metrics, and the reason for a failure
 
 Config = dict[str, Scalar]
 EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
@@ -63,11 +69,13 @@ def serve(
     num_rounds: int,
     max_clients: int,
     round_timeout: float | None = None,
+    numbers: int | None = None,
+    message_bytes: int | None = None,
     certificates: tuple[bytes, bytes, bytes] | None = None,
     secret: bytes | None = None,
     on_ready: Callable[[], object] = lambda: None,
 ) -> History:
-    """Run a Flower server for some rounds. Call it from the main thread (Flower installs signal handlers).
+    """Run a Flower server for some rounds.
 
     Parameters
     ----------
@@ -78,7 +86,12 @@ def serve(
     max_clients : int
         How many clients may be talked to at once; Flower's default would serve six at a time on two cores.
     round_timeout : float, optional
-        Seconds.
+        Seconds that a client has to train, or to evaluate; one that takes longer is a failure of the round,
+        and takes part no more.
+    numbers : int, optional
+        Clients with a number that is not below this are refused, as is a second one with the same.
+    message_bytes : int, optional
+        How large what a client sends may be; by default it follows from the strategy's `initial_parameters`.
     certificates : tuple of (bytes, bytes, bytes), optional
         CA certificate, server certificate, private key, in PEM: serve with TLS.
     secret : bytes, optional
@@ -99,47 +112,29 @@ def serve(
         Whatever the strategy raised; the clients are sent away first.
     """
     check_listening(address)
-    manager = SimpleClientManager() if secret is None else ProvenClients(secret)
-    server = _Server(manager, strategy, max_clients, on_ready)
+    room = max(ROOM_AT_LEAST, max_clients)
+    clients = AdmittedClients(secret, numbers=numbers, room=room)
+    server = Server(client_manager=clients, strategy=strategy)
+    server.set_max_workers(max_clients)
+    service = start_service(
+        clients,
+        address,
+        room=room + 2 * STRANGERS,  # those that are on their way out count too
+        message_bytes=message_bytes or _message_bytes(strategy),
+        certificates=certificates,
+    )
     try:
-        history = start_server(
-            server_address=address,
-            server=server,
-            config=ServerConfig(num_rounds=num_rounds, round_timeout=round_timeout),
-            certificates=certificates,
-        )
-    except SystemExit as exc:  # how start_server says that it cannot listen
-        raise AddressError(str(exc)) from exc
+        on_ready()
+        history, _ = server.fit(num_rounds, round_timeout)
     finally:
-        server.restore_signals()
-    if server.failure is not None:
-        raise server.failure
+        server.disconnect_all_clients(FAREWELL_SECONDS)
+        service.stop(grace=1).wait(STOP_SECONDS)  # one that takes nothing more would hold it for longer
     return history
 
 
-class _Server(Server):
-    """Flower's server, which says when it is ready and ends in good order when a round fails."""
-
-    def __init__(
-        self, manager: ClientManager, strategy: Strategy, max_clients: int, on_ready: Callable[[], object]
-    ) -> None:
-        super().__init__(client_manager=manager, strategy=strategy)
-        self.set_max_workers(max_clients)
-        self.failure: BaseException | None = None
-        self._on_ready = on_ready
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        """Run the rounds. A failure is kept, so that start_server goes on to send the clients away."""
-        self.restore_signals()  # start_server has just put its own there
-        try:
-            self._on_ready()
-            return super().fit(num_rounds, timeout)
-        except BaseException as exc:
-            self.failure = exc
-            return History(), 0.0
-
-    def restore_signals(self) -> None:
-        """Put the caller's signal handlers back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+def _message_bytes(strategy: Strategy) -> int:
+    """Return how large a message may be that a client sends: twice the model, and something beside."""
+    model = getattr(strategy, "initial_parameters", None)
+    if model is None:
+        return LARGEST_MESSAGE
+    return min(LARGEST_MESSAGE, 2 * sum(map(len, model.tensors)) + BESIDE_MODEL)

@@ -10,16 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from flwr.common import (
     Code,
     EvaluateIns,
-    EvaluateRes,
     FitIns,
+    FitRes,
     Parameters,
     Scalar,
     Status,
+    ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
 from flwr.server.client_manager import ClientManager
@@ -29,11 +31,22 @@ from flwr.server.strategy import FedAvg
 from fedexec.errors import WorkerError
 from fedexec.flower.history import Round
 from fedexec.flower.numbered import Awaited, NumberedClient, ask_index
-from fedexec.flower.rounds import RoundFailedError, unlike, unsound
+from fedexec.flower.rounds import (
+    DueMetrics,
+    RoundFailedError,
+    UnsoundError,
+    as_model,
+    check_evaluation,
+    check_fit,
+    limits_of,
+    mean_evaluation,
+)
 
 __all__ = ["FedAvgMp"]
 
 log = logging.getLogger("fedexec.flower")
+
+LONGEST_REASON = 20_000  # characters: a client may have written it
 
 Results = list[tuple[ClientProxy, Any]]
 Failures = list[tuple[ClientProxy, Any] | BaseException]
@@ -125,7 +138,30 @@ class FedAvgMp(FedAvg):
         server_round += self._before
         assert self.parameters is not None
         model = parameters_to_ndarrays(self.parameters)
-        sound, failures = self._sift(results, failures, lambda res: unlike(model, res))
+        limits = limits_of(model)
+        due = DueMetrics.of([res.metrics for _, res in results], {})
+
+        def check(res: FitRes) -> str | None:
+            if self.fit_metrics_aggregation_fn is not None:
+                due.check(res.metrics)
+            return check_fit(model, limits, res)
+
+        sound, failures = self._sift(results, failures, check)
+        parameters, metrics = self._average(server_round, sound, failures)
+        if parameters is None:
+            return None, metrics
+        average = as_model(model, parameters_to_ndarrays(parameters))
+        if average is None:  # without those that can be the reason
+            sound = self._without_odd(sound)
+            parameters, metrics = self._average(server_round, sound, failures)
+            average = None if parameters is None else as_model(model, parameters_to_ndarrays(parameters))
+            if average is None:
+                raise RoundFailedError(server_round, ("The average overflows.",))
+        return ndarrays_to_parameters(average), metrics
+
+    def _average(
+        self, server_round: int, sound: Results, failures: Failures
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
         if len(sound) < self._min_results:
             reasons = tuple(str(failure["reason"]) for failure in self.rounds[-1].failures)
             raise RoundFailedError(server_round, reasons, len(sound), self._min_results)
@@ -168,9 +204,13 @@ class FedAvgMp(FedAvg):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Average the clients' losses and numeric metrics, weighted by their samples."""
         server_round += self._before
-        ordered, failures = self._sift(results, failures, unsound)
-        loss, _ = super().aggregate_evaluate(server_round, ordered, failures)
-        metrics = _mean_metrics([res for _, res in ordered])
+        due = DueMetrics.of([res.metrics for _, res in results], self.rounds[-1].metrics)
+        total = sum(max(0, res.num_examples) for _, res in results)
+        ordered, failures = self._sift(results, failures, partial(check_evaluation, due, total))
+        loss: float | None = None
+        metrics: dict[str, Scalar] = {}
+        if ordered and (self.accept_failures or not failures):
+            loss, metrics = mean_evaluation([res for _, res in ordered])
         self.rounds[-1].client_loss, self.rounds[-1].client_metrics = loss, metrics
         self._end()
         return loss, metrics
@@ -187,23 +227,37 @@ class FedAvgMp(FedAvg):
         self._on_progress(current, len(current.clients))
 
     def _sift(
-        self, results: Results, failures: Failures, problem_of: Callable[[Any], str | None]
+        self, results: Results, failures: Failures, check: Callable[[Any], str | None]
     ) -> tuple[Results, Failures]:
-        """Put results that are rubbish to the failures, and those on record."""
+        """Put results that are rubbish to the failures, and those on record; note what is odd."""
         sound: Results = []
         failures = list(failures)
         for client, res in _in_order(results):
-            problem = problem_of(res)
-            if problem is None:
-                sound.append((client, res))
+            index = getattr(client, "index", None)
+            try:
+                odd = check(res)
+            except UnsoundError as exc:
+                res.status = Status(Code.FIT_NOT_IMPLEMENTED, str(exc))
+                failures.append((client, res))
+                log.warning("client %s: %s", index, exc)
                 continue
-            res.status = Status(Code.FIT_NOT_IMPLEMENTED, problem)
-            failures.append((client, res))
-            log.warning("client %s: %s", getattr(client, "index", None), problem)
+            sound.append((client, res))
+            if odd is not None:
+                self.rounds[-1].remarks.append({"client": index, "reason": odd})
+                log.warning("client %s: %s; it counts all the same", index, odd)
         for failure in failures:
             index, reason = _reason(failure)
             self.rounds[-1].failures.append({"client": index, "reason": reason})
         return sound, failures
+
+    def _without_odd(self, sound: Results) -> Results:
+        """Put results that were odd to the failures after all: their average overflows."""
+        current = self.rounds[-1]
+        odd, current.remarks = current.remarks, []
+        for remark in odd:
+            current.failures.append(remark | {"reason": f"{remark['reason']}; the average overflows"})
+        culprits = {remark["client"] for remark in odd}
+        return [(client, res) for client, res in sound if getattr(client, "index", None) not in culprits]
 
     def _answered(self, index: int, *, trained: bool) -> None:
         """Note one more answer; called from the thread that talked to that client."""
@@ -255,15 +309,4 @@ def _reason(failure: tuple[ClientProxy, Any] | BaseException) -> tuple[int | Non
     if isinstance(failure, BaseException):
         return None, f"{type(failure).__name__}: {failure}"
     client, res = failure
-    return getattr(client, "index", None), res.status.message
-
-
-def _mean_metrics(results: list[EvaluateRes]) -> dict[str, Scalar]:
-    """Average every numeric metric over the clients, weighted by their samples."""
-    total = sum(res.num_examples for res in results)
-    if not total:
-        return {}
-    names = [name for name, value in results[0].metrics.items() if isinstance(value, int | float)]
-    return {
-        name: sum(float(res.metrics[name]) * res.num_examples for res in results) / total for name in names
-    }
+    return getattr(client, "index", None), str(res.status.message)[:LONGEST_REASON]

@@ -40,6 +40,18 @@ def faulty_fit(parameters, config, *, client, culprits, how):
             moved[0] = moved[0].T
         if how == "text":
             moved[1] = np.array(["a", "b", "c", "d"])
+        if how == "other types":
+            moved = [array.astype(np.float64) for array in moved]  # the same values
+        if how == "more digits":
+            moved[1] = moved[1] + np.float64(1e-9)
+        if how == "integers":
+            moved = [array.astype(np.int32) for array in moved]
+        if how == "truth values":
+            moved[0] = moved[0] > 0
+        if how == "far away":
+            moved[0] += np.float32(3.2e37)
+        if how == "all the samples":
+            examples = 2**62
         if how == "array metric":
             metrics["loss"] = np.float32(1)
         if how == "no samples":
@@ -55,6 +67,19 @@ def evaluate_or_die(parameters, config, *, directory, times):
         (directory / str(before)).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluate(parameters, config)
+
+
+def count_up(parameters, config, *, client):
+    """Train a model that has a counter."""
+    return [parameters[0] + np.float32(client), parameters[1] + 1 + client], 1, {}
+
+
+def odd_evaluate(parameters, config, *, client, given, culprits=(0,)):
+    """Evaluate as others do, but for what a culprit gives: a loss, samples, metrics."""
+    loss, samples, metrics = evaluate(parameters, config)
+    if client in culprits:
+        return given.get("loss", loss), given.get("samples", samples), given.get("metrics", metrics)
+    return loss, samples, metrics
 
 
 def lost_loss(parameters, config, *, client):

@@ -9,6 +9,7 @@ import subprocess
 import psutil
 import pytest
 
+from fedexec.flower.checkpoint import Checkpoints
 from fedexec.testing.leaks import memory_of, still_named
 from fedexec.testing.tasks import poll
 from flower.commands import FEDEXEC, run, succeed
@@ -41,6 +42,14 @@ _ONE_ROUND = ["--clients", "1", "--epochs", "1", "--rounds", "1", "--quiet"]
 def _finished(directory):
     succeed("run", *_ONE_ROUND, "--checkpoint", str(directory))
     return directory
+
+
+def test_a_state_that_another_run_uses_is_one_line_with_its_pid(tmp_path):
+    with Checkpoints(tmp_path):
+        done = run("run", *_ONE_ROUND, "--checkpoint", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert f"{tmp_path} is used by another run: pid {os.getpid()} on " in line
 
 
 def test_missing_data_is_one_line(tmp_path):
