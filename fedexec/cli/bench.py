@@ -34,10 +34,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Measure, and say what the file says."""
     if arguments.arguments and not arguments.task:
         raise options.UsageError("--arguments makes the arguments of --task: name that too")
-    path = options.writable("--json", arguments.json)
-    if path in (None, options.STDOUT):
+    path = options.outputs({"--json": arguments.json})["--json"]
+    if path is None or path == options.STDOUT or (path.exists() and not path.is_file()):
         raise options.UsageError("--json names a file, in which a run that was interrupted goes on")
-    assert path is not None
     own = OwnTask(arguments.task, arguments.arguments) if arguments.task else None
     if own is not None:
         _check(own)

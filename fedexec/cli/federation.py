@@ -18,13 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
-from fedexec.cli.output import as_dicts, digest, write, write_json
+from fedexec.cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec.cli.resuming import Resuming
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
@@ -87,7 +85,8 @@ def client(arguments: argparse.Namespace) -> int:
             f"clients {arguments.first} to {last - 1} are not among 0 to {spec.clients - 1}: "
             "see --clients, --first and --host"
         )
-    report = options.writable("--json", arguments.json)
+    inputs = (arguments.root_certificates, arguments.client_secret)
+    report = options.outputs({"--json": arguments.json}, inputs)["--json"]
     root = _read(arguments.root_certificates) if arguments.root_certificates else None
     secret = _secret(arguments)
     _prepare_process(arguments.address)
@@ -108,8 +107,8 @@ def client(arguments: argparse.Namespace) -> int:
             raise _reason(exc) from exc
         if not arguments.quiet:
             print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
-        if report is not None:
-            write_json(report, {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()})
+        result = {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()}
+        write((report, lambda: as_json(result)))
     return 0
 
 
@@ -141,8 +140,9 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
         if number > spec.clients:
             option = f"--{name.replace('_', '-')}"
             raise options.UsageError(f"{option} {number} are more than --clients {spec.clients}")
-    report = options.writable("--json", arguments.json)
-    weights_file = options.writable("--save", arguments.save)
+    names = {"--json": arguments.json, "--save": arguments.save}
+    inputs = [*(arguments.certificates or ()), arguments.client_secret]
+    report, weights_file = options.outputs(names, inputs).values()
     certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
     resuming = Resuming(arguments, spec)
     _prepare_process(arguments.address)
@@ -202,10 +202,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
             "weights_sha256": digest(final),
         }
         display.table(strategy.rounds, executor.stats(), tasks.records, timeline)
-    if weights_file is not None:
-        write(weights_file, lambda file: np.savez(file, *final))
-    if report is not None:
-        write_json(report, result)
+    write((weights_file, lambda: as_npz(*final)), (report, lambda: as_json(result)))
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from fedexec import files
 from fedexec.cli.options import UsageError
 from fedexec.flower import Round, checkpoint
 from fedexec.flower.checkpoint import Checkpoint
@@ -50,7 +51,10 @@ class Resuming:
             return
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            files.attempt(self._directory / "round.npz")
             found = checkpoint.latest(self._directory)
+        except files.UnwritableError as exc:
+            raise UsageError(f"--checkpoint {exc}") from exc
         except OSError as exc:
             raise UsageError(f"--checkpoint {self._directory}: {exc.strerror}") from exc
         if found is None:
