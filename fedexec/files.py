@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedexec.errors import FedexecError
 
-__all__ = ["UnwritableError", "attempt", "descriptor", "is_same", "write"]
+__all__ = ["IS_FULL", "UnwritableError", "attempt", "descriptor", "explained", "is_same", "write"]
 
 MOST_LINKS = 40  # as many as Linux follows
 KEEPS_ITS_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EINVAL)  # write through then
@@ -36,7 +36,7 @@ def write(path: Path, data: bytes | memoryview) -> None:
     UnwritableError
         What was there is unchanged, unless the path has to be written through.
     """
-    with _explained(path):
+    with explained(path):
         number = descriptor(path)
         if number is not None:
             _write(os.dup(number), data)
@@ -53,7 +53,7 @@ def attempt(path: Path) -> None:
     ------
     UnwritableError
     """
-    with _explained(path):
+    with explained(path):
         number = descriptor(path)
         if number is not None:
             os.write(number, b"")
@@ -92,7 +92,8 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Make a failure to write one that names the path and says what helps."""
     try:
         yield
     except OSError as exc:
@@ -102,7 +103,7 @@ def _explained(path: Path) -> Iterator[None]:
             reason = f"cannot be written: {exc.strerror or exc}"
         advice = "name a file in a directory that exists and is yours"
         if exc.errno in IS_FULL:
-            advice = "free some space there, or name a file elsewhere"
+            advice = "free some space, or name a file elsewhere"
         raise UnwritableError(f"{path} {reason}; {advice}") from exc
 
 

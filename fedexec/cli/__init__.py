@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,6 +10,7 @@ from typing import NoReturn
 from fedexec import __version__
 from fedexec.cli import backends, doctor, options, probe, report
 from fedexec.errors import FedexecError, SettingsError
+from fedexec.files import IS_FULL
 
 __all__ = ["main"]
 
@@ -28,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except (SettingsError, options.UsageError) as exc:
         return _complain(exc, 2)
     except (FedexecError, OSError) as exc:
@@ -36,7 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"fedexec: error: {error}", file=sys.stderr)
+    says = str(error)
+    if isinstance(error, OSError) and error.errno in IS_FULL:  # who writes files says which: see fedexec.files
+        says = f"{error.filename or 'standard output'}: {error.strerror}; free some space there"
+    print(f"fedexec: error: {says}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter would try again
     return code
 
 

@@ -81,4 +81,5 @@ class Resuming:
         if self._directory is not None:
             rows = [each.as_dict() for each in rounds]
             state = Checkpoint(rounds[-1].server_round, weights, rows, self._settings)
-            checkpoint.save(self._directory, state)
+            with files.explained(self._directory):
+                checkpoint.save(self._directory, state)

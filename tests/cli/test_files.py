@@ -204,3 +204,49 @@ def test_the_bench_file_is_no_pipe(capsys, tmp_path):
     assert main(["bench", "--smoke", "--only", "inline", "--json", str(tmp_path / "pipe")]) == 2
     assert "--json names a file, in which a run that was interrupted goes on" in capsys.readouterr().err
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_one_output_that_cannot_be_written_does_not_cost_the_other(report, tmp_path):
+    done = report("--html", "/dev/full", "--json", "out.json")
+    assert done.returncode == 1
+    says = "/dev/full cannot be written: No space left on device; free some space, or name a file elsewhere"
+    assert done.stderr == f"fedexec: error: {says}\n"
+    assert json.loads((tmp_path / "out.json").read_text())["workloads"]
+
+
+def test_a_standard_output_that_takes_nothing_is_one_line(measured):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fedexec", "report", measured]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "fedexec: error: standard output: No space left on device; free some space there\n"
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path):
+    """On a disk of this test's own."""
+    code = """
+        from pathlib import Path
+        from fedexec import files
+        file = Path("full", "file")
+        files.write(file, b"old")
+        Path("full", "ballast").write_bytes(bytes(40 << 10))
+        try:
+            files.write(file, bytes(60 << 10))
+        except files.UnwritableError as exc:
+            print(exc)
+        print(file.read_bytes(), sorted(path.name for path in Path("full").iterdir()))
+    """
+    (tmp_path / "full").mkdir()
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    if shutil.which("unshare") is None or subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("needs a namespace of its own")
+    script = 'mount -t tmpfs -o size=64k tmpfs full && exec "$0" -c "$1"'
+    command = [*own, "sh", "-c", script, sys.executable, textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    if "mount" in done.stderr:
+        pytest.skip(done.stderr)
+    says, held = done.stdout.splitlines()
+    assert says == (
+        "full/file cannot be written: No space left on device; free some space, or name a file elsewhere"
+    )
+    assert held == "b'old' ['ballast', 'file']"
