@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: Exception, code: int) -> int:
     says = str(error)
-    if isinstance(error, OSError) and error.errno in IS_FULL:  # who writes files says which: see fedexec.files
+    if isinstance(error, OSError) and error.errno in IS_FULL:  # files are named: see fedexec.files
         says = f"{error.filename or 'standard output'}: {error.strerror}; free some space there"
     print(f"fedexec: error: {says}", file=sys.stderr)
     try:

@@ -1,11 +1,14 @@
 """Reports of files that somebody has damaged or made up: each fault has one line that names its place."""
 
+import base64
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import pytest
 from planted import strategy, whole, write
@@ -127,3 +130,40 @@ def test_a_hostile_file_beside_a_good_one_spoils_nothing(file, tmp_path):
         assert main(["report", str(good), str(file)]) == 3
     assert "Use standby" in out.getvalue()
     assert err.getvalue().count("\n") == 1
+
+
+class _Inline(HTMLParser):
+    """Gathers what a browser would be asked to run or to apply."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy, self.inside, self.texts, self.attributes = "", None, {"script": [], "style": []}, set()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.attributes |= given.keys()
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"]
+        if tag in self.texts and given.get("type") != "application/json":
+            self.inside = tag
+            self.texts[tag].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.texts[self.inside][-1] += data
+
+
+def test_a_page_runs_its_own_script_and_nothing_else(file):
+    hostile = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    write(file, strategy("standby", 2.1, workload=hostile), failed={hostile: hostile}, datetime=hostile)
+    found = _Inline()
+    found.feed(page(summarize([file])))
+    allowed = dict(rule.strip().split(" ", 1) for rule in found.policy.split(";"))
+    assert allowed["default-src"] == "'none'"
+    for tag, (text,) in found.texts.items():
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert allowed[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert not {name for name in found.attributes if name.startswith("on") or name == "style"}
