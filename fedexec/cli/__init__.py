@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from fedexec import __version__
 from fedexec.cli import backends, doctor, options, probe, report
 from fedexec.errors import FedexecError, SettingsError
 from fedexec.files import IS_FULL
+from fedexec.visible import show_in_log, visible
 
 __all__ = ["main"]
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     arguments = _parser().parse_args(argv)
+    for name in ("fedexec", "fedexec.flower", "flwr"):
+        logging.getLogger(name).addFilter(show_in_log)
     try:
         code = int(arguments.command(arguments))
         sys.stdout.flush()
@@ -43,7 +47,7 @@ def _complain(error: Exception, code: int) -> int:
     says = str(error)
     if isinstance(error, OSError) and error.errno in IS_FULL:  # files are named: see fedexec.files
         says = f"{error.filename or 'standard output'}: {error.strerror}; free some space there"
-    print(f"fedexec: error: {says}", file=sys.stderr)
+    print(f"fedexec: error: {visible(says, lines=True)}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:
@@ -55,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line; the usage is there for who asks."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {visible(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from fedexec.registry import backends
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -17,10 +18,9 @@ def command(arguments: argparse.Namespace) -> int:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         promises = "not known until it is used" if row["promises"] is None else ", ".join(row["promises"])
-        print(f"{row['name']:<{width}}  {row['summary']}")
-        print(f"{'':<{width}}  promises: {promises or 'none'}")
+        lines = [row["summary"], f"promises: {promises or 'none'}"]
         if not row["available"]:
-            print(
-                f"{'':<{width}}  not available here; install it with: {row['install'] or 'see its project'}"
-            )
+            lines.append(f"not available here; install it with: {row['install'] or 'see its project'}")
+        for name, line in zip([row["name"], "", ""], lines, strict=False):
+            print(visible(f"{name:<{width}}  {line}"))
     return 0

@@ -22,6 +22,7 @@ from fedexec.cli.report import INCOMPLETE
 from fedexec.machine import available_cores
 from fedexec.report import summarize
 from fedexec.report.reading import is_busy
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -62,7 +63,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"\nfedexec: ended; what is done is in {path}: the same command goes on", file=sys.stderr)
         return ended
     for section in summarize([path]).sections:
-        print(f"{section.workload}: {section.verdict.text}")
+        print(visible(f"{section.workload}: {section.verdict.text}"))
     print(f"Wrote {path}. The table, the plots: fedexec report {path} --html report.html")
     return INCOMPLETE if document.failed else 0
 

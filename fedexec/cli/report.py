@@ -11,6 +11,7 @@ from pathlib import Path
 from fedexec.cli import options
 from fedexec.cli.output import as_json, write
 from fedexec.report import markdown, page, summarize
+from fedexec.visible import visible
 
 __all__ = ["INCOMPLETE", "command"]
 
@@ -30,5 +31,5 @@ def command(arguments: argparse.Namespace) -> int:
     if not any(outputs.values()):
         print(markdown(summary), end="")
     for problem in summary.problems:
-        print(f"fedexec: {problem}", file=sys.stderr)
+        print(f"fedexec: {visible(problem)}", file=sys.stderr)
     return INCOMPLETE if summary.problems else 0

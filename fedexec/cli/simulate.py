@@ -34,6 +34,7 @@ from fedexec.flower._private import is_from_server
 from fedexec.flower.simulation import start
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import resolve
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -172,5 +173,6 @@ def _reason(error: Exception) -> Exception:
     log.debug("the simulation failed", exc_info=error)
     if isinstance(error, FedexecError | LoadServerAppError | LoadClientAppError):
         return error if isinstance(error, FedexecError) else FedexecError(str(error))
-    traceback.print_exception(error)
+    told = "".join(traceback.format_exception(error))
+    print(visible(told, lines=True), end="", file=sys.stderr)
     return FedexecError(f"the ServerApp raised {type(error).__name__}: {error}")

@@ -36,7 +36,8 @@ def page(summary: Summary) -> str:
     ]
     main = tag("main", "".join(blocks)) + _footer(summary.runs)
     data = json.dumps(summary.as_dict()).replace("<", "\\u003c")
-    style, script = (f"\n{(files(__package__) / name).read_text('utf-8')}" for name in ("page.css", "page.js"))
+    here = files(__package__)
+    style, script = (f"\n{(here / name).read_text('utf-8')}" for name in ("page.css", "page.js"))
     policy = POLICY.format(_source(style), _source(script))  # nothing else runs, whatever a file's names hold
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
