@@ -170,7 +170,8 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
 def _add_secret(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--client-secret", metavar="FILE",
-        help="the same on both sides: the server lets only clients take part that know it; - is stdin",
+        help="the same on both sides: the server lets only clients take part that know it; - is stdin. "
+        "Without TLS it does not stop who relays or changes what both send",
     )  # fmt: skip
 
 
