@@ -22,6 +22,8 @@ __all__ = ["IS_FULL", "UnwritableError", "attempt", "descriptor", "explained", "
 MOST_LINKS = 40  # as many as Linux follows
 KEEPS_ITS_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EINVAL)  # write through then
 IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Windows has none of the first two, and only it has the last.
+OPEN = os.O_WRONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
 
 
 class UnwritableError(FedexecError, OSError):
@@ -43,7 +45,7 @@ def write(path: Path, data: bytes | memoryview) -> None:
             return
         found = _look(path)
         if not (_is_replaceable(path, found) and _replace(path, found, data)):
-            _write(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOCTTY | os.O_CLOEXEC), data)
+            _write_through(path, found, data)
 
 
 def attempt(path: Path) -> None:
@@ -67,7 +69,7 @@ def attempt(path: Path) -> None:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             return
         if found is not None:
-            os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+            os.close(os.open(path, OPEN))
         if _is_replaceable(path, found):
             _replace(path, found, None)
 
@@ -86,8 +88,11 @@ def descriptor(path: Path) -> int | None:
 
 def is_same(one: Path, other: Path) -> bool:
     """Whether two paths lead to one file, or will: what is written to one is lost with the other."""
-    if one.exists() and other.exists():
-        return one.is_file() and one.samefile(other)
+    try:
+        if one.exists() and other.exists():
+            return one.is_file() and one.samefile(other)
+    except OSError:  # one of them is no file's name
+        return False
     return os.path.realpath(one) == os.path.realpath(other)
 
 
@@ -133,9 +138,9 @@ def _replace(path: Path, found: os.stat_result | None, data: bytes | memoryview 
     try:
         # O_EXCL: nobody can have laid a link there.
         mode = 0o666 if found is None else 0o600
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = os.open(part, OPEN | os.O_CREAT | os.O_EXCL, mode)
         try:
-            if found is not None:
+            if found is not None and hasattr(os, "fchown"):
                 os.fchown(fd, found.st_uid, found.st_gid)
                 os.fchmod(fd, stat.S_IMODE(found.st_mode))
             _write(fd, data or b"", sync=data is not None)
@@ -148,6 +153,24 @@ def _replace(path: Path, found: os.stat_result | None, data: bytes | memoryview 
             raise
         return False
     return True
+
+
+def _write_through(path: Path, found: os.stat_result | None, data: bytes | memoryview) -> None:
+    """Write what a path leads to; of a file, whose content that replaces, only once there is room for all."""
+    fd = os.open(path, OPEN)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        _write(fd, data)
+        return
+    try:
+        if len(data) > found.st_size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, len(data))
+    except OSError as exc:
+        if exc.errno in IS_FULL:
+            os.ftruncate(fd, found.st_size)
+            os.close(fd)
+            raise
+    os.ftruncate(fd, len(data))
+    _write(fd, data, sync=True)
 
 
 def _write(fd: int, data: bytes | memoryview, *, sync: bool = False) -> None:

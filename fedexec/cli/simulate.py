@@ -47,7 +47,8 @@ def command(arguments: argparse.Namespace) -> int:
     """Simulate."""
     app = _app(arguments)
     names = {"--json": arguments.json, "--save": arguments.save}
-    report, weights_file = options.outputs(names, arguments.run_config or ()).values()
+    inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
+    report, weights_file = options.outputs(names, inputs).values()
     nodes, who = _nodes(arguments, app)
     showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
     with contextlib.ExitStack() as stack:

@@ -136,6 +136,22 @@ def test_a_certificate_is_not_overwritten_by_a_run(capsys, tmp_path):
     assert key.read_text() == "secret"
 
 
+@pytest.mark.flower
+@pytest.mark.parametrize("name", ["config.toml", "app/pyproject.toml"])
+def test_the_settings_of_an_app_are_not_overwritten(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(__file__).parents[1] / "flower" / "quickstart_app", "app")
+    Path("config.toml").write_text("num-server-rounds = 1\n")
+    before = Path(name).read_text()
+    assert main(["simulate", "app", "--run-config", "config.toml", "--json", f"./{name}"]) == 2
+    assert f"--json ./{name} is also read" in capsys.readouterr().err
+    assert Path(name).read_text() == before
+
+
+def test_what_is_no_file_s_name_is_no_other_file(tmp_path):
+    assert not files.is_same(tmp_path, Path("x" * 5000))
+
+
 def test_what_cannot_be_written_is_said_before_and_leaves_nothing(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -222,13 +238,17 @@ def test_a_standard_output_that_takes_nothing_is_one_line(measured):
     assert done.stderr == "fedexec: error: standard output: No space left on device; free some space there\n"
 
 
-def test_a_full_disk_keeps_what_was_there(tmp_path):
+@pytest.mark.parametrize("names", [["file"], ["file", "hard"]])
+def test_a_full_disk_keeps_what_was_there(tmp_path, names):
     """On a disk of this test's own."""
     code = """
+        import sys
         from pathlib import Path
         from fedexec import files
         file = Path("full", "file")
         files.write(file, b"old")
+        for name in sys.argv[2:]:
+            Path("full", name).hardlink_to(file)
         Path("full", "ballast").write_bytes(bytes(40 << 10))
         try:
             files.write(file, bytes(60 << 10))
@@ -240,8 +260,8 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
     own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
     if shutil.which("unshare") is None or subprocess.run([*own, "true"], capture_output=True).returncode:
         pytest.skip("needs a namespace of its own")
-    script = 'mount -t tmpfs -o size=64k tmpfs full && exec "$0" -c "$1"'
-    command = [*own, "sh", "-c", script, sys.executable, textwrap.dedent(code)]
+    script = 'mount -t tmpfs -o size=64k tmpfs full && exec "$0" -c "$@"'
+    command = [*own, "sh", "-c", script, sys.executable, textwrap.dedent(code), *names]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     if "mount" in done.stderr:
         pytest.skip(done.stderr)
@@ -249,4 +269,4 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
     assert says == (
         "full/file cannot be written: No space left on device; free some space, or name a file elsewhere"
     )
-    assert held == "b'old' ['ballast', 'file']"
+    assert held == f"b'old' {sorted(['ballast', *names])}"
