@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedexec import files
 from fedexec.bench import machine
 from fedexec.bench.parts import MODES, Part
 from fedexec.bench.workloads import OwnTask
@@ -118,9 +119,7 @@ class Document:
             "version": VERSION,
             KEY: course.as_dict(),
         }
-        beside = self.path.with_name(f".{self.path.name}.part")
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        files.write(self.path, (json.dumps(content) + "\n").encode())
 
 
 def _inputs(own: OwnTask | None, commit: Mapping[str, Any]) -> dict[str, str]:

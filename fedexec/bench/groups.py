@@ -176,7 +176,7 @@ class _Round(Rounds):
             "start": start,
             "import": imports,
             "imports": stamp.imports,
-            "compute": stamp.left - stamp.entered - stamp.imports,
+            "compute": stamp.computed,
             "all": after - before,
             "exit": _until_gone(stamp.pid) if self.contestant.isolation == FRESH else 0.0,
         }

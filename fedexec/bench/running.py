@@ -21,6 +21,7 @@ from fedexec.bench.estimate import Estimate
 from fedexec.bench.parts import Part
 from fedexec.bench.peers import contestants
 from fedexec.report import numbers
+from fedexec.visible import visible
 
 __all__ = ["measure", "run_all"]
 
@@ -53,7 +54,8 @@ def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
             document.add(part, benchmark)
             left = left[1:]
             title = f"[{len(parts) - len(left)}/{len(parts)}] {part.name.removeprefix('test_')}"
-            print(f"{title} {_result(benchmark)}{_left(estimate.seconds(left))}", file=out, flush=True)
+            result = visible(f"{title} {_result(benchmark)}{_left(estimate.seconds(left))}")
+            print(result, file=out, flush=True)
 
 
 def _compared(part: Part) -> tuple[str, ...]:

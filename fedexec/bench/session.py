@@ -123,7 +123,7 @@ class Rounds(Session):
         if self._results:
             self._digests.add(digest([result.value for result in self._results]))
             self._imports += [result.imports for result in self._results]
-            self._computes += [result.left - result.entered - result.imports for result in self._results]
+            self._computes += [result.computed for result in self._results]
         self._results = []
 
     def call(self) -> None:

@@ -45,6 +45,11 @@ class Stamped(NamedTuple):
     left: float
     imports: float
 
+    @property
+    def computed(self) -> float:
+        """Return the seconds without imports; two clocks may differ by less than nothing."""
+        return max(0.0, self.left - self.entered - self.imports)
+
 
 def clock() -> float:
     """Return seconds since the machine was started: one clock for all its processes, their births too."""

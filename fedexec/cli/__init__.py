@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,6 +11,8 @@ from typing import NoReturn
 from fedexec import __version__
 from fedexec.cli import backends, doctor, options, probe, report
 from fedexec.errors import FedexecError, SettingsError
+from fedexec.files import IS_FULL
+from fedexec.visible import show_in_log, visible
 
 __all__ = ["main"]
 
@@ -27,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     arguments = _parser().parse_args(argv)
+    for name in ("fedexec", "fedexec.flower", "flwr"):
+        logging.getLogger(name).addFilter(show_in_log)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except (SettingsError, options.UsageError) as exc:
         return _complain(exc, 2)
     except (FedexecError, OSError) as exc:
@@ -36,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"fedexec: error: {error}", file=sys.stderr)
+    says = str(error)
+    if isinstance(error, OSError) and error.errno in IS_FULL:  # files are named: see fedexec.files
+        says = f"{error.filename or 'standard output'}: {error.strerror}; free some space there"
+    print(f"fedexec: error: {visible(says, lines=True)}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter would try again
     return code
 
 
@@ -44,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line; the usage is there for who asks."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {visible(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from fedexec.registry import backends
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -17,9 +18,10 @@ def command(arguments: argparse.Namespace) -> int:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         promises = "not known until it is used" if row["promises"] is None else ", ".join(row["promises"])
-        print(f"{row['name']:<{width}}  {row['summary']}")
-        print(f"{'':<{width}}  promises: {promises or 'none'}")
+        lines = [row["summary"], f"promises: {promises or 'none'}"]
         if not row["available"]:
             way_out = row["reason"] or f"install it with: {row['install'] or 'see its project'}"
-            print(f"{'':<{width}}  not available here; {way_out}")
+            lines.append(f"not available here; {way_out}")
+        for name, line in zip([row["name"], "", ""], lines, strict=False):
+            print(visible(f"{name:<{width}}  {line}"))
     return 0

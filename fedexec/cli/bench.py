@@ -22,6 +22,7 @@ from fedexec.cli.report import INCOMPLETE
 from fedexec.machine import available_cores
 from fedexec.report import summarize
 from fedexec.report.reading import is_busy
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -34,10 +35,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Measure, and say what the file says."""
     if arguments.arguments and not arguments.task:
         raise options.UsageError("--arguments makes the arguments of --task: name that too")
-    path = options.writable("--json", arguments.json)
-    if path in (None, options.STDOUT):
+    path = options.outputs({"--json": arguments.json})["--json"]
+    if path is None or path == options.STDOUT or (path.exists() and not path.is_file()):
         raise options.UsageError("--json names a file, in which a run that was interrupted goes on")
-    assert path is not None
     own = OwnTask(arguments.task, arguments.arguments) if arguments.task else None
     if own is not None:
         _check(own)
@@ -63,7 +63,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"\nfedexec: ended; what is done is in {path}: the same command goes on", file=sys.stderr)
         return ended
     for section in summarize([path]).sections:
-        print(f"{section.workload}: {section.verdict.text}")
+        print(visible(f"{section.workload}: {section.verdict.text}"))
     print(f"Wrote {path}. The table, the plots: fedexec report {path} --html report.html")
     return INCOMPLETE if document.failed else 0
 

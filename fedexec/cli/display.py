@@ -12,8 +12,11 @@ from fedexec.memory.timeline import Timeline
 from fedexec.report.numbers import count
 from fedexec.scheduler import Stats
 from fedexec.settings import Settings, format_size
+from fedexec.visible import visible
 
 __all__ = ["Display"]
+
+WRITTEN_OUT = 1e15
 
 
 class Display:
@@ -88,7 +91,7 @@ class Display:
             soft_wrap=True,
         )
         for failure in current.failures:
-            line = f"  client {failure['client']}: {failure['reason']}"
+            line = visible(f"  client {failure['client']}: {failure['reason']}")
             self._console.print(line, style="red", soft_wrap=True)
         for remark in current.remarks:
             line = f"  client {remark['client']}: {remark['reason']}; it counts all the same"
@@ -133,8 +136,9 @@ class Display:
             after_round, at_end = (
                 timeline.residual_bytes(device.uuid, label) for label in ("round", "shutdown")
             )
+            name = visible(device.name)
             self._console.print(
-                f"{device.name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
+                f"{name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
                 f"{format_size(after_round)}, at the end {format_size(at_end)}"
             )
 
@@ -159,4 +163,9 @@ def _accuracy(metrics: Mapping[str, Any]) -> Any:
 
 
 def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "not measured"
+    if not isinstance(value, int | float):
+        return "not measured"
+    try:
+        return f"{value:.4f}" if abs(value) < WRITTEN_OUT else f"{value:.4g}"
+    except OverflowError:  # clients may answer whole numbers of any size
+        return "inf" if value > 0 else "-inf"

@@ -16,6 +16,7 @@ from fedexec.errors import DeviceError
 from fedexec.memory import host
 from fedexec.memory.device import devices
 from fedexec.settings import FORK_IS_SAFE, format_size
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -47,7 +48,8 @@ def command(arguments: argparse.Namespace) -> int:
     else:
         width = max(len(finding.about) for finding in findings)
         for finding in findings:
-            print(f"{'!' if finding.is_wrong else ' '} {finding.about:<{width}}  {finding.says}")
+            line = f"{'!' if finding.is_wrong else ' '} {finding.about:<{width}}  {finding.says}"
+            print(visible(line))
     return int(any(finding.is_wrong for finding in findings))
 
 

@@ -16,17 +16,15 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
-from fedexec.cli.output import as_dicts, digest, write, write_json
+from fedexec.cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec.cli.resuming import Resuming
+from fedexec.cli.secret import read_certificate, read_key, read_secret
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
@@ -41,7 +39,6 @@ from fedexec.flower import (
     split_address,
 )
 from fedexec.flower.address import free_address
-from fedexec.flower.proof import MIN_SECRET_BYTES
 from fedexec.interface import Capability, Hooks
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
@@ -60,10 +57,11 @@ ENDING_SECONDS = 5.0  # that a worker may take which has exceeded its time
 def run(arguments: argparse.Namespace) -> int:
     """Server and clients on this machine."""
     spec = options.data_spec(arguments)
-    secret = _secret(arguments) or secrets.token_bytes(32)  # whoever else is on this machine stays out
+    # Whoever else is on this machine stays out.
+    secret = read_secret(arguments.client_secret) or secrets.token_bytes(32)
     if arguments.processes:
         return _serve(arguments, spec, functools.partial(_ClientProcesses, arguments, secret), secret)
-    root = _read(arguments.certificates[0]) if arguments.certificates else None
+    root = read_certificate(arguments.certificates[0]) if arguments.certificates else None
 
     def hosting(tasks: TaskLog) -> ClientHost:
         return ClientHost(
@@ -79,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 def server(arguments: argparse.Namespace) -> int:
     """The server alone."""
     spec = options.data_spec(arguments)
-    return _serve(arguments, spec, lambda tasks: _Elsewhere(), _secret(arguments))
+    return _serve(arguments, spec, lambda tasks: _Elsewhere(), read_secret(arguments.client_secret))
 
 
 def client(arguments: argparse.Namespace) -> int:
@@ -91,9 +89,10 @@ def client(arguments: argparse.Namespace) -> int:
             f"clients {arguments.first} to {last - 1} are not among 0 to {spec.clients - 1}: "
             "see --clients, --first and --host"
         )
-    report = options.writable("--json", arguments.json)
-    root = _read(arguments.root_certificates) if arguments.root_certificates else None
-    secret = _secret(arguments)
+    inputs = (arguments.root_certificates, arguments.client_secret)
+    report = options.outputs({"--json": arguments.json}, inputs)["--json"]
+    root = read_certificate(arguments.root_certificates) if arguments.root_certificates else None
+    secret = read_secret(arguments.client_secret)
     _prepare_process(arguments.address)
     with _executor(arguments, spec) as executor:
         ending = Ending(executor.kill_workers)
@@ -112,8 +111,8 @@ def client(arguments: argparse.Namespace) -> int:
             raise _reason(exc) from exc
         if not arguments.quiet:
             print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
-        if report is not None:
-            write_json(report, {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()})
+        result = {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()}
+        write((report, lambda: as_json(result)))
     return 0
 
 
@@ -145,9 +144,13 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
         if number > spec.clients:
             option = f"--{name.replace('_', '-')}"
             raise options.UsageError(f"{option} {number} are more than --clients {spec.clients}")
-    report = options.writable("--json", arguments.json)
-    weights_file = options.writable("--save", arguments.save)
-    certificates = tuple(_read(name) for name in arguments.certificates) if arguments.certificates else None
+    names = {"--json": arguments.json, "--save": arguments.save}
+    inputs = [*(arguments.certificates or ()), arguments.client_secret]
+    report, weights_file = options.outputs(names, inputs).values()
+    certificates: tuple[bytes, bytes, bytes] | None = None
+    if arguments.certificates:
+        ca, certificate, key = arguments.certificates
+        certificates = read_certificate(ca), read_certificate(certificate), read_key(key)
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
@@ -189,7 +192,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
                 max_clients=spec.clients,
                 numbers=spec.clients,
                 round_timeout=_round_timeout(arguments, executor.settings, isinstance(host, ClientHost)),
-                certificates=certificates,  # type: ignore[arg-type]
+                certificates=certificates,
                 secret=secret,
                 on_ready=host.start,
             )
@@ -212,10 +215,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
             "weights_sha256": digest(final),
         }
         display.table(strategy.rounds, executor.stats(), tasks.records, timeline)
-    if weights_file is not None:
-        write(weights_file, lambda file: np.savez(file, *final))
-    if report is not None:
-        write_json(report, result)
+    write((weights_file, lambda: as_npz(*final)), (report, lambda: as_json(result)))
     return 0
 
 
@@ -380,26 +380,6 @@ def _reason(error: Exception) -> Exception:
         return error
     log.debug("the run failed", exc_info=error)
     return FedexecError(f"{type(error).__name__}: {error}")
-
-
-def _secret(arguments: argparse.Namespace) -> bytes | None:
-    name = arguments.client_secret
-    if name is None:
-        return None
-    secret = sys.stdin.buffer.read() if name == "-" else _read(name)
-    if len(secret) < MIN_SECRET_BYTES:
-        raise options.UsageError(
-            f"--client-secret {name}: {len(secret)} bytes are too few for a secret: "
-            f"make one of {MIN_SECRET_BYTES} or more, as by `head -c 32 /dev/urandom > FILE`"
-        )
-    return secret
-
-
-def _read(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as exc:
-        raise options.UsageError(f"{name}: {exc.strerror}") from exc
 
 
 # ---------------------------------------------------------------- what a run leaves

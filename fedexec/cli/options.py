@@ -1,12 +1,12 @@
 """The command line's options, and what they become."""
 
 import argparse
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedexec import files
 from fedexec.settings import START_METHODS, Settings, resolve
 from fedexec.workload.data import DATASETS, PARTITIONS, DataSpec
 from fedexec.workload.jobs import PRELOAD
@@ -28,7 +28,7 @@ __all__ = [
     "data_spec",
     "executor_flags",
     "executor_settings",
-    "writable",
+    "outputs",
 ]
 
 ADDRESS = "127.0.0.1:8080"
@@ -175,7 +175,8 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
 def _add_secret(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--client-secret", metavar="FILE",
-        help="the same on both sides: the server lets only clients take part that know it; - is stdin",
+        help="the same on both sides: the server lets only clients take part that know it; - is stdin. "
+        "Without TLS it does not stop who relays or changes what both send",
     )  # fmt: skip
 
 
@@ -304,19 +305,37 @@ def data_spec(arguments: argparse.Namespace) -> DataSpec:
     )
 
 
-def writable(option: str, name: str | None) -> Path | None:
-    """Check, before any work is done, that a file can be written."""
-    if name is None:
-        return None
-    path = Path(name)
-    if path == STDOUT:
-        return path
-    directory = path.parent
-    if (
-        path.is_dir()
-        or not directory.is_dir()
-        or not os.access(path if path.exists() else directory, os.W_OK)
-    ):
-        reason = "is a directory" if path.is_dir() else "cannot be written"
-        raise UsageError(f"{option} {name} {reason}; name a file in a directory that exists and is yours")
-    return path
+def outputs(names: Mapping[str, str | None], inputs: Iterable[str | None] = ()) -> dict[str, Path | None]:
+    """Check, before any work is done, that what a command is to leave can be written.
+
+    Parameters
+    ----------
+    names : mapping of str to (str or None)
+        Option to the file's name.
+    inputs : iterable of (str or None)
+        Names of files that the command reads.
+
+    Raises
+    ------
+    UsageError
+        One cannot be written, is an input, or is another output.
+    """
+    taken = {name: "is also read" for name in inputs if name not in (None, str(STDOUT))}
+    found: dict[str, Path | None] = dict.fromkeys(names)
+    for option, name in names.items():
+        if name is None:
+            continue
+        path = Path(name)
+        if path == STDOUT or files.descriptor(path) == 1:
+            found[option] = STDOUT
+            continue
+        for other, use in taken.items():
+            if files.is_same(path, Path(other)):
+                raise UsageError(f"{option} {name} {use}: name another file")
+        try:
+            files.attempt(path)
+        except files.UnwritableError as exc:
+            raise UsageError(f"{option} {exc}") from exc
+        taken[name] = f"is also what {option} writes"
+        found[option] = path
+    return found

@@ -1,11 +1,11 @@
-"""What a run leaves: JSON, weights in a file, whole or not at all."""
+"""What a command leaves: JSON, weights, a page."""
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedexec import files
 from fedexec.cli.options import STDOUT
+from fedexec.errors import FedexecError
 
-__all__ = ["as_dicts", "digest", "stdout_as_stderr", "write", "write_json"]
+__all__ = ["as_dicts", "as_json", "as_npz", "digest", "stdout_as_stderr", "write"]
 
 
 def digest(weights: Iterable[npt.NDArray[Any]]) -> str:
@@ -26,24 +28,40 @@ def digest(weights: Iterable[npt.NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON to a file, or to standard output."""
-    text = json.dumps(content, indent=2) + "\n"
-    if path == STDOUT:
-        sys.stdout.write(text)
-    else:
-        write(path, lambda file: file.write(text.encode()))
+def write(*outputs: tuple[Path | None, Callable[[], str | bytes | memoryview]]) -> None:
+    """Write each output that was asked for, and its content, also where one before it cannot be written.
 
-
-def write(path: Path, content: Callable[[Any], object]) -> None:
-    """Write a whole file or none: to a temporary one beside it, then renamed."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    Raises
+    ------
+    FedexecError
+        What could not be written, and why.
+    """
+    failed = []
+    for path, content in outputs:
+        if path is None:
+            continue
+        made = content()
+        if path == STDOUT and isinstance(made, str):
+            sys.stdout.write(made)
+            continue
         try:
-            content(file)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+            files.write(path, made.encode() if isinstance(made, str) else made)
+        except files.UnwritableError as exc:
+            failed.append(str(exc))
+    if failed:
+        raise FedexecError("; ".join(failed))
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """Return JSON as people read it."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def as_npz(*arrays: npt.NDArray[Any], **named: npt.NDArray[Any]) -> memoryview:
+    """Return weights as numpy's file of arrays."""
+    file = io.BytesIO()
+    np.savez(file, *arrays, **named)  # type: ignore[arg-type]
+    return file.getbuffer()
 
 
 def as_dicts(records: list[Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from fedexec.machine import available_cores
 from fedexec.memory import host
 from fedexec.memory.admission import Footprint
 from fedexec.settings import Settings, format_size, resolve
+from fedexec.visible import visible
 from fedexec.workload import jobs
 
 __all__ = ["command"]
@@ -33,12 +34,12 @@ def command(arguments: argparse.Namespace) -> int:
     """Print what was measured."""
     settings = _settings(arguments)
     if arguments.calibrate:
-        print(_calibrate(settings))
+        print(visible(_calibrate(settings)))
         return 0
     with stdout_as_stderr() if arguments.json else contextlib.nullcontext():
         task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
         found = _measure(task, settings)
-    print(json.dumps(found, indent=2) if arguments.json else _text(found))
+    print(json.dumps(found, indent=2) if arguments.json else visible(_text(found), lines=True))
     return 0
 
 

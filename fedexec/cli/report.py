@@ -5,12 +5,13 @@ run that was interrupted, a backend that failed; 1 no file could be read; 2 wron
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from fedexec.cli import options
+from fedexec.cli.output import as_json, write
 from fedexec.report import markdown, page, summarize
+from fedexec.visible import visible
 
 __all__ = ["INCOMPLETE", "command"]
 
@@ -20,23 +21,15 @@ INCOMPLETE = 3
 def command(arguments: argparse.Namespace) -> int:
     """Write what was asked for; the text, if nothing was."""
     names = {"--html": arguments.html, "--markdown": arguments.markdown, "--json": arguments.json}
-    outputs = {option: options.writable(option, name) for option, name in names.items()}
+    outputs = options.outputs(names, arguments.files)
     summary = summarize([Path(name) for name in arguments.files])
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        if option == "--html":
-            content = page(summary)
-        elif option == "--markdown":
-            content = markdown(summary)
-        else:
-            content = json.dumps(summary.as_dict(), indent=2) + "\n"
-        if path == options.STDOUT:
-            sys.stdout.write(content)
-        else:
-            path.write_text(content, encoding="utf-8")
+    write(
+        (outputs["--html"], lambda: page(summary)),
+        (outputs["--markdown"], lambda: markdown(summary)),
+        (outputs["--json"], lambda: as_json(summary.as_dict())),
+    )
     if not any(outputs.values()):
         print(markdown(summary), end="")
     for problem in summary.problems:
-        print(f"fedexec: {problem}", file=sys.stderr)
+        print(f"fedexec: {visible(problem)}", file=sys.stderr)
     return INCOMPLETE if summary.problems else 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedexec import files
 from fedexec.cli.options import UsageError
 from fedexec.flower import Round
 from fedexec.flower.checkpoint import Checkpoint, Checkpoints
@@ -53,9 +54,13 @@ class Resuming:
         directory = Path(arguments.checkpoint)
         try:
             self._checkpoints = Checkpoints(directory)
+            files.attempt(directory / "round.npz")
             self.last = self._checkpoints.latest()
             if self.last is not None:
                 self._check(arguments, self.last, f"--checkpoint {directory} holds round")
+        except files.UnwritableError as exc:
+            self.close()
+            raise UsageError(f"--checkpoint {exc}") from exc
         except OSError as exc:
             self.close()
             raise UsageError(f"--checkpoint {directory}: {exc.strerror}") from exc
@@ -84,7 +89,8 @@ class Resuming:
     def save(self, rounds: list[Round], weights: jobs.Weights) -> None:
         """Write the state after the last of `rounds`."""
         if self._checkpoints is not None:
-            self._checkpoints.save(Checkpoint(rounds[-1].server_round, weights, rounds, self._settings))
+            with files.explained(self._checkpoints.directory):
+                self._checkpoints.save(Checkpoint(rounds[-1].server_round, weights, rounds, self._settings))
 
     def _check(self, arguments: argparse.Namespace, found: Checkpoint, held: str) -> None:
         """Raise UsageError if this run cannot go on from that state."""

@@ -9,14 +9,13 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from flwr.serverapp import ServerApp
 
 from fedexec import __version__
 from fedexec.cli import options
 from fedexec.cli.display import Display
 from fedexec.cli.ending import Ending
-from fedexec.cli.output import as_dicts, digest, stdout_as_stderr, write, write_json
+from fedexec.cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
@@ -35,6 +34,7 @@ from fedexec.flower._private import is_from_server
 from fedexec.flower.simulation import start
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import resolve
+from fedexec.visible import visible
 
 __all__ = ["command"]
 
@@ -46,8 +46,9 @@ NODES = 10
 def command(arguments: argparse.Namespace) -> int:
     """Simulate."""
     app = _app(arguments)
-    report = options.writable("--json", arguments.json)
-    weights_file = options.writable("--save", arguments.save)
+    names = {"--json": arguments.json, "--save": arguments.save}
+    inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
+    report, weights_file = options.outputs(names, inputs).values()
     nodes, who = _nodes(arguments, app)
     showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
     with contextlib.ExitStack() as stack:
@@ -106,12 +107,12 @@ def command(arguments: argparse.Namespace) -> int:
             "weights_sha256": digest(arrays.values()) if arrays else None,
             "memory": timeline.as_dict(),
         }
-    if weights_file is not None:
-        if not arrays:
-            raise FedexecError("--save: this app's strategy left no weights")
-        write(weights_file, lambda file: np.savez(file, **arrays))
-    if report is not None:
-        write_json(report, result)
+    write(
+        (weights_file if arrays else None, lambda: as_npz(**arrays)),
+        (report, lambda: as_json(result)),
+    )
+    if weights_file is not None and not arrays:
+        raise FedexecError("--save: this app's strategy left no weights")
     return 0
 
 
@@ -173,5 +174,6 @@ def _reason(error: Exception) -> Exception:
     log.debug("the simulation failed", exc_info=error)
     if isinstance(error, FedexecError | LoadServerAppError | LoadClientAppError):
         return error if isinstance(error, FedexecError) else FedexecError(str(error))
-    traceback.print_exception(error)
+    told = "".join(traceback.format_exception(error))
+    print(visible(told, lines=True), end="", file=sys.stderr)
     return FedexecError(f"the ServerApp raised {type(error).__name__}: {error}")

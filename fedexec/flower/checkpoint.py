@@ -82,7 +82,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self._run = secrets.token_hex(8)  # stands in each file of the run, also when it goes on
         self._written: list[Path] = []  # by this run, the oldest first
         try:
@@ -110,7 +110,7 @@ class Checkpoints:
         CheckpointError
             There are some, and none of them can be read.
         """
-        files = _files(self._directory)
+        files = _files(self.directory)
         problem: CheckpointError | None = None
         for path in files:
             try:
@@ -144,8 +144,8 @@ class Checkpoints:
         if any(array.dtype.hasobject for array in arrays.values()):
             raise ValueError("a checkpoint cannot hold an array of Python objects")
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        path = self._directory / f"round-{checkpoint.server_round:06}.npz"
-        with tempfile.NamedTemporaryFile(dir=self._directory, prefix=self._part, delete=False) as file:
+        path = self.directory / f"round-{checkpoint.server_round:06}.npz"
+        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=self._part, delete=False) as file:
             try:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
@@ -159,7 +159,7 @@ class Checkpoints:
                 Path(file.name).unlink()
                 raise
         Path(file.name).replace(path)
-        _sync(self._directory)
+        _sync(self.directory)
         self._written = [each for each in self._written if each != path] + [path]
         for old in self._written[:-KEPT]:
             old.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ class Checkpoints:
                     self._written.append(path)
             except CheckpointError as exc:  # not ours to judge
                 log.debug("%s stays: %s", path, exc)
-        for part in self._directory.glob(f"{self._part}*"):
+        for part in self.directory.glob(f"{self._part}*"):
             part.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedexec.report import numbers
+from fedexec.report.checking import AMOUNT, NUMBER, TEXT, Kind, check, mapping_of, optional
 from fedexec.report.schema import GPU_KEY, SCHEMA
 
 __all__ = ["GpuRun", "GpuTable"]
@@ -54,6 +55,9 @@ class GpuRun:
         """
         if content[GPU_KEY] != SCHEMA:
             raise ValueError(f"it is of schema {content[GPU_KEY]}; this fedexec reads schema {SCHEMA}")
+        check(content, {"results": mapping_of(Kind("mapping", lambda value: isinstance(value, dict)))})
+        for each in content["devices"]:
+            check(each, {"name": TEXT, "total_bytes": optional(AMOUNT)}, "devices")
         names = [f"{each['name']} ({numbers.size(each['total_bytes'])})" for each in content["devices"]]
         versions = (f"Python {content['python']}", f"torch {content['torch']}")
         results = {str(name): dict(figures) for name, figures in content["results"].items()}
@@ -96,6 +100,8 @@ def _shown(name: str, value: Any, unit: str = "") -> list[tuple[str, str]]:
 def _written(value: Any, unit: str) -> str:
     if value is None:
         return numbers.NOT_MEASURED
+    if not (AMOUNT if unit == "bytes" else NUMBER).holds(value):
+        return str(value)
     if unit == "bytes":
         return numbers.size(value)
     if unit == "seconds":

@@ -1,5 +1,7 @@
 """The report as one page: no network, light and dark, phone and paper, mouse, touch and keyboard."""
 
+import base64
+import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +18,7 @@ from fedexec.report.text import ON_A_GPU, gpu_line, machine_line
 
 __all__ = ["page"]
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src {}; script-src {}"
 WORDS = {"strategy", "isolation"}  # columns of words, to the left
 
 
@@ -34,17 +36,23 @@ def page(summary: Summary) -> str:
     ]
     main = tag("main", "".join(blocks)) + _footer(summary.runs)
     data = json.dumps(summary.as_dict()).replace("<", "\\u003c")
-    script = (files(__package__) / "page.js").read_text(encoding="utf-8")
-    style = (files(__package__) / "page.css").read_text(encoding="utf-8")
+    here = files(__package__)
+    style, script = (f"\n{(here / name).read_text('utf-8')}" for name in ("page.css", "page.js"))
+    policy = POLICY.format(_source(style), _source(script))  # nothing else runs, whatever a file's names hold
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>fedexec: which isolation strategy?</title><style>\n{style}</style></head>\n<body>{main}"
+        f"<title>fedexec: which isolation strategy?</title><style>{style}</style></head>\n<body>{main}"
         '<div id="tip" role="status" hidden></div>'
         f'<script type="application/json" id="report">{data}</script>'
-        f"\n<script>\n{script}</script></body></html>\n"
+        f"\n<script>{script}</script></body></html>\n"
     )
+
+
+def _source(text: str) -> str:
+    """Return what allows one text inline, by its hash."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _problems(problems: Iterable[str]) -> str:

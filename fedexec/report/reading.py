@@ -1,7 +1,5 @@
 """Files of benchmarks: read and checked, so that whatever is wrong with one has a name."""
 
-import json
-import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fedexec.errors import FedexecError
+from fedexec.report.checking import COUNT, SECONDS, TEXT, check, list_of, load, optional
 from fedexec.report.gpu import GpuRun
 from fedexec.report.schema import GPU_KEY, KEY, Course, Record
 
 __all__ = ["Measurement", "Run", "UnreadableError", "is_busy", "read"]
 
-
+LARGEST_FILE = 256 << 20
+LEAST_SECONDS = 1e-12
 BUSY, OWN = 1.5, 2.0  # load for each core, and what the benchmarks themselves make
 
 
@@ -132,11 +132,17 @@ def read(path: Path, label: str | None = None) -> Run | GpuRun:
         It is of another tool, of another schema version, or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)  # a device may have no end
+        if len(data) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE >> 20} MiB")
+        content = load(data.decode())
     except OSError as exc:
         raise UnreadableError(f"{path}: {exc.strerror or exc}") from exc
-    except ValueError as exc:
+    except UnicodeDecodeError as exc:
         raise UnreadableError(f"{path}: that is no JSON: {exc}") from exc
+    except ValueError as exc:
+        raise UnreadableError(f"{path}: {exc}") from exc
     if isinstance(content, dict) and GPU_KEY in content:
         try:
             return GpuRun.from_dict(label or path.name, content)
@@ -151,6 +157,9 @@ def read(path: Path, label: str | None = None) -> Run | GpuRun:
         raise UnreadableError(f"{path}: {exc}; was it written by `fedexec bench`?") from exc
     commit, machine = _dict(content, "commit_info").get("id"), _dict(content, "machine_info")
     machine["cpu"] = _dict(machine, "cpu")
+    if not COUNT.holds(machine["cpu"].get("count")):
+        machine["cpu"]["count"] = None
+    commit = commit if isinstance(commit, str) else None
     return Run(label or path.name, str(content.get("datetime") or ""), commit, machine, course, measured)
 
 
@@ -163,12 +172,17 @@ def _dict(content: dict[str, Any], name: str) -> dict[str, Any]:
 def _measurement(benchmark: dict[str, Any]) -> Measurement:
     name, stats = str(benchmark["name"]), benchmark["stats"]
     try:
+        check(benchmark, {"name": TEXT})
         record = Record.from_dict(benchmark["extra_info"].get(KEY))
+        check(stats, _STATS, "stats")
     except ValueError as exc:
         raise ValueError(f"benchmark {name}: {exc}") from exc
     seconds = tuple(float(second) for second in stats.get("data") or ())
     rounds = int(stats.get("rounds", len(seconds)))
     median, iqr = float(stats["median"]), float(stats["iqr"])
-    if not all(0 < value < math.inf for value in (median, *seconds)) or not 0 <= iqr < math.inf:
+    if not all(value >= LEAST_SECONDS for value in (median, *seconds)):
         raise ValueError(f"benchmark {name}: its seconds are no seconds")
     return Measurement(name, record, seconds, rounds, median, iqr)
+
+
+_STATS = {"data": optional(list_of(SECONDS)), "rounds": COUNT, "median": SECONDS, "iqr": SECONDS}

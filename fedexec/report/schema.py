@@ -9,6 +9,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from fedexec.report.checking import (
+    AMOUNT,
+    COUNT,
+    FLAG,
+    NUMBER,
+    SECONDS,
+    TEXT,
+    TEXTS,
+    Kind,
+    check,
+    list_of,
+    mapping_of,
+    optional,
+)
+
 __all__ = [
     "FRESH",
     "GPU_KEY",
@@ -124,15 +139,17 @@ class Record:
         """
         made = _read(cls, content, {"group": GROUPS, "isolation": ISOLATIONS})
         _has("phases", made.phases, *PHASES)
-        _has("faults", made.faults, "survived", "others", "usable")
+        _has("faults", made.faults, *_FAULTS)
         _has("memory", made.memory, "host_peak_bytes", "device_peak_bytes", "device_residual_bytes")
-        _has("timeline", (made.memory or {}).get("timeline"), "host", "devices", "marks")
-        if not (
-            isinstance(made.clients, int)
-            and isinstance(made.workers, int)
-            and min(made.clients, made.workers) > 0
-        ):
-            raise ValueError(f"{made.clients!r} clients, {made.workers!r} workers")
+        timeline = (made.memory or {}).get("timeline")
+        _has("timeline", timeline, "host", "devices", "marks")
+        check(content, _RECORD)
+        check(made.faults or {}, _FAULTS, "faults")
+        check(made.memory or {}, _MEMORY, "memory")
+        if timeline is not None:
+            _check_timeline(timeline)
+        if min(made.clients, made.workers) < 1:
+            raise ValueError(f"{made.clients} clients, {made.workers} workers")
         return made
 
 
@@ -168,10 +185,7 @@ class Course:
     def from_dict(cls, content: Any) -> "Course":
         """Read what :meth:`as_dict` wrote; see :meth:`Record.from_dict`."""
         made = _read(cls, content, {})
-        kinds = {"mode": str, "planned": list, "failed": dict, "missing": dict, "inputs": dict}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(made, name), kind):
-                raise ValueError(f"not whole: {name}")
+        check(content, {"mode": TEXT, "planned": list_of(TEXT), **dict.fromkeys(_OF_NAMES, TEXTS)})
         return made
 
 
@@ -190,6 +204,51 @@ def parts_of(name: str) -> tuple[str, str, list[str]]:
 def _has(what: str, found: Any, *keys: str) -> None:
     if found is not None and not (isinstance(found, dict) and all(key in found for key in keys)):
         raise ValueError(f"not whole: {what}")
+
+
+_OF_NAMES = ("failed", "missing", "inputs")
+_FAULTS = {"survived": COUNT, "others": COUNT, "usable": FLAG}
+_RECORD = {
+    **dict.fromkeys(("group", "strategy", "isolation", "prepared", "cpu", "machine"), TEXT),
+    **dict.fromkeys(("variant", "workload", "emulated", "digest"), optional(TEXT)),
+    **dict.fromkeys(("compute_seconds", "import_seconds"), optional(SECONDS)),
+    **dict.fromkeys(("tasks", "out_of_memory"), optional(COUNT)),
+    "clients": COUNT,
+    "workers": COUNT,
+    "peer": FLAG,
+    "phases": optional(mapping_of(SECONDS)),
+    "versions": TEXTS,
+    "settings": Kind("mapping", lambda value: isinstance(value, dict)),
+    "load": optional(list_of(NUMBER)),
+}
+_MEMORY = {
+    "host_peak_bytes": optional(AMOUNT),
+    "device": optional(TEXT),
+    **{f"device_{name}_bytes": optional(AMOUNT) for name in ("total", "peak", "residual", "end")},
+}
+_MARK = {
+    "seconds": SECONDS,
+    "label": TEXT,
+    "server_round": optional(COUNT),
+    "host_bytes": optional(AMOUNT),
+    "device_bytes": mapping_of(optional(AMOUNT)),
+}
+
+
+def _check_timeline(found: Mapping[str, Any]) -> None:
+    """Hold what was measured one after the other to what can be drawn."""
+    place = "memory.timeline"
+    check(found, {"devices": Kind("mapping", lambda value: isinstance(value, dict))}, place)
+    check(found, {"marks": Kind("list", lambda value: isinstance(value, list))}, place)
+    series = {"host": found["host"], **{f"devices.{name}": one for name, one in found["devices"].items()}}
+    for name, one in series.items():
+        _has(f"{place}.{name}", one if one is not None else 0, "seconds", "bytes")
+        check(one, {"seconds": list_of(SECONDS), "bytes": list_of(AMOUNT)}, f"{place}.{name}")
+        if len(one["seconds"]) != len(one["bytes"]) or one["seconds"] != sorted(one["seconds"]):
+            raise ValueError(f"not whole: {place}.{name}")
+    for index, mark in enumerate(found["marks"]):
+        _has(f"{place}.marks[{index}]", mark if mark is not None else 0, *_MARK)
+        check(mark, _MARK, f"{place}.marks[{index}]")
 
 
 _T = TypeVar("_T", Record, Course)

@@ -7,6 +7,7 @@ from fedexec.report.gpu import GpuRun
 from fedexec.report.reading import Run
 from fedexec.report.summary import Comparison, Section, Summary
 from fedexec.report.table import COLUMNS
+from fedexec.visible import visible
 
 __all__ = ["ON_A_GPU", "gpu_line", "machine_line", "markdown", "overview", "table"]
 
@@ -30,7 +31,7 @@ def markdown(summary: Summary) -> str:
         blocks += [f"## {ON_A_GPU}", gpu_line(gpu)]
         for each in gpu.tables:
             blocks += [f"{each.title}:", table(each.head, each.body)]
-    return "\n\n".join(blocks) + "\n"
+    return visible("\n\n".join(blocks), lines=True) + "\n"
 
 
 def machine_line(run: Run) -> str:
@@ -50,7 +51,7 @@ def gpu_line(gpu: GpuRun) -> str:
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Write a table whose columns line up, the first to the left and the others to the right."""
-    lines = [list(head), *(list(row) for row in body)]
+    lines = [list(map(visible, row)) for row in (head, *body)]
     widths = [max(3, *(len(line[index]) for line in lines)) for index in range(len(head))]
 
     def write(line: Sequence[str]) -> str:

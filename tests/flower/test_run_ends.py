@@ -25,6 +25,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'"
         (["--checkpoint", "{state}", "--resume", "--seed", "3"], "seed=0; this one has seed=3"),
         (["--checkpoint", "{state}", "--resume", "--rounds", "1"], "raise --rounds"),
         (["--checkpoint", "/proc/nothing"], "--checkpoint /proc/nothing: "),
+        (["--checkpoint", "/proc/self"], "--checkpoint /proc/self/round.npz cannot be written: "),
     ],
 )
 def test_a_state_that_does_not_fit_is_one_line(tmp_path_factory, argv, says):

@@ -196,7 +196,8 @@ def test_another_schema_is_refused_and_beside_a_good_file_shown(good, tmp_path):
         ({"memory": {"host_peak_bytes": 1}}, "not whole: memory"),
         ({"phases": {"compute": 1.0}}, "not whole: phases"),
         ({"faults": {"survived": 3}}, "not whole: faults"),
-        ({"clients": None}, "None clients"),
+        ({"clients": None}, "clients: None is no count"),
+        ({"clients": 0}, "0 clients"),
         ({"isolation": "a wish"}, "unknown isolation 'a wish'"),
     ],
 )
@@ -210,11 +211,11 @@ def test_a_record_that_is_not_whole_is_named(tmp_path, damage, says):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ({"fedexec": {"schema": 1, "mode": "quick", "failed": None}}, "not whole: failed"),
+        ({"fedexec": {"schema": 1, "mode": "quick", "failed": None}}, "failed: None is no mapping of names"),
         ({"benchmarks": [benchmark("round", "standby", [0.0] * 9, "cnn")]}, "its seconds are no seconds"),
         (
             {"benchmarks": [benchmark("round", "standby", [float("nan")], "cnn")]},
-            "its seconds are no seconds",
+            "nan is no number",
         ),
     ],
 )
