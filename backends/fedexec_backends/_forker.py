@@ -215,6 +215,7 @@ class _Forker:
             ready = {key.fileobj for key, _ in self._selector.select(left)}
             if self._wakeup_r in ready:
                 os.read(self._wakeup_r, 65536)
+                self._end_stopped()
                 self._reap()
                 if self._successor == _HAS_ENDED:
                     return
@@ -252,6 +253,13 @@ class _Forker:
         self._status_fds[pid] = status_fd
         for fd in (data_fd, tracker_fd, *inherited):
             os.close(fd)
+
+    def _end_stopped(self) -> None:
+        """Kill the child that is, or may become, the template if it has been stopped: it answers nobody."""
+        for pid in (self._successor, -1 if self._trial is None else self._trial.pid):
+            with contextlib.suppress(ChildProcessError):
+                if pid > 0 and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+                    os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         while True:

@@ -250,6 +250,7 @@ class Slot:
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
+        self._end_workers(all_of_them=False)
         with self._lock:
             self._workers = []
         if self._retired is not None:
@@ -266,23 +267,24 @@ class Slot:
 
     def close(self) -> None:
         """Let the worker end. Returns when it is gone."""
-        for worker in self._workers:
-            if is_stopped(worker.pid):
-                end_process(worker)
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired = None
         self._discard(kill=False)
+
+    def _end_workers(self, *, all_of_them: bool) -> None:
+        """End the pool's workers, or those that are stopped: the pool would wait for them for ever."""
+        with self._lock:
+            for worker in self._workers:
+                if all_of_them or is_stopped(worker.pid):
+                    end_process(worker)
 
     def _discard(self, *, kill: bool = True) -> None:
         """Drop the pool; when this returns, its processes have been reaped."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        if kill:
-            with self._lock:
-                for worker in self._workers:
-                    end_process(worker)
+        self._end_workers(all_of_them=kill)
         queue: Any = getattr(pool, "_call_queue", None)
         pool.shutdown(wait=True)
         if kill and queue is not None:

@@ -4,6 +4,8 @@ Only processes of ours that others wait for are treated so, and ended: a templat
 has not begun its task. A task that somebody stops is waited for, up to its deadline.
 """
 
+import math
+import time
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -14,7 +16,7 @@ __all__ = ["await_answer", "is_stopped"]
 _LOOKS, _SECONDS = 2, 1.0  # It is stopped for good if so many looks, so many seconds apart, find it stopped.
 
 
-def await_answer(objects: list[Any], pid: int | None) -> list[Any]:
+def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf) -> list[Any]:
     """Wait until something can be read.
 
     Parameters
@@ -23,16 +25,18 @@ def await_answer(objects: list[Any], pid: int | None) -> list[Any]:
         Descriptors, connections, sentinels.
     pid : int or None
         The process that is to answer.
+    seconds : float, optional
+        To wait at most.
 
     Returns
     -------
     list
-        Those that can be read; none if the process stays stopped.
+        Those that can be read; none if the process stays stopped, or the time is over.
     """
-    found = 0
-    while not (ready := wait(objects, _SECONDS)):
+    found, end = 0, time.monotonic() + seconds
+    while not (ready := wait(objects, max(0.0, min(_SECONDS, end - time.monotonic())))):
         found = found + 1 if is_stopped(pid) else 0
-        if found == _LOOKS:
+        if found == _LOOKS or time.monotonic() >= end:
             return []
     return ready
 

@@ -265,23 +265,25 @@ class Template:
         """Follow what the template says it does; raise PreloadError if it fails, dies or takes too long."""
         doing = "fedexec"
         deadline = time.monotonic() + self._timeout
-        with control.makefile("rb") as reports:
-            while True:
-                control.settimeout(max(0.001, deadline - time.monotonic()))
-                try:
-                    report = json.loads(reports.readline() or b'{"traceback": "the template process died"}')
-                except TimeoutError:
+        unread = b""
+        while True:
+            while b"\n" not in unread:
+                if not await_answer([control], self.pid, deadline - time.monotonic()):
+                    was_stopped = time.monotonic() < deadline
                     assert self._process is not None
                     self._process.kill()
-                    raise PreloadError(doing, f"not done after {self._timeout:g} s") from None
-                if "unfit" in report:
-                    raise UnfitTemplateError(report["module"], report["unfit"])
-                if "traceback" in report:
-                    raise PreloadError(doing, report["traceback"])
-                if "ready" in report:
-                    break
-                doing = report["doing"]
-        control.settimeout(None)
+                    late = f"not done after {self._timeout:g} s"
+                    raise PreloadError(doing, "its process was stopped" if was_stopped else late)
+                unread += control.recv(1 << 16) or b'{"traceback": "the template process died"}\n'
+            line, _, unread = unread.partition(b"\n")
+            report = json.loads(line)
+            if "unfit" in report:
+                raise UnfitTemplateError(report["module"], report["unfit"])
+            if "traceback" in report:
+                raise PreloadError(doing, report["traceback"])
+            if "ready" in report:
+                return
+            doing = report["doing"]
 
     def _discard(self) -> None:
         if self._control is not None:

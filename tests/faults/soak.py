@@ -32,7 +32,7 @@ def main() -> int:
     clean = True
     print(f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'seconds':>9}")
     for backend in arguments.backend or isolating:
-        for plan, retries in ((faults, 0), (kills, len(kills)), (stops, 0)):
+        for plan, retries in ((faults, 0), (kills, len(kills)), (stops, len(stops))):
             report = _quietly(backend, plan, arguments.seed, retries)
             clean = clean and report.is_clean
             print(

@@ -27,7 +27,7 @@ def test_no_task_is_lost_when_any_process_is_killed(backend):
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
 def test_no_task_is_lost_when_any_process_is_stopped(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
-    report = soak(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend))
+    report = soak(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend), retries=40)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
 
 
