@@ -53,8 +53,9 @@ class Resuming:
             return
         directory = Path(arguments.checkpoint)
         try:
-            self._checkpoints = Checkpoints(directory)
+            directory.mkdir(parents=True, exist_ok=True)
             files.attempt(directory / "round.npz")
+            self._checkpoints = Checkpoints(directory)
             self.last = self._checkpoints.latest()
             if self.last is not None:
                 self._check(arguments, self.last, f"--checkpoint {directory} holds round")
