@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -66,3 +67,36 @@ class StoppedProcesses(Suite):
             _stop(new_children(before))
             futures = [executor.submit(pow, 2, number) for number in range(4)]
             assert [future.result(DEADLINE) for future in futures] == [1, 2, 4, 8]
+
+    @pytest.mark.parametrize("which", ["all", "first", "last"])
+    def test_a_killed_caller_leaves_nothing_that_is_stopped(self, temp: Path, which: str) -> None:
+        """The first is a template, or its Manager; the last is a worker, or the template that has learnt."""
+        self.need(Capability.ISOLATED)
+        script = self.start_script(
+            """
+            import os, signal, sys
+            from fedexec import create_executor
+            from fedexec.testing.leaks import new_children
+
+            executor = create_executor(max_workers=1)
+            executor.rehearse(abs, -1)
+            executor.submit(abs, -1).result(30)
+            processes = sorted(new_children(), key=lambda process: process.pid)
+            print(*(process.pid for process in processes), flush=True)
+            sys.stdin.readline()
+            for process in {"all": processes, "first": processes[:1], "last": processes[-1:]}[sys.argv[1]]:
+                if process.is_running():
+                    process.suspend()
+            os.kill(os.getpid(), signal.SIGKILL)
+            """,
+            temp,
+            which,
+            keep_input=True,
+        )
+        with script:
+            assert script.stdin is not None and script.stdout is not None
+            family = {psutil.Process(int(pid)) for pid in script.stdout.readline().split()}
+            script.stdin.write("\n")
+            script.stdin.flush()
+            assert script.wait(DEADLINE) == -signal.SIGKILL
+        poll(lambda: not living(family), "all have ended")
