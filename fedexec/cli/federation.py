@@ -155,7 +155,7 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
     with (
-        Resuming(arguments, spec) as resuming,
+        contextlib.closing(Resuming(arguments, spec)) as resuming,
         contextlib.ExitStack() as stack,
         showing as display,
         _executor(arguments, spec) as executor,

@@ -2,8 +2,6 @@
 
 import argparse
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fedexec import files
 from fedexec.cli.options import UsageError
@@ -68,14 +66,6 @@ class Resuming:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let another run use the directory."""

@@ -17,8 +17,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +64,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run in a directory, which no other run can use meanwhile.
+    """The checkpoints of one run in a directory, which no other run can use until they are closed.
 
     Parameters
     ----------
@@ -89,14 +88,6 @@ class Checkpoints:
             self._lock = DirectoryLock(directory)
         except LockedError as exc:
             raise CheckpointError(f"{directory} is used by another run: {exc}") from exc
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let another run use the directory."""

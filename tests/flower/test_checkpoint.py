@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ def state(server_round, weights=WEIGHTS):
 
 def save(directory, *server_rounds):
     """Write these, as one run does."""
-    with Checkpoints(directory) as checkpoints:
+    with closing(Checkpoints(directory)) as checkpoints:
         return [checkpoints.save(state(server_round)) for server_round in server_rounds]
 
 
 def latest(directory):
-    with Checkpoints(directory) as checkpoints:
+    with closing(Checkpoints(directory)) as checkpoints:
         return checkpoints.latest()
 
 
@@ -83,7 +84,7 @@ def test_a_run_that_goes_on_removes_its_own_only(tmp_path):
     }
     for name, content in kept.items():
         (tmp_path / name).write_bytes(content)
-    with Checkpoints(tmp_path) as checkpoints:
+    with closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.latest().server_round == 5
         for server_round in (6, 7, 8):
             checkpoints.save(state(server_round))
@@ -145,7 +146,7 @@ def test_of_many_damaged_files_none_is_read_and_the_one_before_always_is(tmp_pat
     chance = random.Random(7)
     before, newest = save(tmp_path, 1, 2)
     whole = newest.read_bytes()
-    with Checkpoints(tmp_path) as checkpoints:
+    with closing(Checkpoints(tmp_path)) as checkpoints:
         for attempt in range(1500):
             newest.write_bytes(_damaged(whole, chance))
             assert is_same(checkpoints.latest(), state(1)), attempt
@@ -179,7 +180,7 @@ def test_of_damaged_contents_with_a_right_digest_each_is_read_or_refused(tmp_pat
     chance = random.Random(8)
     _, newest = save(tmp_path, 1, 2)
     content = newest.read_bytes().partition(b"\nfedexec")[0]
-    with Checkpoints(tmp_path) as checkpoints:
+    with closing(Checkpoints(tmp_path)) as checkpoints:
         for _ in range(500):
             newest.write_bytes(sealed(_damaged(content, chance)))
             assert checkpoints.latest().server_round in (1, 2)
@@ -247,7 +248,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, monkeypatch):
 
 
 def test_arrays_of_objects_are_refused(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="Python objects"):
+    with closing(Checkpoints(tmp_path)) as checkpoints, pytest.raises(ValueError, match="Python objects"):
         checkpoints.save(state(1, [np.array([object()])]))
     assert names(tmp_path) == []
 

@@ -1,5 +1,6 @@
 """How `fedexec run` ends before its end, and what is left: signals, kills, what cannot be."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -46,7 +47,7 @@ def _finished(directory):
 
 
 def test_a_state_that_another_run_uses_is_one_line_with_its_pid(tmp_path):
-    with Checkpoints(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)):
         done = run("run", *_ONE_ROUND, "--checkpoint", str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.strip().splitlines()
