@@ -4,6 +4,7 @@ Flower's ``start_server`` lets in whoever connects. TLS tells a client who the s
 server who the client is. The secret itself never travels.
 """
 
+import functools
 import hashlib
 import hmac
 import logging
@@ -83,6 +84,7 @@ class AdmittedClients(SimpleClientManager):
 
     def register(self, client: ClientProxy) -> bool:
         """Let it connect, and ask it meanwhile: Flower passes questions on when this has returned."""
+        client.bridge.forget = functools.partial(self.unregister, client)  # type: ignore[attr-defined]
         with self._admission:
             self._strangers[client.cid] = client
             first = next(iter(self._strangers)) if len(self._strangers) > STRANGERS else None

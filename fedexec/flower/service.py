@@ -6,7 +6,7 @@ Flower's own waits without limit where a client takes nothing more, and reads ah
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -39,12 +39,16 @@ class Connection(GrpcBridge):
     ----------
     is_admitted : bool
         Whether it may send more than a few words.
+    forget : callable
+        Called when the connection ends, before anybody who waits for an answer hears of it: who hears of it
+        may begin the next round at once, and that one must not count on this client any more.
     """
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         super().__init__()
         self._context = context
         self.is_admitted = False
+        self.forget: Callable[[], None] = lambda: None
 
     def request(self, ins_wrapper: Any) -> Any:
         """Ask, and wait for the answer; TimeoutError if it is late, ConnectionError if there will be none."""
@@ -68,6 +72,11 @@ class Connection(GrpcBridge):
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def close(self) -> None:
+        """Note that the connection has ended; Flower calls it when it has."""
+        self.forget()
+        super().close()
 
     def end(self) -> None:
         """End the connection, whatever its other end does."""

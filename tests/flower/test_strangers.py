@@ -12,16 +12,19 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import FitIns, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.proto.transport_pb2 import ClientMessage, Scalar
 from flwr.proto.transport_pb2_grpc import FlowerServiceStub
+from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import ResWrapper
+from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
 
 import fedexec
 from fedexec.cli import _parser, options
 from fedexec.cli.federation import _round_timeout
 from fedexec.flower import ClientHost, ExecutorClient, FedAvgMp, RefusedError, serve
 from fedexec.flower.address import free_address
-from fedexec.flower.proof import prove
+from fedexec.flower.proof import AdmittedClients, prove
+from fedexec.flower.service import Connection
 from fedexec.testing.tasks import DEADLINE, poll
 from flower import jobs
 
@@ -126,6 +129,30 @@ def test_a_silent_client_is_a_failure_of_its_round_and_the_others_go_on():
             assert failures == [[], [], []]
     for left, right in zip(*averages, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+class SlowContext:
+    """A connection whose end gRPC reports late: never, here."""
+
+    def add_callback(self, callback):
+        return True
+
+    def cancel(self):
+        return True
+
+
+def test_a_client_whose_connection_has_ended_is_no_member_when_its_failure_is_told():
+    clients, connection = AdmittedClients(), Connection(SlowContext())
+    messages = connection.ins_wrapper_iterator()
+    assert clients.register(GrpcClientProxy("somebody", connection))
+    next(messages)  # the server's first question
+    answer = ClientMessage(get_properties_res=ClientMessage.GetPropertiesRes())
+    connection.set_res_wrapper(ResWrapper(client_message=answer))
+    poll(lambda: clients.num_available() == 1, "the client takes part")
+    client = clients.all()["somebody"]
+    with pytest.raises(TimeoutError):
+        client.fit(FitIns(Parameters([], "numpy.ndarray"), {}), timeout=0.05, group_id=1)
+    assert clients.num_available() == 0
 
 
 STOPPING = """
