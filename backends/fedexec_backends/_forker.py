@@ -327,12 +327,11 @@ class _Forker:
         self._tell_lesson(trial, learnt)
 
     def _tell_lesson(self, trial: Trial, learnt: list[str]) -> None:
-        told: dict[str, object] = {"learnt": learnt, "unfit": trial.unfit, "raised": trial.raised}
-        if self._successor > 0:
-            told["pid"] = self._successor  # which answers from here on
         try:
             with os.fdopen(self._lesson_fd, "wb") as file:
-                file.write(json.dumps(told).encode())
+                file.write(
+                    json.dumps({"learnt": learnt, "unfit": trial.unfit, "raised": trial.raised}).encode()
+                )
         except BrokenPipeError:
             pass  # the caller is gone, or does not wait any more
 

@@ -28,7 +28,7 @@ from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup
 from fedexec_backends._channel import await_beginning, receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
-from fedexec_backends._stopped import is_stopped
+from fedexec_backends._stopped import await_answer
 
 __all__ = ["PooledBackend", "Slot"]
 
@@ -250,11 +250,10 @@ class Slot:
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
-        self._end_workers(all_of_them=False)
         with self._lock:
-            self._workers = []
+            workers, self._workers = self._workers, []
         if self._retired is not None:
-            self._retired.shutdown(wait=usage is not None and usage.may_hold_device)
+            _shut_down(self._retired, workers, wait=usage is not None and usage.may_hold_device)
 
     def await_end(self, usage: Usage | None) -> None:
         """Wait for the end of the worker that ran a task, if it may hold device memory."""
@@ -272,21 +271,18 @@ class Slot:
         self._retired = None
         self._discard(kill=False)
 
-    def _end_workers(self, *, all_of_them: bool) -> None:
-        """End the pool's workers, or those that are stopped: the pool would wait for them for ever."""
-        with self._lock:
-            for worker in self._workers:
-                if all_of_them or is_stopped(worker.pid):
-                    end_process(worker)
-
     def _discard(self, *, kill: bool = True) -> None:
         """Drop the pool; when this returns, its processes have been reaped."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        self._end_workers(all_of_them=kill)
+        with self._lock:
+            workers = self._workers[:]
+        if kill:
+            for worker in workers:
+                end_process(worker)
         queue: Any = getattr(pool, "_call_queue", None)
-        pool.shutdown(wait=True)
+        _shut_down(pool, workers)
         if kill and queue is not None:
             # A task that its worker did not live to read fills the pipe, whose reading end is here too:
             # without this, a broken loky's thread writes to it for ever (CPython closes it since gh-94777).
@@ -295,6 +291,21 @@ class Slot:
             workers, self._workers = self._workers, []
         for worker in workers:
             worker.join()  # a broken loky does not, and multiprocessing keeps what is not joined
+
+
+def _shut_down(pool: Pool, workers: "list[_Worker]", *, wait: bool = True) -> None:
+    """Shut a pool down. It waits for its workers: one that is, or comes to be, stopped is ended meanwhile."""
+
+    def watch() -> None:
+        for worker in workers:
+            if not await_answer([worker.sentinel], worker.pid):
+                end_process(worker)
+
+    watching = threading.Thread(target=watch, name="fedexec-watch-pool", daemon=True)
+    watching.start()
+    pool.shutdown(wait=wait)
+    if wait:
+        watching.join()
 
 
 class _Death(NamedTuple):

@@ -103,7 +103,6 @@ class Template:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self.pid = -1  # of the process that answers there: the one above, or what has taken its place
         self._learning = threading.Lock()  # held while it learns: one thing at a time
         self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
         self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
@@ -131,7 +130,7 @@ class Template:
         Returns
         -------
         int
-            Who was asked: the pid of the process that will tell how the worker has ended.
+            The pid of the process that was asked, for :func:`end_if_stopped`.
         """
         if len(fds) > MAXFDS_TO_SEND:
             raise ValueError(f"too many file descriptors for one worker: {len(fds)} > {MAXFDS_TO_SEND}")
@@ -142,7 +141,8 @@ class Template:
             except OSError:
                 self._discard()
                 socket.send_fds(self._ensure_running(), [b"f"], fds)
-            return self.pid
+            assert self._process is not None
+            return self._process.pid
 
     def learn(self, modules: Iterable[str]) -> Lesson:
         """Have it import more modules; workers that are forked when this returns have them.
@@ -191,13 +191,12 @@ class Template:
             try:
                 with self._lock:
                     socket.send_fds(self._ensure_running(), [b"l"], [lesson.fileno(), writing])
+                    assert self._process is not None
+                    pid = self._process.pid
             finally:
                 os.close(writing)
-            end_if_stopped(self.pid, reading)
+            end_if_stopped(pid, reading)
             told: dict[str, Any] = json.loads(answer.read() or "{}")
-            if "pid" in told:
-                with self._lock:
-                    self.pid = told["pid"]
         return told
 
     def stop(self) -> None:
@@ -249,32 +248,33 @@ class Template:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        self._control, self.pid = ours, self._process.pid
+        self._control = ours
         try:
             assert self._process.stdin is not None
             with self._process.stdin as stdin:
                 stdin.write(pickle.dumps(wanted))
-            self._await_readiness(ours)
+            self._await_readiness(self._process, ours)
         except BaseException as exc:
             if not isinstance(exc, PreloadError):
                 self._process.kill()
             self._discard()
             raise
 
-    def _await_readiness(self, control: socket.socket) -> None:
+    def _await_readiness(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         """Follow what the template says it does; raise PreloadError if it fails, dies or takes too long."""
         doing = "fedexec"
         deadline = time.monotonic() + self._timeout
         unread = b""
         while True:
             while b"\n" not in unread:
-                if not await_answer([control], self.pid, deadline - time.monotonic()):
+                if not await_answer([control], process.pid, deadline - time.monotonic()):
                     was_stopped = time.monotonic() < deadline
-                    assert self._process is not None
-                    self._process.kill()
+                    process.kill()
                     late = f"not done after {self._timeout:g} s"
                     raise PreloadError(doing, "its process was stopped" if was_stopped else late)
-                unread += control.recv(1 << 16) or b'{"traceback": "the template process died"}\n'
+                if not (said := control.recv(1 << 16)):
+                    raise PreloadError(doing, "the template process died")
+                unread += said
             line, _, unread = unread.partition(b"\n")
             report = json.loads(line)
             if "unfit" in report:
@@ -291,24 +291,20 @@ class Template:
             self._control.close()
             self._control = None
         if self._process is not None:
-            self._continue()  # One that is stopped would not end.
+            if is_stopped(self._process.pid):
+                os.kill(self._process.pid, signal.SIGCONT)  # It would not end.
             if has_ended(self._process.pid, wait=True):
                 # What an import has started there: a Manager, a pool. Workers have groups of their own.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
-    def _continue(self) -> None:
-        assert self._process is not None
-        for pid in {self._process.pid, self.pid}:
-            if is_stopped(pid):
-                os.kill(pid, signal.SIGCONT)
-
 
 def end_if_stopped(pid: int, reading: int) -> None:
-    """Wait until something can be read where a template answers.
+    """Wait until something can be read where a template, or what has taken its place, answers.
 
     One that stays stopped is killed: then the end can be read there, and the next request starts another.
+    What has taken its place ends with it, and is ended by it when it is stopped.
     """
     if not await_answer([reading], pid) and is_stopped(pid):
         log.warning("the template (process %d) is stopped and does not answer: it is replaced", pid)
