@@ -1,7 +1,9 @@
 """The death suite: processes that are stopped, and so neither work nor end."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -13,10 +15,10 @@ from fedexec.testing.leaks import living, new_children
 from fedexec.testing.suite import Create, Suite
 from fedexec.testing.tasks import DEADLINE, poll
 
-__all__ = ["StoppedProcesses"]
+__all__ = ["StoppedProcesses", "stop"]
 
 
-def _stop(processes: set[psutil.Process]) -> set[psutil.Process]:
+def stop(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
     """Stop those that have not ended, and return them."""
     stopped = set()
     for process in processes:
@@ -39,7 +41,7 @@ class StoppedProcesses(Suite):
         before = self.alone()
         executor = create(max_workers=1)
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
-        stopped = _stop(new_children(before))
+        stopped = stop(new_children(before))
         assert [executor.submit(pow, 2, number).result(DEADLINE) for number in (4, 5, 6)] == [16, 32, 64]
         executor.shutdown()
         poll(lambda: not living(stopped), "what was stopped has ended")
@@ -48,7 +50,7 @@ class StoppedProcesses(Suite):
         before = self.alone()
         executor = create(max_workers=2)
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
-        stopped = _stop(new_children(before))
+        stopped = stop(new_children(before))
         executor.shutdown()
         poll(lambda: not living(stopped), "what was stopped has ended")
 
@@ -64,7 +66,7 @@ class StoppedProcesses(Suite):
         before = self.alone()
         executor = create(max_workers=2)
         for _ in range(2):
-            _stop(new_children(before))
+            stop(new_children(before))
             futures = [executor.submit(pow, 2, number) for number in range(4)]
             assert [future.result(DEADLINE) for future in futures] == [1, 2, 4, 8]
 
@@ -77,6 +79,7 @@ class StoppedProcesses(Suite):
             import os, signal, sys
             from fedexec import create_executor
             from fedexec.testing.leaks import new_children
+            from fedexec.testing.stops import stop
 
             executor = create_executor(max_workers=1)
             executor.rehearse(abs, -1)
@@ -84,10 +87,8 @@ class StoppedProcesses(Suite):
             processes = sorted(new_children(), key=lambda process: process.pid)
             print(*(process.pid for process in processes), flush=True)
             sys.stdin.readline()
-            start, _, stop = sys.argv[1].partition(":")
-            for process in processes[int(start) : int(stop or 99)]:
-                if process.is_running():
-                    process.suspend()
+            first, _, end = sys.argv[1].partition(":")
+            stop(processes[int(first) : int(end or 99)])
             os.kill(os.getpid(), signal.SIGKILL)
             """,
             temp,
@@ -96,7 +97,10 @@ class StoppedProcesses(Suite):
         )
         with script:
             assert script.stdin is not None and script.stdout is not None
-            family = {psutil.Process(int(pid)) for pid in script.stdout.readline().split()}
+            family = set()
+            for pid in script.stdout.readline().split():
+                with contextlib.suppress(psutil.NoSuchProcess):  # The worker ends after its task.
+                    family.add(psutil.Process(int(pid)))
             script.stdin.write("\n")
             script.stdin.flush()
             assert script.wait(DEADLINE) == -signal.SIGKILL
