@@ -29,7 +29,13 @@ from fedexec.imports import is_installed_file
 from fedexec.ownership import VARIABLE
 from fedexec.worker import keep_torch_threads, leave, limit_loaded, preload, prepare
 from fedexec_backends import _fitness, _leaving, _pages
-from fedexec_backends._leaving import ToDoAtExit, end_group, end_what_is_left, leave_out_inherited
+from fedexec_backends._leaving import (
+    ToDoAtExit,
+    continue_without_parent,
+    end_group,
+    end_what_is_left,
+    leave_out_inherited,
+)
 from fedexec_backends._successor import Trial, import_quietly, rehearse, silence
 
 __all__ = ["Service", "inherited_fd", "main"]
@@ -37,7 +43,7 @@ __all__ = ["Service", "inherited_fd", "main"]
 _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
 _tracker: Any = resource_tracker._resource_tracker
-_SIGCHLD, _SIGINT = int(signal.SIGCHLD), int(signal.SIGINT)
+_SIGCHLD, _SIGHUP, _SIGINT = int(signal.SIGCHLD), int(signal.SIGHUP), int(signal.SIGINT)
 _HAS_ENDED = -2  # in place of a process's number
 
 
@@ -66,6 +72,7 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control = socket.socket(fileno=int(sys.argv[1]))
     _end_on_hangup(control, True)
+    continue_without_parent()
     atexit.register(end_what_is_left, os.getpid())  # the first, so the last to be done
     wanted = pickle.load(sys.stdin.buffer)
     _tracker._fd = wanted["tracker"]  # the caller's: one of this process's own would end with it
@@ -177,6 +184,10 @@ def _is_users_own(name: str) -> bool:
     return not is_installed_file(file)
 
 
+def _go_on(signum: int, frame: object) -> None:
+    """Outlive the SIGHUP of a stopped group whose caller is gone: the workers are ended first."""
+
+
 class _Forker:
     """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
 
@@ -199,6 +210,8 @@ class _Forker:
         # The caller, or what was imported, may have blocked it: then no worker's end would be heard of.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         signal.set_wakeup_fd(self._wakeup_w)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _go_on)
 
     def run(self) -> NoReturn:
         """Do what the caller asks until it closes its end; of one that has a successor, until that ends."""
@@ -384,6 +397,8 @@ class _Forker:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_SIGCHLD, _signal.SIG_DFL)
             _signal.signal(_SIGINT, _signal.default_int_handler)
+            if _signal.getsignal(_SIGHUP) is _go_on:
+                _signal.signal(_SIGHUP, _signal.SIG_DFL)
             self._control.close()
             for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
                 os.close(fd)

@@ -5,8 +5,10 @@ That is in the process that has imported. A worker, and a successor, do what was
 
 import atexit
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import time
 import weakref
 from multiprocessing import process, util
@@ -14,7 +16,15 @@ from typing import Any
 
 import psutil
 
-__all__ = ["ToDoAtExit", "end_group", "end_what_is_left", "has_ended", "leave_out_inherited"]
+__all__ = [
+    "ToDoAtExit",
+    "continue_without_parent",
+    "end_group",
+    "end_what_is_left",
+    "end_with_parent",
+    "has_ended",
+    "leave_out_inherited",
+]
 
 _util: Any = util  # its underscored names, which type checkers do not know
 _process: Any = process
@@ -22,6 +32,7 @@ _finalize: Any = weakref.finalize
 REST_SECONDS = 0.5  # that a process which an import has started may take to end, once it was told to
 MOST_FILES = 1 << 20  # descriptors that a process may have open by default, at most
 POLL_SECONDS = 0.01
+_PR_SET_PDEATHSIG = 1
 
 exit_code = 0  # of a worker whose exit functions are all that is left to do
 
@@ -123,3 +134,25 @@ def has_ended(pid: int, *, wait: bool = False) -> bool:
         except psutil.NoSuchProcess:
             return False
         time.sleep(POLL_SECONDS)
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent, the template, ends."""
+    parent = os.getppid()
+    _have_signal_at_parents_end(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def continue_without_parent() -> None:
+    """Have the kernel let this process go on when its parent ends, if it is stopped then: so it can end.
+
+    The kernel does so to a process group that nobody is left to look after, but not while a stop is on its
+    way. It follows the thread that has started this process: to be continued too early does no harm.
+    """
+    _have_signal_at_parents_end(signal.SIGCONT)
+
+
+def _have_signal_at_parents_end(number: signal.Signals) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))

@@ -6,7 +6,6 @@ The old one stays as its parent, to reap the workers that it has forked and to e
 """
 
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
@@ -23,12 +22,12 @@ from typing import Any, NoReturn, Protocol
 from fedexec.memory.device import hidden
 from fedexec.worker import THREAD_VARIABLES, leave
 from fedexec_backends import _fitness
+from fedexec_backends._leaving import end_with_parent
 
 __all__ = ["Trial", "import_quietly", "rehearse", "silence"]
 
 ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
 LEAVE_SECONDS = 1.0  # that a child that has failed may take to do what was left to be done at exit
-_PR_SET_PDEATHSIG = 1
 
 
 class Heir(Protocol):
@@ -174,7 +173,7 @@ class Trial:
             os.write(writing, json.dumps(line).encode() + b"\n")
 
         try:
-            _end_with_parent()
+            end_with_parent()
             os.setpgid(0, 0)
             self._heir.detach()
             learnt = self._import_all(tell)
@@ -248,15 +247,6 @@ def rehearse(call: bytes) -> None:
     """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started."""
     with hidden():
         pickle.loads(call)()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent, the template, ends."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 @contextlib.contextmanager
