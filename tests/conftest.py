@@ -5,6 +5,7 @@ import pytest
 pytest.register_assert_rewrite("fedexec.testing")  # The suites' assertions say what they found.
 
 from fedexec.memory import device, emulated  # noqa: E402
+from fedexec.testing import refusals  # noqa: E402
 
 # What a shell starts in the background ignores Ctrl+C, and so would the programs that these tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -12,6 +13,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 SLOW = ("flower", "bench", "workload", "faults")  # folders whose modules take longest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--refuse",
+        action="append",
+        default=[],
+        choices=refusals.REFUSALS,
+        help="for the kernel to refuse",
+    )
+
+
+def pytest_configure(config):
+    for name in config.getoption("refuse"):
+        refusals.refuse(name)
 
 
 def pytest_collection_modifyitems(items):

@@ -5,13 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
-import refusals
 
-HERE = Path(__file__).parent
+from fedexec.testing import refusals
 
 RUN = """
 import json, logging, sys
@@ -34,7 +32,7 @@ for backend in sys.argv[1:]:
         errors.append(f"{type(exc).__name__}: {exc}")
 print(json.dumps([results, said, errors]))
 """
-REFUSED = f"import sys; sys.path.insert(0, {str(HERE)!r}); import refusals; refusals.refuse({{!r}}, {{!r}})\n"
+REFUSED = "from fedexec.testing import refusals; refusals.refuse({!r}, {!r})\n"
 BACKENDS = ("standby", "process", "pool", "loky")
 
 

@@ -5,6 +5,7 @@ Prints what became of the tasks and what is left; ends with 1 if anything is los
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 from collections import Counter
@@ -13,6 +14,7 @@ from faults import KILL, STOP, Report, plan_of, soak
 
 import fedexec
 from fedexec.interface import Capability
+from fedexec.testing import refusals
 
 
 def main() -> int:
@@ -21,7 +23,18 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.05, help="that meets a fault (default 0.05)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", action="append", help="only this one; may be repeated")
+    parser.add_argument("--descriptors", type=int, default=0, help="to have open meanwhile")
+    parser.add_argument(
+        "--refuse",
+        action="append",
+        default=[],
+        choices=refusals.REFUSALS,
+        help="for the kernel to refuse",
+    )
     arguments = parser.parse_args()
+    for name in arguments.refuse:
+        refusals.refuse(name)
+    _open(arguments.descriptors)
     isolating = [
         info.name for info in fedexec.backends()
         if info.available and info.capabilities and Capability.ISOLATED in info.capabilities
@@ -44,6 +57,15 @@ def main() -> int:
     kinds = Counter(name for name in (*faults, *kills, *stops) if name is not None)
     print("faults of each backend: " + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())))
     return 0 if clean else 1
+
+
+def _open(number: int) -> None:
+    """Open so many descriptors, and leave them open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number + 1024), hard))
+    for _ in range(number):
+        os.open(os.devnull, os.O_RDONLY)
 
 
 def _quietly(backend: str, plan: list[str | None], seed: int, retries: int) -> Report:

@@ -1,10 +1,15 @@
 """Every kind of fault once, among innocent tasks, on every isolating backend; `soak.py` does it at length."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from faults import FAULTS, KILL, STOP, plan_of, soak
 from kills import kill_callers
+
+from fedexec.testing import refusals
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
@@ -29,6 +34,16 @@ def test_no_task_is_lost_when_any_process_is_stopped(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
     report = soak(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend), retries=40)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not refusals.AVAILABLE, reason="the filter is one of Linux on x86_64")
+def test_so_it_is_where_the_kernel_refuses_and_thousands_of_files_are_open():
+    soak = Path(__file__).with_name("soak.py")
+    refused = [argument for name in refusals.REFUSALS for argument in ("--refuse", name)]
+    command = [sys.executable, soak, "--tasks", "320", *refused, "--descriptors", "5000"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])

@@ -38,7 +38,7 @@ class Stranger:
     def __init__(self, address, channel=None):
         self._channel = channel or grpc.insecure_channel(address, UNLIMITED)
         self._says = queue.SimpleQueue()
-        self.hears = FlowerServiceStub(self._channel).Join(iter(self._says.get, None))
+        self.hears = FlowerServiceStub(self._channel).Join(iter(self._says.get, None), wait_for_ready=True)
 
     def say(self, **properties):
         answer = ClientMessage.GetPropertiesRes()

@@ -1,6 +1,7 @@
-"""System calls that a filter of seccomp refuses, as containers' and sandboxes' do. Run in a child: it stays.
+"""System calls that a filter of seccomp refuses, as containers' and sandboxes' do.
 
-Linux on x86_64 only: a program of the kernel's packet filter knows system calls by their numbers.
+The filter stays as long as the process: use it in one that is made for it. Linux on x86_64 only, since a
+program of the kernel's packet filter knows system calls by their numbers.
 """
 
 import ctypes
@@ -10,11 +11,14 @@ import platform
 import struct
 import sys
 
+__all__ = ["AVAILABLE", "REFUSALS", "refuse"]
+
 AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
 
 FCNTL, MEMFD_CREATE, PIDFD_OPEN = 72, 319, 434
 F_SETOWN, F_SETSIG = 8, 10
-CALLS = {  # what may be refused -> the number of the call, and its second argument if only that one is
+#: What may be refused: the number of the system call, and its second argument if only that one is refused.
+REFUSALS: dict[str, tuple[int, int | None]] = {
     "F_SETOWN": (FCNTL, F_SETOWN),
     "F_SETSIG": (FCNTL, F_SETSIG),
     "memfd_create": (MEMFD_CREATE, None),
@@ -28,9 +32,22 @@ ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 
 
-def refuse(name, error="EPERM"):
-    """Have the kernel refuse one call to this process, and to all that it will start."""
-    number, second = CALLS[name]
+def refuse(name: str, error: str = "EPERM") -> None:
+    """Have the kernel refuse one call to this process, and to all that it will start.
+
+    Parameters
+    ----------
+    name : str
+        One of `REFUSALS`.
+    error : str, optional
+        The name of the error that the call meets.
+
+    Raises
+    ------
+    OSError
+        The kernel takes no filter.
+    """
+    number, second = REFUSALS[name]
     answer = (RETURN, 0, 0, REFUSE | getattr(errno, error))
     conditions = [(ARCHITECTURE, AUDIT_ARCH_X86_64), (NUMBER, number)]
     if second is not None:
@@ -43,7 +60,7 @@ def refuse(name, error="EPERM"):
     _load(b"".join(struct.pack("HBBI", *instruction) for instruction in program), len(program))
 
 
-def _load(code, length):
+def _load(code: bytes, length: int) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
