@@ -103,6 +103,7 @@ class Template:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._was_stopped = False
         self._learning = threading.Lock()  # held while it learns: one thing at a time
         self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
         self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
@@ -183,13 +184,15 @@ class Template:
         return None
 
     def _teach(self, wanted: dict[str, Any], call: bytes = b"") -> dict[str, Any]:
-        """Tell it what to learn; return what it tells of that: nothing if it is dead."""
+        """Tell it what to learn; return what it tells of that: nothing if it is dead, or was stopped."""
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as lesson:
             lesson.write(json.dumps(wanted | {"seconds": self._timeout}).encode() + b"\n" + call)
             lesson.seek(0)
             try:
                 with self._lock:
+                    if self._was_stopped:  # A shutdown has come first: nobody would end another one.
+                        return {}
                     socket.send_fds(self._ensure_running(), [b"l"], [lesson.fileno(), writing])
                     assert self._process is not None
                     pid = self._process.pid
@@ -200,8 +203,9 @@ class Template:
         return told
 
     def stop(self) -> None:
-        """End the template and every worker that still runs. Returns when it is gone."""
+        """End the template and every worker that still runs, for good. Returns when it is gone."""
         with self._lock:
+            self._was_stopped = True
             self._discard()
 
     def _ensure_running(self) -> socket.socket:

@@ -5,6 +5,7 @@ import importlib
 import os
 import random
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedexec import learning
 from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
+from fedexec_backends._template import Template
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
 
@@ -310,3 +312,25 @@ def test_an_executor_that_ends_while_it_learns_leaves_nothing(create, package):
     executor.shutdown()
     assert time.monotonic() - begun < 5
     poll(lambda: not new_children(before), "nothing was left")
+
+
+def test_an_executor_that_ends_just_before_it_learns_leaves_nothing(create, package, monkeypatch):
+    has_stopped = threading.Event()
+    learn, stop = Template.learn, Template.stop
+
+    def learn_late(template, modules):
+        assert has_stopped.wait(DEADLINE)
+        return learn(template, modules)
+
+    def stop_and_tell(template):
+        stop(template)
+        has_stopped.set()
+
+    monkeypatch.setattr(Template, "learn", learn_late)
+    monkeypatch.setattr(Template, "stop", stop_and_tell)
+    package()
+    before = new_children()
+    executor = create()
+    run(executor, importing("costly"))
+    executor.shutdown()
+    assert not new_children(before)
