@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import random
 import resource
@@ -31,6 +32,7 @@ TIMEOUT = 2.0  # seconds, of what hangs or is stopped
 HUGE = 32 << 20
 KILL = "process killed"  # any of the executor's: a worker, its template, a Manager
 STOP = "executor's process is stopped"
+LEARNT = "hypothesis"  # what some innocent tasks import
 STOPPED_SECONDS = 10.0  # deadline of innocent tasks, any of which may run in a process that is stopped
 
 
@@ -95,6 +97,12 @@ def plant_tree() -> list[int]:
     )
     assert parent.stdout is not None
     return [*children, parent.pid, *map(int, parent.stdout.readline().split())]
+
+
+def version_of(package: str) -> str:
+    """Import a package, which the template learns when a few tasks have."""
+    version: str = importlib.import_module(package).__version__
+    return version
 
 
 class DiesPickled:
@@ -200,6 +208,8 @@ class Report:
     left : list of str
         Processes, shared memory and descriptors.
     seconds : float
+    learnt : int
+        How many modules the template has learnt meanwhile.
     """
 
     tasks: int
@@ -208,6 +218,7 @@ class Report:
     wrong: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    learnt: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -259,6 +270,7 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
                         f"{number} {name}: {error!r}" if error else f"{number} {name}: {value!r:.99}"
                     )
             del futures, future, is_true, value, error
+        report.learnt = executor.stats().learning.get("modules", 0)
     report.seconds = time.monotonic() - begun
     report.lost += sum(1 for number in range(len(plan)) if resolved[number] > 1)
     try:
@@ -285,6 +297,8 @@ def _submit(
         fault = FAULTS[name]
         view = executor.with_options(timeout=fault.timeout, tag=name)
         return view.submit(fault.fn, *fault.args), fault.is_true
+    if number % 10 == 0:
+        return executor.submit(version_of, LEARNT), _returned(version_of(LEARNT))
     if number % 4:
         return executor.submit(tasks.add, number, 1), _returned(number + 1)
     array = generator.integers(0, 1000, 50_000)  # large enough for shared memory

@@ -43,14 +43,16 @@ def main() -> int:
     kills = plan_of(arguments.tasks // 5, arguments.share, arguments.seed, [KILL])
     stops = plan_of(arguments.tasks // 10, arguments.share, arguments.seed, [STOP])
     clean = True
-    print(f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'seconds':>9}")
+    print(
+        f"{'backend':10}{'tasks':>7}{'faults':>8}{'lost':>6}{'wrong':>7}{'left':>6}{'learnt':>8}{'seconds':>9}"
+    )
     for backend in arguments.backend or isolating:
         for plan, retries in ((faults, 0), (kills, len(kills)), (stops, len(stops))):
             report = _quietly(backend, plan, arguments.seed, retries)
             clean = clean and report.is_clean
             print(
                 f"{backend:10}{report.tasks:7}{report.faults.total():8}{report.lost:6}{len(report.wrong):7}"
-                f"{len(report.left):6}{report.seconds:9.0f}", flush=True,
+                f"{len(report.left):6}{report.learnt:8}{report.seconds:9.0f}", flush=True,
             )  # fmt: skip
             for line in (*report.wrong[:10], *report.left[:10]):
                 print(f"    {line}")
