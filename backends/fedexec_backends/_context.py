@@ -8,6 +8,7 @@ It builds on names of multiprocessing that its documentation does not mention: `
 ``Popen._launch``, the same in CPython 3.11 to 3.14.
 """
 
+import contextlib
 import functools
 import io
 import logging
@@ -40,6 +41,7 @@ from fedexec.settings import Settings
 from fedexec.worker import environment, leave
 from fedexec_backends._forker import Service, inherited_fd
 from fedexec_backends._leaving import has_ended
+from fedexec_backends._stopped import await_reader
 from fedexec_backends._template import (
     Template,
     UnfitTemplateError,
@@ -297,6 +299,12 @@ def _kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
     return True
 
 
+def _kill(pid: int) -> None:
+    if not _kill_group(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # too young to lead a group
+
+
 def _packed(process: WorkerProcess, popen: Any) -> bytes:
     """Pickle what the worker needs, without the caller's ``__main__``."""
     buffer = io.BytesIO()
@@ -381,7 +389,7 @@ class _ForkedPopen(popen_forkserver.Popen):
             data_w = self._fork()
         except EOFError:  # the template died under the request: a new one answers
             data_w = self._fork()
-        _write(data_w, data)
+        _write(data_w, data, self.pid)
 
     def _fork(self) -> int:
         """Ask the template for a worker; return the end of the pipe it reads its process object from."""
@@ -460,16 +468,19 @@ class _SpawnedPopen(popen_spawn_posix.Popen):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(data_r)
             os.close(status_w)
-        _write(data_w, data)
+        _write(data_w, data, self.pid)
 
 
 _Popen = _ForkedPopen | _SpawnedPopen
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: bytes, pid: int) -> None:
     """Send all of `data` to a worker; if it dies meanwhile, whoever waits for it will see that."""
     try:
-        with open(fd, "wb", closefd=False) as file:
+        with (
+            await_reader(pid, functools.partial(_kill, pid), len(data)),
+            open(fd, "wb", closefd=False) as file,
+        ):
             file.write(data)
     except BrokenPipeError:
         pass

@@ -4,16 +4,20 @@ Only processes of ours that others wait for are treated so, and ended: a templat
 has not begun its task. A task that somebody stops is waited for, up to its deadline.
 """
 
+import contextlib
 import math
+import threading
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
 import psutil
 
-__all__ = ["await_answer", "is_stopped"]
+__all__ = ["await_answer", "await_reader", "is_stopped"]
 
 _LOOKS, _SECONDS = 2, 1.0  # It is stopped for good if so many looks, so many seconds apart, find it stopped.
+_PIPE_BYTES = 4096  # Any empty pipe takes so much, and nobody waits for its reader.
 
 
 def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf) -> list[Any]:
@@ -39,6 +43,41 @@ def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf)
         if found == _LOOKS or time.monotonic() >= end:
             return []
     return ready
+
+
+@contextlib.contextmanager
+def await_reader(pid: int, end: Callable[[], object], size: int) -> Iterator[None]:
+    """End a process that stays stopped while this one writes to it: then the write fails, and waits no more.
+
+    Parameters
+    ----------
+    pid : int
+        The process that is to read.
+    end : callable
+        Ends it.
+    size : int
+        Bytes that are to be written.
+    """
+    if size <= _PIPE_BYTES:
+        yield
+        return
+    is_written = threading.Event()
+
+    def watch() -> None:
+        found = 0
+        while not is_written.wait(_SECONDS):
+            found = found + 1 if is_stopped(pid) else 0
+            if found == _LOOKS:
+                end()
+                return
+
+    watching = threading.Thread(target=watch, name="fedexec-await-reader", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        is_written.set()
+        watching.join()
 
 
 def is_stopped(pid: int | None) -> bool:

@@ -29,6 +29,7 @@ from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, run, setup
 from fedexec_backends._channel import await_beginning, receive, serve
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
+from fedexec_backends._stopped import await_reader
 
 __all__ = ["StandbyBackend"]
 
@@ -261,7 +262,10 @@ class _Worker:
         """
         begun = False
         try:
-            self.connection.send_bytes(message)
+            assert self.process.pid is not None
+            end = functools.partial(end_process, self.process)
+            with await_reader(self.process.pid, end, len(message)):
+                self.connection.send_bytes(message)
             await_beginning(self.connection, self.process)
             begun = True
             reply = receive(self.connection, self.process)

@@ -11,7 +11,7 @@ import platform
 import struct
 import sys
 
-__all__ = ["AVAILABLE", "REFUSALS", "refuse"]
+__all__ = ["AVAILABLE", "REFUSALS", "refuse", "without_warnings"]
 
 AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
 
@@ -24,6 +24,12 @@ REFUSALS: dict[str, tuple[int, int | None]] = {
     "memfd_create": (MEMFD_CREATE, None),
     "pidfd_open": (PIDFD_OPEN, None),
 }
+_WARNINGS = {
+    "F_SETOWN": "this system refuses F_SETSIG",
+    "F_SETSIG": "this system refuses F_SETSIG",
+    "memfd_create": "arrays are copied",
+}
+_refused: set[str] = set()
 
 AUDIT_ARCH_X86_64 = 0xC000003E
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
@@ -57,7 +63,14 @@ def refuse(name: str, error: str = "EPERM") -> None:
         to_the_end = 2 * (len(conditions) - position) - 1  # past the refusal
         program += [(LOAD, 0, 0, offset), (EQUAL, 0, to_the_end, value)]
     program += [answer, (RETURN, 0, 0, ALLOW)]
+    _refused.add(name)
     _load(b"".join(struct.pack("HBBI", *instruction) for instruction in program), len(program))
+
+
+def without_warnings(stderr: str) -> str:
+    """Return what a child of this process has said, but for the warnings that are due to its refusals."""
+    due = [_WARNINGS[name] for name in _refused if name in _WARNINGS]
+    return "".join(line for line in stderr.splitlines(keepends=True) if not any(each in line for each in due))
 
 
 def _load(code: bytes, length: int) -> None:

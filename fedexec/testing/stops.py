@@ -46,6 +46,13 @@ class StoppedProcesses(Suite):
         executor.shutdown()
         poll(lambda: not living(stopped), "what was stopped has ended")
 
+    def test_so_is_one_whose_arguments_no_pipe_takes_at_once(self, create: Create) -> None:
+        before = self.alone()
+        executor = create(max_workers=1)
+        assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+        stop(new_children(before))
+        assert executor.submit(len, bytes(4 << 20)).result(DEADLINE) == 4 << 20
+
     def test_an_executor_ends_although_all_its_processes_are_stopped(self, create: Create) -> None:
         before = self.alone()
         executor = create(max_workers=2)

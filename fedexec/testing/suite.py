@@ -16,6 +16,7 @@ from fedexec import registry
 from fedexec.errors import BackendUnavailableError
 from fedexec.executor import Executor, create_executor
 from fedexec.interface import Capability
+from fedexec.testing import refusals
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, Gate
 
@@ -170,4 +171,4 @@ class Suite:
             except BaseException:
                 script.kill()
                 raise
-        return out.splitlines(), err, script.returncode
+        return out.splitlines(), refusals.without_warnings(err), script.returncode

@@ -18,9 +18,10 @@ pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'"
 
 
 @functools.cache
-def small_run(backend, directory):
-    file = directory / f"{backend}.json"
-    succeed("run", "--backend", backend, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file))
+def small_run(backend, directory, learn="true"):
+    file = directory / f"{backend}-{learn}.json"
+    command = ["run", "--backend", backend, *SMALL, "--evaluate-clients", "2", "--quiet", "--json", str(file)]
+    succeed(*command, FEDEXEC_LEARN=learn)
     return json.loads(file.read_text())
 
 
@@ -51,9 +52,12 @@ def test_the_default_run_learns_the_digits_in_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.npz"]
 
 
-@pytest.mark.parametrize("backend", ["pool", "loky", "inline"])
-def test_every_backend_gives_the_same_bits_as_the_tutorials_way(backend, directory):
-    reference, other = small_run("process", directory), small_run(backend, directory)
+@pytest.mark.parametrize(
+    ("backend", "learn"),
+    [("standby", "true"), ("standby", "false"), ("pool", "true"), ("loky", "true"), ("inline", "true")],
+)
+def test_every_backend_gives_the_same_bits_as_the_tutorials_way(backend, learn, directory):
+    reference, other = small_run("process", directory), small_run(backend, directory, learn)
     assert other["settings"]["backend"] == backend
     assert other["weights_sha256"] == reference["weights_sha256"]
     for left, right in zip(reference["rounds"], other["rounds"], strict=True):
