@@ -48,7 +48,7 @@ class StoppedProcesses(Suite):
 
     def test_so_is_one_whose_arguments_no_pipe_takes_at_once(self, create: Create) -> None:
         before = self.alone()
-        executor = create(max_workers=1)
+        executor = create(max_workers=1, shared_memory=False)
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
         stop(new_children(before))
         assert executor.submit(len, bytes(4 << 20)).result(DEADLINE) == 4 << 20

@@ -111,6 +111,15 @@ def stay():
     return os.getpid()
 
 
+def test_a_waiting_worker_that_is_stopped_is_given_no_task_however_large(create):
+    executor = create(max_workers=1, shared_memory=False)
+    eventually(lambda: len(children()) == 2)
+    (waiting,) = template().children()
+    waiting.suspend()
+    assert executor.submit(len, bytes(4 << 20)).result(30) == 4 << 20
+    eventually(lambda: not waiting.is_running())
+
+
 # ---------------------------------------------------------------- the template
 
 
