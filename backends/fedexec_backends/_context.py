@@ -8,7 +8,6 @@ It builds on names of multiprocessing that its documentation does not mention: `
 ``Popen._launch``, the same in CPython 3.11 to 3.14.
 """
 
-import contextlib
 import functools
 import io
 import logging
@@ -299,12 +298,6 @@ def _kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
     return True
 
 
-def _kill(pid: int) -> None:
-    if not _kill_group(pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # too young to lead a group
-
-
 def _packed(process: WorkerProcess, popen: Any) -> bytes:
     """Pickle what the worker needs, without the caller's ``__main__``."""
     buffer = io.BytesIO()
@@ -477,10 +470,7 @@ _Popen = _ForkedPopen | _SpawnedPopen
 def _write(fd: int, data: bytes, pid: int) -> None:
     """Send all of `data` to a worker; if it dies meanwhile, whoever waits for it will see that."""
     try:
-        with (
-            await_reader(pid, functools.partial(_kill, pid), len(data)),
-            open(fd, "wb", closefd=False) as file,
-        ):
+        with await_reader(pid, len(data)), open(fd, "wb", closefd=False) as file:
             file.write(data)
     except BrokenPipeError:
         pass

@@ -6,9 +6,11 @@ has not begun its task. A task that somebody stops is waited for, up to its dead
 
 import contextlib
 import math
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -46,19 +48,17 @@ def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf)
 
 
 @contextlib.contextmanager
-def await_reader(pid: int, end: Callable[[], object], size: int) -> Iterator[None]:
-    """End a process that stays stopped while this one writes to it: then the write fails, and waits no more.
+def await_reader(pid: int | None, size: int) -> Iterator[None]:
+    """Kill a process that stays stopped while this one writes to it: then the write fails, and waits no more.
 
     Parameters
     ----------
-    pid : int
-        The process that is to read.
-    end : callable
-        Ends it.
+    pid : int or None
+        The process that is to read, and has not ended; None if it is not known.
     size : int
         Bytes that are to be written.
     """
-    if size <= _PIPE_BYTES:
+    if pid is None or size <= _PIPE_BYTES:
         yield
         return
     is_written = threading.Event()
@@ -68,7 +68,8 @@ def await_reader(pid: int, end: Callable[[], object], size: int) -> Iterator[Non
         while not is_written.wait(_SECONDS):
             found = found + 1 if is_stopped(pid) else 0
             if found == _LOOKS:
-                end()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 return
 
     watching = threading.Thread(target=watch, name="fedexec-await-reader", daemon=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from multiprocessing import managers
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from multiprocessing.managers import SyncManager
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from fedexec.courier import Courier
@@ -25,7 +26,7 @@ from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
 from fedexec.settings import Settings
 from fedexec.worker import WorkerSetup, end_with_caller, run, setup
 from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
-from fedexec_backends._stopped import await_answer
+from fedexec_backends._stopped import await_answer, await_reader
 
 __all__ = ["ProcessBackend"]
 
@@ -156,6 +157,16 @@ class _PatientConnection(Connection):
         taken = cls(os.dup(connection.fileno()))
         connection.close()
         return taken
+
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        """Send a message of bytes."""
+        pid, _ = _peer(self)
+        with await_reader(pid, len(buf)):
+            super().send_bytes(buf, offset, size)
+
+    def send(self, obj: Any) -> None:
+        """Send an object."""
+        self.send_bytes(ForkingPickler.dumps(obj))
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive a message as bytes."""

@@ -262,9 +262,7 @@ class _Worker:
         """
         begun = False
         try:
-            assert self.process.pid is not None
-            end = functools.partial(end_process, self.process)
-            with await_reader(self.process.pid, end, len(message)):
+            with await_reader(self.process.pid, len(message)):
                 self.connection.send_bytes(message)
             await_beginning(self.connection, self.process)
             begun = True
