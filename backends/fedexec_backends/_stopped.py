@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["await_answer", "await_reader", "is_stopped"]
+__all__ = ["await_answer", "await_reader", "is_stopped", "kill_if_stopped"]
 
 _LOOKS, _SECONDS = 2, 1.0  # It is stopped for good if so many looks, so many seconds apart, find it stopped.
 _PIPE_BYTES = 4096  # Any empty pipe takes so much, and nobody waits for its reader.
@@ -62,23 +62,29 @@ def await_reader(pid: int | None, size: int) -> Iterator[None]:
         yield
         return
     is_written = threading.Event()
+    watching = kill_if_stopped(pid, is_written)
+    try:
+        yield
+    finally:
+        is_written.set()
+        watching.join()
+
+
+def kill_if_stopped(pid: int, is_over: threading.Event) -> threading.Thread:
+    """Start a thread that kills a process which stays stopped, until `is_over` is set."""
 
     def watch() -> None:
         found = 0
-        while not is_written.wait(_SECONDS):
+        while not is_over.wait(_SECONDS):
             found = found + 1 if is_stopped(pid) else 0
             if found == _LOOKS:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 return
 
-    watching = threading.Thread(target=watch, name="fedexec-await-reader", daemon=True)
+    watching = threading.Thread(target=watch, name="fedexec-watch-stopped", daemon=True)
     watching.start()
-    try:
-        yield
-    finally:
-        is_written.set()
-        watching.join()
+    return watching
 
 
 def is_stopped(pid: int | None) -> bool:

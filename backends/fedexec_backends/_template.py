@@ -36,7 +36,7 @@ from fedexec.worker import THREAD_VARIABLES
 from fedexec_backends import _forker
 from fedexec_backends._forker import Service
 from fedexec_backends._leaving import has_ended
-from fedexec_backends._stopped import await_answer, is_stopped
+from fedexec_backends._stopped import await_answer, is_stopped, kill_if_stopped
 
 __all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
 
@@ -104,6 +104,7 @@ class Template:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._was_stopped = False
+        self._is_discarded = threading.Event()
         self._learning = threading.Lock()  # held while it learns: one thing at a time
         self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
         self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
@@ -258,6 +259,7 @@ class Template:
             with self._process.stdin as stdin:
                 stdin.write(pickle.dumps(wanted))
             self._await_readiness(self._process, ours)
+            self._watch(self._process.pid)
         except BaseException as exc:
             if not isinstance(exc, PreloadError):
                 self._process.kill()
@@ -289,7 +291,16 @@ class Template:
                 return
             doing = report["doing"]
 
+    def _watch(self, pid: int) -> None:
+        """Have a template that stays stopped killed, where nobody but it can tell that a worker has ended."""
+        try:
+            os.close(os.pidfd_open(pid))
+        except (AttributeError, OSError):
+            self._is_discarded = threading.Event()
+            kill_if_stopped(pid, self._is_discarded)
+
     def _discard(self) -> None:
+        self._is_discarded.set()
         if self._control is not None:
             forks.let_go(self._control.fileno())
             self._control.close()
