@@ -3,6 +3,8 @@
 Every field of :class:`Settings` can be given in the environment as ``FEDEXEC_`` and its name in capitals.
 """
 
+import difflib
+import functools
 import logging
 import os
 import re
@@ -13,12 +15,16 @@ from typing import Any
 
 from fedexec.errors import SettingsError
 from fedexec.machine import available_cores
+from fedexec.visible import visible
 
-__all__ = ["Settings", "format_size", "parse_size", "resolve", "setting_names"]
+__all__ = ["Settings", "format_size", "parse_size", "resolve", "setting_names", "unknown_variables"]
+
+log = logging.getLogger("fedexec")
 
 FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
 AUTO = "auto"
+PREFIX = "FEDEXEC_"
 START_METHODS = ("forkserver", "spawn")
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -251,6 +257,34 @@ def setting_names() -> tuple[str, ...]:
     return tuple(_READERS)
 
 
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Find variables that look like ours and are no setting: they may be misspelt.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+
+    Returns
+    -------
+    dict of str to str
+        Each with what to do about it.
+    """
+    known = [name.upper() for name in _READERS]
+    found = {}
+    for variable in environ:
+        name = variable.removeprefix(PREFIX)
+        if name not in (variable, *known):
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {PREFIX}{near[0]}?" if near else "known: {}"
+            found[variable] = advice.format(", ".join(PREFIX + each for each in known))
+    return found
+
+
+@functools.cache
+def _warn_of(variable: str, advice: str) -> None:
+    log.warning("%s is set, but is no setting of fedexec; %s", visible(variable), advice)
+
+
 def resolve(
     arguments: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
@@ -284,10 +318,12 @@ def resolve(
         if name not in _READERS:
             raise TypeError(f"there is no setting {name!r}; known: {', '.join(_READERS)}")
     variables = os.environ if environ is None else environ
+    for unknown in unknown_variables(variables).items():
+        _warn_of(*unknown)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, read in _READERS.items():
-        variable = f"FEDEXEC_{name.upper()}"
+        variable = PREFIX + name.upper()
         candidates = {
             "argument": arguments.get(name),
             "flag": flags.get(name),

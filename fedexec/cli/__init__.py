@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from fedexec import __version__
 from fedexec.cli import backends, doctor, options, probe, report
+from fedexec.cli.ending import Ending
 from fedexec.errors import FedexecError, SettingsError
 from fedexec.files import IS_FULL
 from fedexec.visible import show_in_log, visible
@@ -33,14 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for name in ("fedexec", "fedexec.flower", "flwr"):
         logging.getLogger(name).addFilter(show_in_log)
-    try:
-        code = int(arguments.command(arguments))
-        sys.stdout.flush()
-        return code
-    except (SettingsError, options.UsageError) as exc:
-        return _complain(exc, 2)
-    except (FedexecError, OSError) as exc:
-        return _complain(exc, 1)
+    with Ending() as arguments.ending:
+        try:
+            code = int(arguments.command(arguments))
+            sys.stdout.flush()
+            return code
+        except (SettingsError, options.UsageError) as exc:
+            return _complain(exc, 2)
+        except (FedexecError, OSError) as exc:
+            return _complain(exc, 1)
 
 
 def _complain(error: Exception, code: int) -> int:
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_data(run)
     options.add_executor(run)
     options.add_output(run)
+    options.add_checkpoint(run)
     run.add_argument("--address", help="where the server listens (default: a free port of 127.0.0.1)")
     run.add_argument("--processes", action="store_true", help="one process per client, as in the tutorial")
     run.set_defaults(command=_run)
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_data(server)
     options.add_executor(server)
     options.add_output(server)
+    options.add_checkpoint(server)
     server.add_argument("--address", default=options.ADDRESS, help="where to listen (default: %(default)s)")
     server.set_defaults(command=_server)
 

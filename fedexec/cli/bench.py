@@ -96,7 +96,10 @@ def _measure(work: Callable[[], object]) -> int:
     def terminate(number: int, frame: FrameType | None) -> Any:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     try:
         work()
     except KeyboardInterrupt:
@@ -104,5 +107,6 @@ def _measure(work: Callable[[], object]) -> int:
     except _Terminated:
         return 128 + signal.SIGTERM
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,10 @@ class Display:
         self._progress.stop()
 
     def hush(self) -> None:
-        """Show nothing from now on."""
+        """Show nothing from now on: what fails now was ended by us."""
         self._console.quiet = True
+        for name in ("fedexec", "flwr"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def chosen(self, settings: Settings, *, nodes: str | None = None) -> None:
         """Say what runs, and who chose it."""

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import sys
@@ -12,10 +13,10 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from fedexec import __version__, leftovers
-from fedexec.errors import DeviceError
+from fedexec.errors import DeviceError, SettingsError
 from fedexec.memory import host
 from fedexec.memory.device import devices
-from fedexec.settings import FORK_IS_SAFE, format_size
+from fedexec.settings import FORK_IS_SAFE, format_size, resolve, unknown_variables
 from fedexec.visible import visible
 
 __all__ = ["command"]
@@ -42,7 +43,14 @@ class Finding:
 
 def command(arguments: argparse.Namespace) -> int:
     """Print what is found; exit code 1 if something is wrong."""
-    findings = [*_versions(), *_start_method(), *_memory(), *_ports(), *_leftovers(clean=arguments.clean)]
+    findings = [
+        *_versions(),
+        *_variables(),
+        *_start_method(),
+        *_memory(),
+        *_ports(),
+        *_leftovers(clean=arguments.clean),
+    ]
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -66,6 +74,16 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, f"{found}: fedexec is tested with flwr >=1.38,<2", is_wrong=True)
         else:
             yield Finding(name, found)
+
+
+def _variables() -> Iterator[Finding]:
+    """Look at what the environment says."""
+    try:
+        resolve()
+    except SettingsError as exc:
+        yield Finding("environment", str(exc), is_wrong=True)
+    for variable, advice in unknown_variables(os.environ).items():
+        yield Finding("environment", f"{variable} is no setting of fedexec; {advice}", is_wrong=True)
 
 
 def _start_method() -> Iterator[Finding]:
@@ -94,7 +112,7 @@ def _memory() -> Iterator[Finding]:
 def _ports() -> Iterator[Finding]:
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.Error as exc:
+    except (psutil.Error, OSError) as exc:
         yield Finding("ports", f"not known: {exc}")
         return
     for taken in connections:

@@ -12,48 +12,74 @@ __all__ = ["Ending"]
 GRACE_SECONDS = 2.0
 
 
+def _nothing() -> None:
+    return None
+
+
 class Ending:
-    """Ends the process on a signal: `stop` first, then out, whatever still hangs in gRPC.
+    """Ends the process on a signal: what was put in order first, then out, whatever still hangs in gRPC.
 
-    Workers notice the end of this process by themselves, so nothing depends on `stop` succeeding; it makes
-    the end orderly. A second signal does not wait for it. What an app forks here, as a pool of
-    multiprocessing does, has the handlers of before: its signals are not ours.
-
-    Parameters
-    ----------
-    stop : callable
-        Ends the workers.
+    Workers notice the end of this process by themselves, so nothing depends on that order. A second signal
+    does not wait for it. What an app forks here, as a pool of multiprocessing does, has the handlers of
+    before: its signals are not ours. As a context it gives those handlers back in the end.
     """
 
-    def __init__(self, stop: Callable[[], object]) -> None:
-        self._stop = stop
+    def __init__(self) -> None:
+        self._stop: Callable[[], object] | None = None
+        self._advice: Callable[[], str | None] = _nothing
         self._code: int | None = None
         self._leaving: threading.Thread | None = None
         self._pid = os.getpid()
-        self._before = {
-            number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        os.register_at_fork(after_in_child=self._restore)
+        is_main = threading.current_thread() is threading.main_thread()  # which alone hears of signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.restore)
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.restore()
+
+    def prepare(self, stop: Callable[[], object], advice: Callable[[], str | None] = _nothing) -> None:
+        """Have something done first.
+
+        Parameters
+        ----------
+        stop : callable
+            Ends the workers.
+        advice : callable
+            Returns what the user may do next, or None.
+        """
+        self._stop, self._advice = stop, advice
 
     def settle(self) -> None:
         """Wait for the end, if one has begun: called before a failure is reported that it has caused."""
         if self._leaving is not None:
             self._leaving.join()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give signals back to who had them before."""
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # it came between a fork and what that restores
-            self._restore()
+            self.restore()
             signal.raise_signal(number)
             return
         if self._code is not None:
             os._exit(self._code)
         self._code = 128 + number
-        print(f"\nfedexec: {signal.Signals(number).name}: ending all workers", file=sys.stderr, flush=True)
+        says = f"\nfedexec: {signal.Signals(number).name}"
+        if self._stop is None:
+            print(says, file=sys.stderr, flush=True)
+            os._exit(self._code)
+        advice = self._advice()
+        says += ": ending all workers" + (f"\nfedexec: {advice}" if advice else "")
+        print(says, file=sys.stderr, flush=True)
         # In a thread: this one may hold a lock that `stop` needs.
         stopping = threading.Thread(target=self._stop, daemon=True)
         stopping.start()

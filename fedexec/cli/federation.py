@@ -21,7 +21,6 @@ from typing import Any
 from fedexec import __version__, registry
 from fedexec.cli import options
 from fedexec.cli.display import Display
-from fedexec.cli.ending import Ending
 from fedexec.cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec.cli.resuming import Resuming
 from fedexec.cli.secret import read_certificate, read_key, read_secret
@@ -95,7 +94,6 @@ def client(arguments: argparse.Namespace) -> int:
     secret = read_secret(arguments.client_secret)
     _prepare_process(arguments.address)
     with _executor(arguments, spec) as executor:
-        ending = Ending(executor.kill_workers)
         tasks = TaskLog(executor)
         host = ClientHost(
             _clients(tasks, spec, range(arguments.first, last), secret),
@@ -103,11 +101,11 @@ def client(arguments: argparse.Namespace) -> int:
             root_certificates=root,
             connect_timeout=arguments.connect_timeout,
         )
+        # A signal ends this process at once, and its workers with it: nobody is told of tasks that failed.
         try:
             host.start()
             host.join()
         except Exception as exc:
-            ending.settle()
             raise _reason(exc) from exc
         if not arguments.quiet:
             print(f"{len(tasks.records)} tasks done for clients {arguments.first} to {last - 1}")
@@ -166,10 +164,12 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
         host: Any = _Elsewhere()
 
         def stop() -> None:
+            display.hush()
             host.kill()
             executor.kill_workers()
 
-        ending = Ending(stop)
+        ending = arguments.ending
+        ending.prepare(stop, resuming.advice)
         try:
             initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
             if resuming.last is not None:

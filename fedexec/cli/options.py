@@ -16,6 +16,7 @@ __all__ = [
     "STDOUT",
     "UsageError",
     "add_bench",
+    "add_checkpoint",
     "add_client",
     "add_data",
     "add_executor",
@@ -272,11 +273,16 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats; - is stdout")
     group.add_argument("--save", metavar="FILE", help="write the final weights as .npz")
+    group.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """How a run goes on that was ended."""
+    group = parser.add_argument_group("checkpoints")
     group.add_argument(
         "--checkpoint", metavar="DIR", help="write the state of the run there after each round"
     )
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint in that directory")
-    group.add_argument("--quiet", action="store_true", help="print errors only")
 
 
 def executor_flags(arguments: argparse.Namespace) -> dict[str, Any]:

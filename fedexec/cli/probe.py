@@ -38,7 +38,7 @@ def command(arguments: argparse.Namespace) -> int:
         return 0
     with stdout_as_stderr() if arguments.json else contextlib.nullcontext():
         task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
-        found = _measure(task, settings)
+        found = _measure(task, settings, arguments.ending)
     print(json.dumps(found, indent=2) if arguments.json else visible(_text(found), lines=True))
     return 0
 
@@ -80,11 +80,11 @@ def _fit(data: Any) -> None:
     jobs.train(jobs.prepare(data), config, data=data, client=0)
 
 
-def _measure(task: _Task, settings: Settings) -> dict[str, Any]:
+def _measure(task: _Task, settings: Settings, ending: Ending) -> dict[str, Any]:
     if settings.sources["preload"] == "default":
         settings = replace(settings, preload=task.preload)
     with Executor(settings, Hooks()) as executor:
-        ending = Ending(executor.kill_workers)
+        ending.prepare(executor.kill_workers)
         for _ in range(REPEAT):
             future = executor.submit(task.fn)
             error = future.exception()

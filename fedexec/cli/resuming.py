@@ -45,6 +45,7 @@ class Resuming:
         for name in ("fit_clients", "available_clients"):
             self._settings[name] = self._settings[name] or data.clients
         self.last: Checkpoint | None = None
+        self._saved: int | None = None
         if arguments.checkpoint is None:
             if arguments.resume:
                 raise UsageError("--resume needs --checkpoint DIR: where the state lies")
@@ -56,6 +57,7 @@ class Resuming:
             self._checkpoints = Checkpoints(directory)
             self.last = self._checkpoints.latest()
             if self.last is not None:
+                self._saved = self.last.server_round
                 self._check(arguments, self.last, f"--checkpoint {directory} holds round")
         except files.UnwritableError as exc:
             self.close()
@@ -72,6 +74,13 @@ class Resuming:
         if self._checkpoints is not None:
             self._checkpoints.close()
 
+    def advice(self) -> str | None:
+        """Tell who has ended the run how to go on with it; None if nothing was saved."""
+        if self._saved is None or self._checkpoints is None:
+            return None
+        directory = self._checkpoints.directory
+        return f"{directory} holds round {self._saved}: the same command with --resume goes on from it"
+
     @property
     def rounds(self) -> list[Round]:
         """Return the rounds that are done."""
@@ -80,8 +89,10 @@ class Resuming:
     def save(self, rounds: list[Round], weights: jobs.Weights) -> None:
         """Write the state after the last of `rounds`."""
         if self._checkpoints is not None:
+            number = rounds[-1].server_round
             with files.explained(self._checkpoints.directory):
-                self._checkpoints.save(Checkpoint(rounds[-1].server_round, weights, rounds, self._settings))
+                self._checkpoints.save(Checkpoint(number, weights, rounds, self._settings))
+            self._saved = number
 
     def _check(self, arguments: argparse.Namespace, found: Checkpoint, held: str) -> None:
         """Raise UsageError if this run cannot go on from that state."""

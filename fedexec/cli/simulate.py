@@ -14,7 +14,6 @@ from flwr.serverapp import ServerApp
 from fedexec import __version__
 from fedexec.cli import options
 from fedexec.cli.display import Display
-from fedexec.cli.ending import Ending
 from fedexec.cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
@@ -69,10 +68,10 @@ def command(arguments: argparse.Namespace) -> int:
 
         def stop() -> None:
             display.hush()
-            logging.getLogger("fedexec").setLevel(logging.CRITICAL)  # what fails now was ended by us
             executor.kill_workers()
 
-        ending = Ending(stop)
+        ending = arguments.ending
+        ending.prepare(stop)
         try:
             simulation = simulate(
                 server,

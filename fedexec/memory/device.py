@@ -10,7 +10,7 @@ from fedexec.errors import DeviceError
 
 __all__ = ["LEDGER_VARIABLE", "Device", "assign", "assigned", "devices", "hidden", "is_emulated"]
 
-LEDGER_VARIABLE = "FEDEXEC_EMULATED_LEDGER"  # where the processes of one program find its emulated device
+LEDGER_VARIABLE = "_FEDEXEC_EMULATED_LEDGER"  # where the processes of one program find its emulated device
 
 
 class Device(ABC):

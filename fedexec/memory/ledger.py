@@ -3,7 +3,7 @@
 The ledger is a file without a name (``memfd``) that holds no data, only *locks*: a process that holds `n`
 bytes has locked `n` bytes of a range that its pid decides. A lock ends with the last descriptor of the
 process that took it, whatever killed it. The first process that asks for the device makes the ledger and
-tells its children where it is in ``FEDEXEC_EMULATED_LEDGER``. Linux only.
+tells its children where it is in ``_FEDEXEC_EMULATED_LEDGER``. Linux only.
 """
 
 import contextlib

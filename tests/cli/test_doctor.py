@@ -164,3 +164,12 @@ def test_the_report_tells_devices_ports_and_versions(shared, emulate, capsys):
     assert rows["EMULATED GPU 0, 8.0 GiB, context 450 MiB"]["says"] == "8.0 GiB free of 8.0 GiB"
     assert "default of fedexec server" in rows["port 8080"]["says"]
     assert rows["leftovers"]["says"] == "none"
+
+
+def test_what_the_environment_says_wrongly_is_found(capsys, monkeypatch):
+    monkeypatch.setenv("FEDEXEC_MAX_WORKERS", "-2")
+    monkeypatch.setenv("FEDEXEC_TIMEOUTS", "5")
+    assert main(["doctor", "--json"]) == 1
+    found = [each["says"] for each in json.loads(capsys.readouterr().out) if each["about"] == "environment"]
+    assert "(FEDEXEC_MAX_WORKERS)" in found[0]
+    assert found[1] == "FEDEXEC_TIMEOUTS is no setting of fedexec; did you mean FEDEXEC_TIMEOUT?"

@@ -5,7 +5,14 @@ import logging
 import pytest
 
 import fedexec
-from fedexec.settings import DEFAULT_BACKEND, available_cores, format_size, parse_size, resolve
+from fedexec.settings import (
+    DEFAULT_BACKEND,
+    available_cores,
+    format_size,
+    parse_size,
+    resolve,
+    unknown_variables,
+)
 
 
 def test_an_argument_wins_over_a_flag_over_the_environment_over_the_default():
@@ -154,3 +161,13 @@ def test_settings_are_plain_data():
     row = json.loads(json.dumps(resolve({"backend": "loky"}, environ={}).as_dict()))
     assert row["backend"] == "loky"
     assert row["sources"]["backend"] == "argument"
+
+
+def test_a_variable_that_is_no_setting_is_named_once_with_the_one_that_was_meant(caplog):
+    for _ in range(2):
+        resolve(environ={"FEDEXEC_BAKEND": "loky", "FEDEXECUTOR": "1", "_FEDEXEC_CALLER": "1"})
+    assert caplog.messages == [
+        "FEDEXEC_BAKEND is set, but is no setting of fedexec; did you mean FEDEXEC_BACKEND?"
+    ]
+    unknown = unknown_variables({"FEDEXEC_XYZZY": "1"})
+    assert unknown["FEDEXEC_XYZZY"].startswith("known: FEDEXEC_BACKEND, FEDEXEC_MAX_WORKERS")

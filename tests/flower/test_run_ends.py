@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import socket
 import subprocess
+import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,6 +17,8 @@ from fedexec.flower.checkpoint import Checkpoints
 from fedexec.testing.leaks import memory_of, still_named
 from fedexec.testing.tasks import poll
 from flower.commands import FEDEXEC, run, succeed
+
+APP = str(Path(__file__).parent / "quickstart_app")
 
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
 
@@ -73,6 +78,29 @@ def test_an_address_in_use_is_one_line():
     assert f"127.0.0.1:{port}" in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "argv", [["run"], ["simulate", APP], ["probe"], ["client"], ["report", "/dev/stdin"]]
+)
+def test_a_signal_ends_a_command_that_is_only_starting(argv, delay, number):
+    with subprocess.Popen(
+        [*FEDEXEC, *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        poll(lambda: _handles_sigterm(started.pid), "it hears signals")
+        time.sleep(delay)  # wherever it is then
+        started.send_signal(number)
+        _, errors = started.communicate(timeout=20)
+    assert started.returncode == 128 + number
+    assert errors.strip().partition(":")[0] == "fedexec"
+    assert errors.strip() in (f"fedexec: {number.name}", f"fedexec: {number.name}: ending all workers")
+
+
+def _handles_sigterm(pid):
+    (line,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(line, 16) >> signal.SIGTERM - 1 & 1
+
+
 @pytest.mark.parametrize(
     ("mode", "number"),
     [
@@ -90,12 +118,15 @@ def test_a_signal_ends_everything(mode, number, tmp_path):
     temporary.mkdir()
     file.parent.mkdir()
     started = subprocess.Popen(
-        [*FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file)],
+        [
+            *FEDEXEC, "run", *mode, "--clients", "2", "--rounds", "500", "--json", str(file),
+            "--checkpoint", str(tmp_path / "state"),
+        ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
         env=os.environ | {"TMPDIR": str(temporary)},
     )  # fmt: skip
     for line in started.stdout:
-        if line.startswith("round 1/"):
+        if line.startswith("round 2/"):  # and round 1 is saved
             break
     family = psutil.Process(started.pid).children(recursive=True)
     assert family, "there should be workers by now"
@@ -103,9 +134,12 @@ def test_a_signal_ends_everything(mode, number, tmp_path):
     os.killpg(started.pid, number)
     _, errors = started.communicate(timeout=20)
     assert started.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    if number != signal.SIGKILL:
-        assert number.name in errors
+    said = [line for line in errors.splitlines() if line and line != f"fedexec: {number.name}"]  # of clients
     assert "Traceback" not in errors
+    if number != signal.SIGKILL:
+        assert said[0] == f"fedexec: {number.name}: ending all workers"
+        assert re.fullmatch(r"fedexec: .*/state holds round \d+: the same command with --resume .*", said[1])
+        assert len(said) == 2
     _, alive = psutil.wait_procs(family, timeout=2)
     assert alive == []
     assert list(temporary.glob("fedexec-*")) == []

@@ -199,7 +199,7 @@ def test_nothing_of_it_is_in_any_file_system(tmp_path):
         "from fedexec.memory import device\n"
         "gpu = device.devices()[0]\n"
         "block = gpu.allocate(1 << 20)\n"
-        "print(os.environ['FEDEXEC_EMULATED_LEDGER'], flush=True)\n"
+        "print(os.environ['_FEDEXEC_EMULATED_LEDGER'], flush=True)\n"
         "input()\n"
     )
     variables = os.environ | {"FEDEXEC_DEVICE": "emulated:1GiB", "TMPDIR": str(tmp_path)}
