@@ -19,6 +19,7 @@ from fedexec.machine import open_files
 from fedexec.memory.admission import Admission, Footprint, ceiling
 from fedexec.memory.device import devices, is_emulated
 from fedexec.scheduler import Future, Scheduler, Stats, drain_before_exit_of
+from fedexec.seeding import call_seeded
 from fedexec.settings import Settings, resolve
 
 __all__ = ["Executor", "create_executor"]
@@ -359,7 +360,15 @@ class Executor(concurrent.futures.Executor):
             After a shutdown.
         """
         name = function_name(fn)
-        reason = self._scheduler.rehearse(functools.partial(fn, *args, **kwargs), name)
+        if name.startswith("__main__.") and Capability.ISOLATED in self.capabilities:
+            log.warning(
+                "%s is of the script itself: what it leaves in the script's own variables is not inherited; "
+                "keep that in a module", name,
+            )  # fmt: skip
+        call = functools.partial(fn, *args, **kwargs)
+        if self.settings.seed is not None:
+            call = functools.partial(call_seeded, self.settings.seed, call)
+        reason = self._scheduler.rehearse(call, name)
         if reason is not None:
             log.warning("workers do not inherit what %s leaves in memory: %s", name, reason)
         return reason is None

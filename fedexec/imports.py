@@ -6,12 +6,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["OURS", "Imports", "is_installed", "is_installed_file", "keeping", "watch"]
+__all__ = [
+    "OURS",
+    "Imports",
+    "birth_path",
+    "forget_other_versions",
+    "is_installed",
+    "is_installed_file",
+    "keeping",
+    "learnt",
+    "watch",
+]
 
 _bootstrap: Any = importlib._bootstrap
 _FILE = "<frozen importlib._bootstrap>"  # Python leaves frames of this file out of tracebacks of imports
@@ -86,6 +97,8 @@ class Imports:
     """What is imported from when this is made."""
 
     def __init__(self) -> None:
+        if not birth_path:
+            birth_path.extend(sys.path)
         self._known = len(sys.modules)
         self._spent = _spent[0]
 
@@ -94,12 +107,42 @@ class Imports:
         return _spent[0] - self._spent
 
     def installed(self) -> tuple[str, ...]:
-        """Return the modules that are new, in order: those of Python and of installed packages alone."""
+        """Return the modules that are new, in order: those of Python and of installed packages alone.
+
+        And those alone that this process would have found when it was born, as its template would.
+        """
         number = len(sys.modules) - self._known
         if number <= 0:
             return ()
         new = list(islice(reversed(sys.modules), number))
-        return tuple(name for name in reversed(new) if is_installed(name))
+        installed = tuple(name for name in reversed(new) if is_installed(name))
+        if sys.path == birth_path:
+            return installed
+        packages = {name.partition(".")[0] for name in installed}
+        others = {package for package in packages if _is_other(package, birth_path)}
+        return tuple(name for name in installed if name.partition(".")[0] not in others)
+
+
+#: ``sys.path`` when this process was born.
+birth_path: list[str] = []
+#: Modules that workers here are born with because tasks have imported them.
+learnt: set[str] = set()
+
+
+def forget_other_versions() -> None:
+    """Drop what was learnt, and is not what an import would find now: ``sys.path`` has changed."""
+    for package in {name.partition(".")[0] for name in learnt} & set(sys.modules):
+        if _is_other(package, sys.path):
+            for name in list(sys.modules):
+                if name == package or name.startswith(f"{package}."):
+                    del sys.modules[name]
+
+
+def _is_other(package: str, path: list[str]) -> bool:
+    """Return whether an import by that path would find something else than what is loaded."""
+    known = getattr(sys.modules.get(package), "__spec__", None)
+    found = PathFinder.find_spec(package, path)
+    return known is not None and found is not None and found.origin != known.origin
 
 
 OURS = ("fedexec", "fedexec_backends")  # installed, wherever they lie

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedexec import imports
 
-__all__ = ["derive", "renew", "restore", "seed_all", "seeded", "states", "when_imported"]
+__all__ = ["call_seeded", "derive", "renew", "restore", "seed_all", "seeded", "states", "when_imported"]
 
 
 _MT19937_WORDS = 624  # of numpy's global generator
@@ -116,6 +116,12 @@ def seeded(seed: int | None) -> Iterator[None]:
     seed_all(seed)
     with when_imported(dict.fromkeys(_SEEDERS, lambda module: _SEEDERS[module.__name__](module, seed))):
         yield
+
+
+def call_seeded(seed: int, call: Callable[[], object]) -> object:
+    """Make a call with every generator following from a seed."""
+    with seeded(seed):
+        return call()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 if sys.platform == "linux":
     import fcntl
 
-from fedexec import inheritance, seeding
+from fedexec import imports, inheritance, seeding
 from fedexec.errors import PreloadError, is_out_of_memory
 from fedexec.imports import Imports, watch
 from fedexec.interface import Hooks, Usage
@@ -273,6 +273,7 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
             show_sources(delivery.sources)
         if delivery.path is not None:
             sys.path[:] = delivery.path
+            imports.forget_other_versions()
         fn, args, kwargs = delivery.open()
         if delivery.seed is not None:
             seeding.seed_all(delivery.seed)  # again: what was unpickled may have drawn

@@ -70,6 +70,11 @@ def why_unfit() -> str | None:
     return _lost_threads() or _shared_pools()
 
 
+def why_no_child_answers() -> str | None:
+    """Return why a child of this process does not simply run (a hook may stop it); None if it does."""
+    return _try_in_child(lambda: None)
+
+
 def fork() -> int:
     """Fork, without Python's warning about threads that :func:`why_unfit` has found harmless."""
     if not _is_multithreaded:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
 from typing import Any, NoReturn, Protocol
 
+from fedexec import imports
 from fedexec.errors import PreloadError
 from fedexec.imports import is_installed_file
 from fedexec.ownership import VARIABLE
@@ -34,6 +35,7 @@ from fedexec_backends._leaving import (
     continue_without_parent,
     end_group,
     end_what_is_left,
+    end_with_parent,
     leave_out_inherited,
 )
 from fedexec_backends._successor import Trial, import_quietly, rehearse, silence
@@ -72,7 +74,6 @@ def main() -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control = socket.socket(fileno=int(sys.argv[1]))
     _end_on_hangup(control, True)
-    continue_without_parent()
     atexit.register(end_what_is_left, os.getpid())  # the first, so the last to be done
     wanted = pickle.load(sys.stdin.buffer)
     _tracker._fd = wanted["tracker"]  # the caller's: one of this process's own would end with it
@@ -93,6 +94,7 @@ def main() -> NoReturn:
             with silence():
                 for module in wanted["learnt"]:
                     import_quietly(module)
+                imports.learnt.update(wanted["learnt"])
             if wanted["warmup"] is not None:
                 tell(doing=wanted["warmup_name"])
                 before = set(sys.modules)
@@ -145,12 +147,17 @@ def _become_like_a_worker(parent: tuple[str, int]) -> None:
 def _end_on_hangup(control: socket.socket, on: bool) -> None:
     """Have the kernel end this process, and what an import has started, (SIGIO) when the caller is gone.
 
-    Where that is refused, it ends when it is ready and nobody listens.
+    Where that is refused this process alone ends, with the thread that has started it and waits for it.
     """
-    with contextlib.suppress(OSError):
+    try:
         fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())
         flags = fcntl.fcntl(control, fcntl.F_GETFL)
         fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+    except OSError:
+        if on:
+            end_with_parent()
+    if not on:
+        continue_without_parent()
     if on and wait([control], 0):  # `select.select` refuses descriptors above 1,023
         os._exit(1)  # nothing is ever sent to a template that is not ready: the caller is gone already
 
@@ -303,8 +310,17 @@ class _Forker:
         with os.fdopen(names_fd, "rb") as file:
             wanted = json.loads(file.readline())
             rehearsal = (wanted["rehearsal"], file.read()) if "rehearsal" in wanted else None
+        if self._trial is not None:  # Whoever asked for it has not waited: nobody will take it over.
+            self._give_up(self._trial)
         self._lesson_fd = lesson_fd
-        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"], rehearsal))
+        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"], rehearsal, wanted.get("path")))
+
+    def _give_up(self, trial: Trial) -> None:
+        if trial.fd in self._selector.get_map():
+            self._selector.unregister(trial.fd)
+        trial.end()
+        trial.close()
+        os.close(self._lesson_fd)
 
     def _set_trial(self, trial: Trial) -> None:
         if trial.pid < 0:  # nothing to import, or nothing left

@@ -7,7 +7,6 @@ The old one stays as its parent, to reap the workers that it has forked and to e
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -19,10 +18,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from fedexec import imports
 from fedexec.memory.device import hidden
 from fedexec.worker import THREAD_VARIABLES, leave
 from fedexec_backends import _fitness
 from fedexec_backends._leaving import end_with_parent
+from fedexec_backends._process_state import difference, process_state, tidied
 
 __all__ = ["Trial", "import_quietly", "rehearse", "silence"]
 
@@ -54,6 +55,8 @@ class Trial:
         That the import of one module, or the rehearsal, may take.
     rehearsal : tuple of str and bytes, optional
         A name, and a pickled call to make after the imports.
+    path : list of str, optional
+        ``sys.path`` of the caller when it asked.
 
     Attributes
     ----------
@@ -72,12 +75,18 @@ class Trial:
     """
 
     def __init__(
-        self, modules: Iterable[str], heir: Heir, seconds: float, rehearsal: tuple[str, bytes] | None = None
+        self,
+        modules: Iterable[str],
+        heir: Heir,
+        seconds: float,
+        rehearsal: tuple[str, bytes] | None = None,
+        path: list[str] | None = None,
     ) -> None:
         self._modules = [name for name in modules if name not in sys.modules]
         self._heir = heir
         self._seconds = seconds
         self._rehearsal = rehearsal
+        self._path = path
         self._attempts = 0
         self.raised = ""
         self.unfit: dict[str, str] = {}
@@ -176,8 +185,11 @@ class Trial:
             end_with_parent()
             os.setpgid(0, 0)
             self._heir.detach()
+            if self._path is not None:
+                sys.path[:] = imports.birth_path[:] = self._path
             learnt = self._import_all(tell)
             if learnt is not None:
+                imports.learnt.update(learnt)
                 self._heir.get_ready()
                 tell(learnt=learnt)
                 os.close(writing)
@@ -195,10 +207,10 @@ class Trial:
         The first child looks once, at the end. Those after it look after each module, which takes longer.
         """
         is_first = self._attempts == 1
-        before = _state()
+        before = process_state()
         put_back = _fitness.show_devices()
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # so that libraries start none when loaded
-        with silence(), _fitness.no_torch_threads():
+        with silence(), _fitness.no_torch_threads(), tidied():
             for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
                 if module in sys.modules:
                     continue
@@ -244,9 +256,13 @@ def import_quietly(module: str) -> None:
 
 
 def rehearse(call: bytes) -> None:
-    """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started."""
+    """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started.
+
+    What is imported to unpickle it still sees the devices: it may decide once which one to use.
+    """
+    fn = pickle.loads(call)
     with hidden():
-        pickle.loads(call)()
+        fn()
 
 
 @contextlib.contextmanager
@@ -268,37 +284,13 @@ def silence() -> Iterator[None]:
         os.close(null)
 
 
-def _state() -> dict[str, Any]:
-    """Return what an import must leave as it was, since tasks that do not need it would find it changed."""
-    mask = os.umask(0)
-    os.umask(mask)
-    try:
-        directory = os.getcwd()  # noqa: PTH109
-    except OSError:  # it has been removed
-        directory = ""
-    return {
-        "the working directory": directory,
-        "the file mode creation mask": mask,
-        "the start method of processes": multiprocessing.get_start_method(allow_none=True),
-        "which connections are open": _connections(),
-        "how signals are handled": {number: signal.getsignal(number) for number in signal.valid_signals()},
-    }
-
-
 def _why_not(before: dict[str, Any]) -> str | None:
     """Return why this process cannot take the template's place; None if it can."""
-    now = _state()
-    for what, value in before.items():
-        if now[what] != value:
-            return f"it changes {what}"
+    if reason := difference(before):
+        return reason
     if children := _children():
         return f"it leaves processes running: {children}"
-    return _fitness.why_unfit()
-
-
-def _connections() -> set[str]:
-    """Return the sockets that are open here: all forked workers would share them."""
-    return {file for file in _fitness.open_files() if file.startswith("socket:")}
+    return _fitness.why_unfit() or _fitness.why_no_child_answers()
 
 
 def _children() -> str:

@@ -174,7 +174,7 @@ class Template:
         with self._learning:
             if call == self._warmup or (name, call) in self._rehearsals:
                 return None
-            told = self._teach({"modules": [], "rehearsal": name}, call)
+            told = self._teach({"modules": [], "rehearsal": name, "path": _sys_path()}, call)
             if raised := told.get("raised"):
                 raise PreloadError(name, raised)
             if name not in told.get("learnt", ()):
@@ -282,6 +282,7 @@ class Template:
                     raise PreloadError(doing, "the template process died")
                 unread += said
             line, _, unread = unread.partition(b"\n")
+            deadline = time.monotonic() + self._timeout  # for what comes next
             report = json.loads(line)
             if "unfit" in report:
                 raise UnfitTemplateError(report["module"], report["unfit"])

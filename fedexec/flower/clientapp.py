@@ -8,6 +8,7 @@ import functools
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -22,10 +23,25 @@ from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.records import Packed, pack, unpack
 from fedexec.imports import is_installed_file
+from fedexec.interface import function_name
 from fedexec.pickling import dumps
 from fedexec.seeding import seeded
 
-__all__ = ["Answer", "AppRef", "Job", "check", "load", "place_of", "run", "warm"]
+__all__ = [
+    "Answer",
+    "AppFirst",
+    "AppRef",
+    "Job",
+    "answer_or_raise",
+    "check",
+    "load",
+    "place_of",
+    "run",
+    "warm",
+]
+
+
+LOADING_SEED = 0  # What an app's modules draw at their top is the same in every worker, and in every run.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +76,15 @@ class AppRef:
 
 
 def load(app: ClientApp | AppRef) -> ClientApp:
-    """Return the app that is meant; LoadClientAppError names it where there is none."""
+    """Return the app that is meant, in a worker if it is a reference; LoadClientAppError if there is none."""
     return app if isinstance(app, ClientApp) else _load(app)
 
 
 @functools.lru_cache(maxsize=8)
 def _load(ref: AppRef) -> ClientApp:
     try:
-        app = import_app(ref.name) if ref.pickled is None else cloudpickle.loads(ref.pickled)
+        with seeded(LOADING_SEED):
+            app = import_app(ref.name) if ref.pickled is None else cloudpickle.loads(ref.pickled)
     except (Exception, SystemExit) as exc:
         raise LoadClientAppError(
             f"The ClientApp {ref.name!r} cannot be loaded: {_line(exc)}{place_of(exc)}"
@@ -95,6 +112,40 @@ def warm(app: AppRef) -> None:
         caches.find()
     warm_torch()
     _rehearse()
+
+
+class AppFirst:
+    """A call whose app is loaded where the call is unpickled: there the app's modules still see the devices.
+
+    Parameters
+    ----------
+    app : AppRef
+    call : callable
+    """
+
+    def __init__(self, app: ClientApp | AppRef, call: Callable[[], object]) -> None:
+        self._app, self._call = app, call
+        self.__qualname__ = function_name(call).rpartition(".")[2]
+
+    def __call__(self) -> None:
+        """Make the call."""
+        self._call()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _app_first, (self._app, self._call)
+
+
+def _app_first(app: ClientApp | AppRef, call: Callable[[], object]) -> Callable[[], object]:
+    with contextlib.suppress(LoadClientAppError):  # The call will meet it too.
+        load(app)
+    return call
+
+
+def answer_or_raise(job: "Job") -> None:
+    """Run a message, and raise RuntimeError where the answer is an error."""
+    error = run(job).error
+    if error is not None:
+        raise RuntimeError(error[1])
 
 
 def _rehearse() -> None:

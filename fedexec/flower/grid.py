@@ -6,7 +6,7 @@ import queue
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from fedexec.flower._private import (
     stamp,
 )
 from fedexec.flower.caches import Refills
-from fedexec.flower.clientapp import Answer, AppRef, Job, run
+from fedexec.flower.clientapp import Answer, AppFirst, AppRef, Job, answer_or_raise, run
 from fedexec.flower.flight import Flight, failed, make_reply
 from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.journal import Journal, server_round_of
@@ -37,6 +37,8 @@ from fedexec.interface import Capability
 __all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
 
 log = logging.getLogger("fedexec.flower")
+
+REHEARSALS = 3  # of one type of message, until one goes well
 
 NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 
@@ -113,7 +115,7 @@ class ExecutorGrid(Grid):
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
         self._rehearses = rehearse
         self._rehearsing = threading.Lock()  # guards the next
-        self._rehearsed: set[str] = set()  # types of messages
+        self._rehearsals: Counter[str] = Counter()  # that were tried, by the type of message
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
         self._nodes: dict[int, _Node] = {}  # those that have had a message
@@ -252,11 +254,12 @@ class ExecutorGrid(Grid):
     def _rehearse(self, job: Job) -> None:
         kind = job.metadata.message_type
         with self._rehearsing:  # Other messages of this type wait: their workers are to inherit it.
-            if kind in self._rehearsed:
+            if self._rehearsals[kind] >= REHEARSALS:
                 return
-            self._rehearsed.add(kind)
+            self._rehearsals[kind] += 1
             try:
-                self.executor.rehearse(run, job)
+                self.executor.rehearse(AppFirst(job.app, functools.partial(answer_or_raise, job)))
+                self._rehearsals[kind] = REHEARSALS
             except PreloadError as exc:
                 log.warning("workers inherit nothing of the rehearsal of %r: %s", kind, str(exc))
 

@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 from fedexec import registry
 from fedexec.executor import Executor
 from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
-from fedexec.flower.clientapp import AppRef, check, import_app, place_of, warm
+from fedexec.flower.clientapp import AppFirst, AppRef, check, import_app, place_of, warm
 from fedexec.flower.grid import ExecutorGrid, NodeConfig
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.journal import Journal
@@ -179,7 +179,8 @@ def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
     """Have the workers of somebody else's executor be born as those of an executor of ours."""
     settings = executor.settings
     if settings.learn and settings.start_method == "forkserver":
-        executor.rehearse(warm, _ref(client_app))
+        ref = _ref(client_app)
+        executor.rehearse(AppFirst(ref, functools.partial(warm, ref)))
 
 
 def _ref(app: ClientApp | str) -> AppRef:

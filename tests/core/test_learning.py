@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import fedexec
 from fedexec import learning
 from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
@@ -189,6 +190,19 @@ BAD = {  # what a module does when the template tries it -> what is said of it
     "threads": ("import threading; threading.Thread(target=time.sleep, args=(99,)).start()", "thread(s)"),
     "starts": ("import subprocess; child = subprocess.Popen(['sleep', '99'])", "leaves processes running"),
     "masks": ("os.umask(0o077)", "the file mode creation mask"),
+    "reads": ("file = open(__file__)", "which files are read"),
+    "shares": ("import multiprocessing as m; lock = m.Lock()", "which memory is shared"),
+    "maps": ("import mmap; shared = mmap.mmap(-1, 4096)", "which memory is shared"),
+    "blocks": (
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})",
+        "which signals are blocked",
+    ),
+    "wakes": ("import signal; signal.setitimer(signal.ITIMER_VIRTUAL, 3600)", "which alarm is set"),
+    "limits": ("import resource as r; r.setrlimit(r.RLIMIT_STACK, (1 << 20, -1))", "its limits"),
+    "waits in forks": ("os.register_at_fork(after_in_child=lambda: time.sleep(3600))", "after 1.5 s"),
+    "ends forks": ("os.register_at_fork(after_in_child=lambda: os._exit(7))", "ended with 7"),
+    "counts": ("import decimal; decimal.getcontext().prec = 3", "the precision of decimal numbers"),
+    "collects": ("import gc; gc.disable()", "how garbage is collected"),
 }  # fmt: skip
 
 
@@ -334,3 +348,43 @@ def test_an_executor_that_ends_just_before_it_learns_leaves_nothing(create, pack
     run(executor, importing("costly"))
     executor.shutdown()
     assert not new_children(before)
+
+
+VERSIONS = "import time\ntime.sleep(0.15)\nVERSION = {}\n"
+
+
+def version_found(*, prepend=None):
+    """Return a task that tells which version of a package it finds; it may look somewhere else first."""
+
+    def task():
+        if prepend is not None:
+            sys.path.insert(0, prepend)
+        import versioned
+
+        return versioned.VERSION
+
+    return task
+
+
+@pytest.mark.parametrize("who", ["caller", "task", "caller, later"])
+def test_another_version_on_the_path_is_found_learnt_or_not(create, tmp_path, monkeypatch, who):
+    folders = [tmp_path / name / "site-packages" for name in ("one", "two")]
+    for number, folder in enumerate(folders, 1):
+        folder.mkdir(parents=True)
+        (folder / "versioned.py").write_text(VERSIONS.format(number))
+    one, two = map(str, folders)
+    monkeypatch.syspath_prepend(one)
+    executor = create()
+    if who == "task":
+        found = [run(executor, version_found(prepend=two)).result() for _ in range(3)]
+        assert found == [2, 2, 2]
+        assert executor.stats().learning["modules"] == 0
+        return
+    if who == "caller, later":
+        if fedexec.Capability.FRESH_PROCESS not in executor.capabilities:
+            pytest.skip("a worker that is used again keeps what it has imported")
+        run(executor, version_found())
+        poll(lambda: is_learnt(executor), "it was learnt")
+        assert run(executor, version_found()).result() == 1
+    monkeypatch.syspath_prepend(two)
+    assert [run(executor, version_found()).result() for _ in range(3)] == [2, 2, 2]

@@ -1,6 +1,7 @@
 """A call that is rehearsed leaves in memory, once, what each fresh worker would have to make again."""
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import pytest
 from fedexec.errors import PreloadError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
+from fedexec_backends import _template
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
 
@@ -132,7 +134,19 @@ def start_a_process():
     leave_a_thread.child = subprocess.Popen(["sleep", "99"])
 
 
+def open_a_file():
+    open_a_file.file = os.fdopen(os.open(__file__, os.O_RDONLY))
+
+
+def make_a_lock():
+    import multiprocessing
+
+    make_a_lock.lock = multiprocessing.Lock()
+
+
 UNFIT = {
+    "file": (open_a_file, "which files are read, whose position all workers would share"),
+    "lock": (make_a_lock, "which memory is shared"),
     "thread": (leave_a_thread, r"1 thread\(s\)"),
     "process": (start_a_process, "leaves processes running"),
     "directory": (lambda: os.chdir("/"), "changes the working directory"),
@@ -208,3 +222,106 @@ def test_an_argument_that_cannot_be_pickled_is_refused(create):
 
     with pytest.raises(TypeError, match="pickle"):
         create().rehearse(print, threading.Lock())
+
+
+def use_a_bar_and_the_default_start_method():
+    import multiprocessing
+
+    from tqdm import tqdm
+
+    multiprocessing.get_context().get_start_method()
+    multiprocessing.get_start_method()
+    return sum(tqdm(range(3), disable=False, file=io.StringIO()))
+
+
+def start_method_and_lock():
+    import multiprocessing
+
+    import tqdm
+
+    return multiprocessing.get_start_method(allow_none=True), hasattr(tqdm.tqdm, "_lock")
+
+
+def test_a_rehearsal_may_show_a_bar_and_use_multiprocessings_defaults(create):
+    pytest.importorskip("tqdm")
+    executor = create(learn=False)
+    before = executor.submit(start_method_and_lock).result(DEADLINE)
+    assert executor.rehearse(use_a_bar_and_the_default_start_method)
+    assert executor.submit(start_method_and_lock).result(DEADLINE) == before
+
+
+def test_after_a_rehearsal_that_nobody_waited_for_another_takes_place(create, cache, monkeypatch, tmp_path):
+    module, log = cache
+    note = tmp_path / "pid"
+    executor = create(preload_timeout=20)
+
+    def interrupt(pid, reading):
+        poll(note.exists, "the rehearsal has begun")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_template, "end_if_stopped", interrupt)
+        executor.rehearse(note_and_hang, note)
+    first = psutil.Process(int(note.read_text()))
+    assert executor.rehearse(module.data)
+    assert executor.submit(module.sum_of_data).result(DEADLINE)[0] == 3
+    assert len(log.read_text().split()) == 1
+    poll(lambda: not first.is_running(), "the first has ended")
+
+
+def note_and_hang(note):
+    part = note.with_suffix(".part")
+    part.write_text(str(os.getpid()))
+    part.rename(note)
+    time.sleep(600)
+
+
+def test_a_call_finds_the_path_that_the_caller_has_now(create, tmp_path, monkeypatch):
+    executor = create()
+    (tmp_path / "arrived_later.py").write_text(
+        "value = []\ndef fill(): value.append(1)\ndef look(): return value\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import arrived_later
+
+    assert executor.rehearse(arrived_later.fill)
+    assert executor.submit(arrived_later.look).result(DEADLINE) == [1]
+
+
+def test_rehearsals_each_have_their_time_when_a_template_is_replaced(create):
+    executor = create(preload_timeout=2)
+    for number in range(3):
+        assert executor.rehearse(time.sleep, 1.0 + number / 100)
+    for child in new_children():
+        child.kill()
+    assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
+    assert executor.submit(_is_forked).result(DEADLINE)
+
+
+def _is_forked():
+    import fedexec_backends._forker
+
+    return "from fedexec_backends._forker" in " ".join(psutil.Process().cmdline()) and bool(
+        fedexec_backends._forker
+    )
+
+
+def test_a_call_with_a_seed_leaves_the_same_each_time(create_on, cache):
+    found = set()
+    for _ in range(2):
+        with create_on("standby", max_workers=1, seed=7) as executor:
+            executor.rehearse(keep_a_random_number)
+            found.add(executor.submit(kept_number).result(DEADLINE))
+    assert len(found) == 1
+
+
+def keep_a_random_number():
+    import has_a_cache
+
+    has_a_cache.number = random.random()
+
+
+def kept_number():
+    import has_a_cache
+
+    return has_a_cache.number

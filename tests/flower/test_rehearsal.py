@@ -1,6 +1,7 @@
 """`simulate(rehearse=True)`: an app's own cache is filled once, and its workers are born with it."""
 
 import functools
+import os
 import sys
 import types
 
@@ -9,6 +10,9 @@ import pytest
 
 import fedexec
 from fedexec.flower import caches, simulate
+from fedexec.flower.clientapp import AppFirst, AppRef
+from fedexec.pickling import dumps
+from fedexec_backends._successor import rehearse
 from flower import apps
 
 APP = """
@@ -31,6 +35,8 @@ def note(what):
 
 
 note("imported")
+note(f"sees:{{os.environ.get('CUDA_VISIBLE_DEVICES')}}")
+note(f"draws:{{np.random.rand()}}")
 
 
 def load_data():
@@ -76,8 +82,8 @@ def app(tmp_path, monkeypatch):
     return write
 
 
-def run(backend="standby", **options):
-    with fedexec.create_executor(backend, max_workers=2) as executor:
+def run(backend="standby", *, start_method=None, **options):
+    with fedexec.create_executor(backend, max_workers=2, start_method=start_method) as executor:
         return simulate(
             apps.server, "caching_app:app", num_nodes=4, executor=executor, seed=3,
             run_config={"num-rounds": 2, "evaluate": True, "fraction-evaluate": 1.0}, **options,
@@ -100,6 +106,37 @@ def test_workers_of_an_executor_that_is_given_are_born_with_the_app(app):
     noted = app()
     run()
     assert noted().count("imported") == 1
+
+
+def test_an_app_is_loaded_where_it_sees_the_devices(app, monkeypatch):
+    """Its line ``DEVICE = "cuda" if torch.cuda.is_available() else "cpu"`` is for its tasks, on a GPU."""
+    noted = app()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    call = AppFirst(AppRef("caching_app:app"), functools.partial(os.getenv, "CUDA_VISIBLE_DEVICES"))
+    rehearse(dumps(functools.partial(_note_devices, call)))
+    assert [each for each in noted() if each.startswith("sees:")] == ["sees:0"]
+    assert os.environ.pop("SEEN_IN_THE_CALL") == ""
+
+
+def _note_devices(call):
+    os.environ["SEEN_IN_THE_CALL"] = str(call())
+
+
+def test_what_an_app_draws_when_it_is_loaded_is_the_same_each_time(app):
+    noted = app()
+    for backend, rehearse in (("standby", False), ("process", False), ("loky", False), ("standby", True)):
+        run(backend, rehearse=rehearse)
+    run(start_method="spawn")
+    drawn = [each for each in noted() if each.startswith("draws:")]
+    assert len(drawn) > 4
+    assert len(set(drawn)) == 1
+
+
+def test_another_message_is_rehearsed_where_the_first_fails(app, caplog):
+    noted = app(then="if 'failed' not in log.read_text(): note('failed'); raise ValueError('no such luck')")
+    run(rehearse=True)
+    assert "workers inherit nothing of the rehearsal of 'train'" in caplog.text
+    assert noted().count("filled") == 2
 
 
 def test_an_app_that_fails_in_the_rehearsal_fails_as_it_would_without(app, caplog):
