@@ -139,6 +139,8 @@ class Task:
         What the caller calls it, for messages: "client 7".
     seed : int or None
         Of the random numbers that it draws.
+    held_up : float
+        Seconds that it has waited, since its start, for workers to learn: they are no part of its time.
     """
 
     fn: Callable[..., Any]
@@ -152,6 +154,7 @@ class Task:
     retries: int = 0
     tag: str | None = None
     seed: int | None = None
+    held_up: float = 0.0
     id: int = field(default_factory=_task_ids.__next__)
 
     @property

@@ -100,11 +100,13 @@ class Learner:
         patience = min(WAIT_SECONDS, max(1.0, 3 * self._cold[kind]) if kind in self._cold else WAIT_SECONDS)
         if task.timeout is not None:
             patience = min(patience, task.timeout / 4)
-        deadline = time.monotonic() + patience
+        begun = time.monotonic()
+        deadline = begun + patience
         while self._kinds[kind] and kind not in self._late and not task.doomed:
             if time.monotonic() > deadline:
                 self._late.add(kind)
             self._changed.wait(WAKE_SECONDS)
+        task.held_up += time.monotonic() - begun
 
     def note(self, task: Task, imported: Iterable[str], usage: Usage | None) -> None:
         """Take note of what a task has imported, and of what that has cost."""

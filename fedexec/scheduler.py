@@ -106,27 +106,31 @@ class _Deadline:
 
     Parameters
     ----------
+    task : Task
+        Its time begins now.
     seconds : float
-        From now.
+        That it may take, beside what it is held up.
     kill : callable
         Takes a signal.
     """
 
-    def __init__(self, seconds: float, kill: Callable[[int], object]) -> None:
+    def __init__(self, task: Task, seconds: float, kill: Callable[[int], object]) -> None:
         self.seconds = seconds
         self.passed = False
+        self._task = task
+        self._begun = time.monotonic() - task.held_up
         self._kill = kill
         self._ended = threading.Event()
-        self._timer = threading.Timer(seconds, self._pass)
-        self._timer.daemon = True
-        self._timer.start()
+        threading.Thread(target=self._watch, name="fedexec-deadline", daemon=True).start()
 
     def cancel(self) -> None:
         """Take note that the task has ended."""
         self._ended.set()
-        self._timer.cancel()
 
-    def _pass(self) -> None:
+    def _watch(self) -> None:
+        while (left := self._begun + self.seconds + self._task.held_up - time.monotonic()) > 0:
+            if self._ended.wait(left):
+                return
         self.passed = True
         self._kill(signal.SIGTERM)
         if not self._ended.wait(GRACE_SECONDS):
@@ -418,7 +422,7 @@ class Scheduler:
     def _attempt(self, task: Task) -> Outcome:
         deadline = None
         if task.timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            deadline = _Deadline(task.timeout, functools.partial(self._kill, task))
+            deadline = _Deadline(task, task.timeout, functools.partial(self._kill, task))
         try:
             with self._admission.measuring(task):
                 return self._backend.run(task)

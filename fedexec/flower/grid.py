@@ -195,6 +195,9 @@ class ExecutorGrid(Grid):
     # ------------------------------------------------------------ out
 
     def _push(self, messages: Iterable[Message], landed: Callable[[str], object]) -> Iterator[Flight]:
+        messages = list(messages)
+        for message in messages:  # Before any is sent: to send one may take long, if it is rehearsed first.
+            _require_time_left(message)
         last: tuple[RecordDict, Packed] | None = None
         for message in messages:
             if last is None or last[0] is not message.content:  # a round's messages share their content
@@ -206,8 +209,6 @@ class ExecutorGrid(Grid):
     def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> Flight:
         metadata = message.metadata
         left = metadata.created_at + metadata.ttl - time.time()
-        if metadata.reply_to_message_id or left <= 0:
-            raise ValueError(f"A message to node {metadata.dst_node_id} that cannot be sent: {metadata}")
         stamp(message)
         partition = self._partitions.get(metadata.dst_node_id, -1)
         expires = time.monotonic() + left
@@ -371,6 +372,12 @@ class ExecutorGrid(Grid):
             replies.append(make_reply(flight, flight.answer))
             flight.answer = Answer()  # what it held of shared memory is free for the next
         return replies
+
+
+def _require_time_left(message: Message) -> None:
+    metadata = message.metadata
+    if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
+        raise ValueError(f"A message to node {metadata.dst_node_id} that cannot be sent: {metadata}")
 
 
 def _await_landing(landed: "queue.SimpleQueue[str]", pending: dict[str, Flight], until: float) -> None:

@@ -388,3 +388,19 @@ def test_another_version_on_the_path_is_found_learnt_or_not(create, tmp_path, mo
         assert run(executor, version_found()).result() == 1
     monkeypatch.syspath_prepend(two)
     assert [run(executor, version_found()).result() for _ in range(3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("create", ["standby"], indirect=True)  # the courier waits, everywhere the same
+def test_the_time_that_a_task_waits_for_a_lesson_is_not_its_own(create, package):
+    package(second="time.sleep(0.5)")  # which the template takes
+    executor = create(timeout=4)
+    executor.submit(import_and_wait, 0).result(DEADLINE)
+    assert executor.submit(import_and_wait, 3.6).result(DEADLINE) == "costly"
+    assert executor.stats().learning["modules"]
+
+
+def import_and_wait(seconds):
+    import costly
+
+    time.sleep(seconds)
+    return costly.__name__

@@ -124,8 +124,8 @@ def _note_devices(call):
 
 def test_what_an_app_draws_when_it_is_loaded_is_the_same_each_time(app):
     noted = app()
-    for backend, rehearse in (("standby", False), ("process", False), ("loky", False), ("standby", True)):
-        run(backend, rehearse=rehearse)
+    for backend, first in (("standby", False), ("process", False), ("loky", False), ("standby", True)):
+        run(backend, rehearse=first)
     run(start_method="spawn")
     drawn = [each for each in noted() if each.startswith("draws:")]
     assert len(drawn) > 4
