@@ -349,8 +349,9 @@ class Executor(concurrent.futures.Executor):
         -------
         bool
             Whether later workers inherit it. If the call makes that process unfit to be forked (it starts a
-            GPU, or leaves a thread, a process or a connection), or workers are fresh interpreters, nothing
-            changes, and a warning says why. On ``inline`` nothing is done: tasks share their memory.
+            GPU, or leaves a thread, a process or a connection), if it leaves what workers would share (a
+            file that is open for reading, a lock), or workers are fresh interpreters, nothing changes, and a
+            warning says why. On ``inline`` nothing is done: tasks share their memory.
 
         Raises
         ------

@@ -117,7 +117,7 @@ class ClientHost:
         if isinstance(self._failure, RefusedError):
             raise self._failure
         if self._failure is not None:
-            raise ConnectionError(f"a client lost the server at {self._address}: {self._failure}")
+            raise ConnectionError(f"a client lost the server at {self._address}: {_why(self._failure)}")
 
     def _run(self, client: NumPyClient) -> None:
         deadline, pause = time.monotonic() + self._connect_timeout, FIRST_PAUSE
@@ -151,3 +151,17 @@ class ClientHost:
                 return False
             raise RefusedError(client.refusal)
         return True
+
+
+def _why(error: BaseException) -> str:
+    """Return a failure in one line, and what may be done about it."""
+    if not isinstance(error, grpc.RpcError):
+        return str(error) or type(error).__name__
+    code, details = error.code(), " ".join(str(error.details()).split())
+    advice = ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        advice = (
+            ". It may have ended; or only one side uses TLS (server: --certificates, client: "
+            "--root-certificates), or the server's certificate is of another authority"
+        )
+    return f"{code.name}: {details}{advice}"
