@@ -99,7 +99,10 @@ class AdmittedClients(SimpleClientManager):
         """Forget a client whose connection has ended."""
         with self._admission:
             self._strangers.pop(client.cid, None)
+            was_there = client.cid in self.clients
             super().unregister(client)
+        if was_there:
+            log.debug("%s takes part no more", _called(client))
 
     def all(self) -> dict[str, ClientProxy]:
         """Return those that take part."""
@@ -147,8 +150,13 @@ class AdmittedClients(SimpleClientManager):
             client.properties = {"client": "" if index is None else index}  # what is asked is asked once
             client.bridge.is_admitted = True  # type: ignore[attr-defined]
             super().register(client)
-        log.debug("client %s takes part", index)
+        log.debug("%s takes part", _called(client))
         return None
+
+
+def _called(client: ClientProxy) -> str:
+    number = client.properties["client"]
+    return "a client without a number" if number == "" else f"client {number}"
 
 
 def _ask(client: ClientProxy, config: dict[str, Scalar]) -> dict[str, Scalar]:

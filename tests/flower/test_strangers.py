@@ -298,10 +298,11 @@ def test_who_is_refused_for_want_of_room_comes_again(monkeypatch, caplog):
         early = Stranger(address)
         challenge = next(early.hears).get_properties_ins.config["challenge"].string
         early.say(proof=prove(SECRET, challenge))  # without a number
-        poll(lambda: "client None takes part" in caplog.text, "it was admitted")
+        poll(lambda: "a client without a number takes part" in caplog.text, "it was admitted")
         members(executor, address, range(10)).start()
         poll(lambda: "a client was refused: there are 10 already" in caplog.text, "there was no room for one")
         early.close()
+        poll(lambda: "a client without a number takes part no more" in caplog.text, "the server knows")
 
     with fedexec.create_executor("inline") as executor:
         strategy = run(start, clients=10)
