@@ -156,7 +156,7 @@ class AdmittedClients(SimpleClientManager):
 
 def _called(client: ClientProxy) -> str:
     number = client.properties["client"]
-    return "a client without a number" if number == "" else f"client {number}"
+    return f"client {number}" if isinstance(number, int) else "a client without a number"
 
 
 def _ask(client: ClientProxy, config: dict[str, Scalar]) -> dict[str, Scalar]:
