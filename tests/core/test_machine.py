@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedexec import machine
+from fedexec import machine, transport
 from fedexec.errors import TransferError
 from fedexec.settings import resolve
 from fedexec.testing.refusals import without_warnings
@@ -96,6 +96,7 @@ def test_no_limit_bounds_nothing(plant, text):
     assert machine.total_bytes() > 900 * MIB
 
 
+@pytest.mark.skipif(not transport.supported(), reason="memory cannot be shared here")
 def test_what_does_not_fit_into_a_container_is_not_sent(plant):
     np = pytest.importorskip("numpy")
     plant("0::/", **{"memory.max": f"{600 * MIB}", "memory.current": f"{590 * MIB}"})

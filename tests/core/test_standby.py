@@ -143,6 +143,10 @@ def look():
 
 
 def test_a_template_that_dies_is_replaced_and_what_runs_goes_on(create, tmp_path):
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        pytest.skip("without a pidfd only the template can tell that a worker has ended")
     executor = create()
     gate = tmp_path / "gate"
     running = executor.submit(wait_for, str(gate))
