@@ -326,3 +326,16 @@ def kept_number():
     import has_a_cache
 
     return has_a_cache.number
+
+
+def test_a_function_of_the_script_itself_is_warned_of(create, caplog):
+    """It travels by value: the variables that it would fill are those of a copy."""
+
+    def load():
+        return 3
+
+    load.__module__, load.__qualname__ = "__main__", "load"
+    assert create().rehearse(load)
+    (message,) = [record.message for record in caplog.records if "script itself" in record.message]
+    assert message.startswith("__main__.load is of the script itself")
+    assert message.endswith("keep that in a module")

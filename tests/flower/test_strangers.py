@@ -330,6 +330,34 @@ def test_where_there_is_never_room_a_client_says_so(monkeypatch, caplog):
         run(start, clients=10)
 
 
+def test_a_client_that_expects_tls_of_a_server_without_it_is_told_in_words():
+    failures = []
+
+    def start(address):
+        with fedexec.create_executor("inline") as executor:
+            host = members(executor, address, [0], root_certificates=b"no certificate", connect_timeout=5)
+            host.start()
+            with pytest.raises(ConnectionError) as caught:
+                host.join()
+            failures.append(str(caught.value))
+            members(executor, address, [0]).start()
+            run_is_over.wait(DEADLINE)
+
+    run_is_over = threading.Event()
+    starting = []
+
+    def start_apart(address):
+        starting.append(threading.Thread(target=start, args=(address,)))
+        starting[0].start()
+
+    run(start_apart, clients=1)
+    run_is_over.set()
+    starting[0].join(DEADLINE)
+    assert "lost the server at 127.0.0.1:" in failures[0]
+    assert "UNAVAILABLE: " in failures[0]
+    assert "only one side uses TLS (server: --certificates, client: --root-certificates)" in failures[0]
+
+
 @pytest.mark.parametrize(
     ("argv", "seconds"),
     [
