@@ -16,13 +16,7 @@ SLOW = ("flower", "bench", "workload", "faults")  # folders whose modules take l
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--refuse",
-        action="append",
-        default=[],
-        choices=refusals.REFUSALS,
-        help="for the kernel to refuse",
-    )
+    refusals.add_option(parser.addoption)
 
 
 def pytest_configure(config):

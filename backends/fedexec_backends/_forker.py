@@ -147,7 +147,8 @@ def _become_like_a_worker(parent: tuple[str, int]) -> None:
 def _end_on_hangup(control: socket.socket, on: bool) -> None:
     """Have the kernel end this process, and what an import has started, (SIGIO) when the caller is gone.
 
-    Where that is refused this process alone ends, with the thread that has started it and waits for it.
+    Where that is refused this process alone ends, with the thread that has started it and waits for it. Off,
+    it is continued then if it is stopped: it sees by itself that the caller is gone.
     """
     try:
         fcntl.fcntl(control, fcntl.F_SETOWN, -os.getpgrp())

@@ -10,8 +10,9 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Callable
 
-__all__ = ["AVAILABLE", "REFUSALS", "refuse", "without_warnings"]
+__all__ = ["AVAILABLE", "REFUSALS", "add_option", "refuse", "without_warnings"]
 
 AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
 
@@ -65,6 +66,17 @@ def refuse(name: str, error: str = "EPERM") -> None:
     program += [answer, (RETURN, 0, 0, ALLOW)]
     _refused.add(name)
     _load(b"".join(struct.pack("HBBI", *instruction) for instruction in program), len(program))
+
+
+def add_option(add: Callable[..., object]) -> None:
+    """Add ``--refuse`` to a command line.
+
+    Parameters
+    ----------
+    add : callable
+        ``add_argument`` of a parser, or ``addoption`` of pytest's.
+    """
+    add("--refuse", action="append", default=[], choices=REFUSALS, help="for the kernel to refuse")
 
 
 def without_warnings(stderr: str) -> str:

@@ -24,13 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", action="append", help="only this one; may be repeated")
     parser.add_argument("--descriptors", type=int, default=0, help="to have open meanwhile")
-    parser.add_argument(
-        "--refuse",
-        action="append",
-        default=[],
-        choices=refusals.REFUSALS,
-        help="for the kernel to refuse",
-    )
+    refusals.add_option(parser.add_argument)
     arguments = parser.parse_args()
     for name in arguments.refuse:
         refusals.refuse(name)
