@@ -57,7 +57,8 @@ class Display:
         self._progress.stop()
 
     def hush(self) -> None:
-        """Show nothing from now on: what fails now was ended by us."""
+        """Give the terminal back, and show nothing from now on: what fails now was ended by us."""
+        self._progress.stop()
         self._console.quiet = True
         for name in ("fedexec", "flwr"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

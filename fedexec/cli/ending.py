@@ -25,6 +25,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
+        self._hush: Callable[[], object] | None = None
         self._stop: Callable[[], object] | None = None
         self._advice: Callable[[], str | None] = _nothing
         self._code: int | None = None
@@ -42,17 +43,27 @@ class Ending:
     def __exit__(self, *exc_info: object) -> None:
         self.restore()
 
-    def prepare(self, stop: Callable[[], object], advice: Callable[[], str | None] = _nothing) -> None:
-        """Have something done first.
+    def prepare(
+        self,
+        *,
+        hush: Callable[[], object] | None = None,
+        stop: Callable[[], object] | None = None,
+        advice: Callable[[], str | None] | None = None,
+    ) -> None:
+        """Have something done first; what is not given stays as it was.
 
         Parameters
         ----------
-        stop : callable
+        hush : callable, optional
+            Gives the terminal back, before anything is said.
+        stop : callable, optional
             Ends the workers.
-        advice : callable
+        advice : callable, optional
             Returns what the user may do next, or None.
         """
-        self._stop, self._advice = stop, advice
+        self._hush = hush or self._hush
+        self._stop = stop or self._stop
+        self._advice = advice or self._advice
 
     def settle(self) -> None:
         """Wait for the end, if one has begun: called before a failure is reported that it has caused."""
@@ -73,21 +84,28 @@ class Ending:
         if self._code is not None:
             os._exit(self._code)
         self._code = 128 + number
-        says = f"\nfedexec: {signal.Signals(number).name}"
-        if self._stop is None:
-            print(says, file=sys.stderr, flush=True)
+        if self._hush is None and self._stop is None:
+            self._end(number)
             os._exit(self._code)
-        advice = self._advice()
-        says += ": ending all workers" + (f"\nfedexec: {advice}" if advice else "")
-        print(says, file=sys.stderr, flush=True)
-        # In a thread: this one may hold a lock that `stop` needs.
-        stopping = threading.Thread(target=self._stop, daemon=True)
-        stopping.start()
-        self._leaving = threading.Thread(target=self._leave_after, args=(stopping,), daemon=True)
+        # In a thread: this one may hold a lock that is needed.
+        ending = threading.Thread(target=self._end, args=(number,), daemon=True)
+        ending.start()
+        self._leaving = threading.Thread(target=self._leave_after, args=(ending,), daemon=True)
         self._leaving.start()
 
-    def _leave_after(self, stopping: threading.Thread) -> None:
-        stopping.join(GRACE_SECONDS)
+    def _end(self, number: int) -> None:
+        if self._hush is not None:
+            self._hush()
+        says = f"\nfedexec: {signal.Signals(number).name}"
+        if self._stop is not None:
+            advice = self._advice()
+            says += ": ending all workers" + (f"\nfedexec: {advice}" if advice else "")
+        print(says, file=sys.stderr, flush=True)
+        if self._stop is not None:
+            self._stop()
+
+    def _leave_after(self, ending: threading.Thread) -> None:
+        ending.join(GRACE_SECONDS)
         sys.stdout.flush()
         assert self._code is not None
         os._exit(self._code)

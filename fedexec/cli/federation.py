@@ -152,6 +152,8 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
     _prepare_process(arguments.address)
 
     showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
+    ending = arguments.ending
+    ending.prepare(hush=showing.hush)
     with (
         contextlib.closing(Resuming(arguments, spec)) as resuming,
         contextlib.ExitStack() as stack,
@@ -164,12 +166,10 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
         host: Any = _Elsewhere()
 
         def stop() -> None:
-            display.hush()
             host.kill()
             executor.kill_workers()
 
-        ending = arguments.ending
-        ending.prepare(stop, resuming.advice)
+        ending.prepare(stop=stop, advice=resuming.advice)
         try:
             initial = tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
             if resuming.last is not None:

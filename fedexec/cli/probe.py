@@ -84,7 +84,7 @@ def _measure(task: _Task, settings: Settings, ending: Ending) -> dict[str, Any]:
     if settings.sources["preload"] == "default":
         settings = replace(settings, preload=task.preload)
     with Executor(settings, Hooks()) as executor:
-        ending.prepare(executor.kill_workers)
+        ending.prepare(stop=executor.kill_workers)
         for _ in range(REPEAT):
             future = executor.submit(task.fn)
             error = future.exception()

@@ -55,7 +55,8 @@ def command(arguments: argparse.Namespace) -> int:
             stack.enter_context(stdout_as_stderr())
         if not arguments.flower_log:
             stack.enter_context(_less_of_flower())
-        display = stack.enter_context(showing)
+        display, ending = stack.enter_context(showing), arguments.ending
+        ending.prepare(hush=display.hush)
         server, executor = _start(arguments, app)
         stack.enter_context(executor)
         display.chosen(executor.settings, nodes=f"{nodes} nodes ({who})")
@@ -66,12 +67,7 @@ def command(arguments: argparse.Namespace) -> int:
                 timeline.mark("round", current.server_round)
             display.progress(current, done, planned)
 
-        def stop() -> None:
-            display.hush()
-            executor.kill_workers()
-
-        ending = arguments.ending
-        ending.prepare(stop)
+        ending.prepare(stop=executor.kill_workers)
         try:
             simulation = simulate(
                 server,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pty
 import re
 import signal
 import socket
@@ -94,6 +95,27 @@ def test_a_signal_ends_a_command_that_is_only_starting(argv, delay, number):
     assert started.returncode == 128 + number
     assert errors.strip().partition(":")[0] == "fedexec"
     assert errors.strip() in (f"fedexec: {number.name}", f"fedexec: {number.name}: ending all workers")
+
+
+@pytest.mark.parametrize("seen", [b"waiting for clients", b"round 1/"])
+def test_after_ctrl_c_the_terminal_is_as_before(seen):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(FEDEXEC[0], [*FEDEXEC, "run", "--rounds", "500"], os.environ | {"TERM": "xterm"})
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux reports the end of the other side so.
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+            if seen in shown:
+                os.kill(pid, signal.SIGINT)
+                seen = b"\0"  # once
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
+    assert b"\x1b[?25l" in shown, "the cursor was hidden"
+    _, _, after = shown.rpartition(b"\x1b[?25h")  # and is shown again
+    assert b"\x1b[?25l" not in after
+    assert re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", after).strip().startswith(b"fedexec: SIGINT")
 
 
 def _handles_sigterm(pid):
