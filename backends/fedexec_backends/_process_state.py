@@ -63,20 +63,28 @@ def tidied() -> Iterator[None]:
     its first bar: a worker that is killed while it holds it would stop the bars of all others.
     """
     chosen = multiprocessing.get_start_method(allow_none=True)
-    had = "tqdm.std" in sys.modules and "_lock" in vars(sys.modules["tqdm.std"].tqdm)
+    before = set(_locks_of_tqdm())
     try:
         yield
     finally:
         if chosen is None and _start_method() == multiprocessing.get_all_start_methods()[0]:
             multiprocessing.set_start_method(None, force=True)
-        if not had and (module := sys.modules.get("tqdm.std")) is not None:
-            for owner, name in (
-                (module.tqdm, "_lock"),
-                (module.TqdmDefaultWriteLock, "mp_lock"),
-                (module.TqdmDefaultWriteLock, "th_lock"),
-            ):
-                if name in vars(owner):
-                    delattr(owner, name)
+        for owner, name in set(_locks_of_tqdm()) - before:
+            delattr(owner, name)
+
+
+def _locks_of_tqdm() -> Iterator[tuple[type, str]]:
+    """Yield where tqdm keeps its locks: a class, of which it has several kinds, and the attribute's name."""
+    if (module := sys.modules.get("tqdm.std")) is None:
+        return
+    bars = [module.tqdm]
+    for bar in bars:
+        bars += bar.__subclasses__()
+    for owner, names in (
+        *((bar, ("_lock",)) for bar in bars),
+        (module.TqdmDefaultWriteLock, ("mp_lock", "th_lock")),
+    ):
+        yield from ((owner, name) for name in names if name in vars(owner))
 
 
 def _directory() -> str:
@@ -97,15 +105,19 @@ def _start_method() -> str:
 
 
 def _files_with_a_position() -> Iterator[str]:
-    """Yield the regular files that are open, but for those that are only appended to."""
-    for descriptor in Path("/proc/self/fd").iterdir() if Path("/proc/self/fd").is_dir() else ():
+    """Yield the regular files that are open, but for those that are only appended to, or mapped."""
+    if not Path("/proc/self/fd").is_dir():
+        return
+    mapped = Path("/proc/self/maps").read_text()
+    for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError, ValueError):  # It was closed since it was listed.
             if not descriptor.is_file():
                 continue
             told = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
             flags = next(int(line.split()[1], 8) for line in told.splitlines() if line.startswith("flags:"))
-            if not flags & os.O_APPEND:
-                yield str(descriptor.readlink())
+            name = str(descriptor.readlink())
+            if not flags & os.O_APPEND and f" {name}\n" not in mapped:
+                yield name
 
 
 def _shared_memory() -> set[str]:

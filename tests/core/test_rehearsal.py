@@ -227,8 +227,11 @@ def test_an_argument_that_cannot_be_pickled_is_refused(create):
 def use_a_bar_and_the_default_start_method():
     import multiprocessing
 
-    from tqdm import tqdm
+    import numpy as np
+    from tqdm.auto import tqdm  # a subclass of the one that the lock is named after
 
+    np.save("mapped.npy", np.ones(9))
+    use_a_bar_and_the_default_start_method.mapped = np.load("mapped.npy", mmap_mode="r")
     multiprocessing.get_context().get_start_method()
     multiprocessing.get_start_method()
     return sum(tqdm(range(3), disable=False, file=io.StringIO()))
@@ -237,13 +240,16 @@ def use_a_bar_and_the_default_start_method():
 def start_method_and_lock():
     import multiprocessing
 
-    import tqdm
+    import tqdm.auto
 
-    return multiprocessing.get_start_method(allow_none=True), hasattr(tqdm.tqdm, "_lock")
+    return multiprocessing.get_start_method(allow_none=True), hasattr(tqdm.auto.tqdm, "_lock")
 
 
-def test_a_rehearsal_may_show_a_bar_and_use_multiprocessings_defaults(create):
+def test_a_rehearsal_may_show_a_bar_map_a_file_and_use_multiprocessings_defaults(
+    create, tmp_path, monkeypatch
+):
     pytest.importorskip("tqdm")
+    monkeypatch.chdir(tmp_path)
     executor = create(learn=False)
     before = executor.submit(start_method_and_lock).result(DEADLINE)
     assert executor.rehearse(use_a_bar_and_the_default_start_method)
