@@ -71,6 +71,7 @@ def tidied() -> Iterator[None]:
             multiprocessing.set_start_method(None, force=True)
         for owner, name in set(_locks_of_tqdm()) - before:
             delattr(owner, name)
+        gc.collect()  # What nobody holds any more may still be mapped, or open.
 
 
 def _locks_of_tqdm() -> Iterator[tuple[type, str]]:
