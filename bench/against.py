@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("revision", help="a commit")
     parser.add_argument("--backend", nargs="+", default=BACKENDS, metavar="NAME")
-    parser.add_argument("--preload", default="fedexec.workload.training", metavar="MODULE", help="of workers")
+    parser.add_argument(
+        "--preload", default="fedexec._workload.training", metavar="MODULE", help="of workers"
+    )
     parser.add_argument("--starts", type=int, default=10, metavar="N", help="new processes of each")
     parser.add_argument("--turns", type=int, default=40, metavar="N", help="bursts of each process")
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedexec.bench.parts import MODES, Part, missing, plan
-from fedexec.report.schema import KEY, Course, parts_of
+from fedexec._bench.plan import MODES, Part, missing, plan
+from fedexec._report.schema import KEY, Course, parts_of
 
 MODE = pytest.StashKey[str]()
 FAILED = pytest.StashKey[dict[str, str]]()

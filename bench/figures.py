@@ -6,8 +6,8 @@ With ``--check`` nothing is written; the exit code is 1 if something is stale.
 import sys
 from pathlib import Path
 
-from fedexec.report import page, summarize
-from fedexec.report.text import machine_line, overview
+from fedexec._report import page, summarize
+from fedexec._report.markdown import machine_line, overview
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 import fedexec
-from fedexec.workload import jobs
+from fedexec._workload import jobs
 
 ROUND = 500
 PID_MAX = int(Path("/proc/sys/kernel/pid_max").read_text())

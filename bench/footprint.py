@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import fedexec
-from fedexec.memory.device import Device, devices
+from fedexec._system.sizes import format_size, parse_size
+from fedexec._worker.setup import environment
+from fedexec._workload import jobs
+from fedexec._workload.data import DataSpec
+from fedexec.devices.device import Device
+from fedexec.devices.discovery import find_devices
 from fedexec.memory.timeline import Timeline
-from fedexec.settings import format_size, parse_size, resolve
-from fedexec.worker import environment
-from fedexec.workload import jobs
-from fedexec.workload.data import DataSpec
+from fedexec.settings import resolve
 
 CLIENTS, SAMPLED, ROUNDS, WORKERS = 100, 10, 10, 4
 LIMIT = "600MiB"
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     arguments = parser.parse_args()
     os.environ.setdefault("FEDEXEC_DEVICE", "emulated:24GiB")
-    (device, *_) = devices()
+    (device, *_) = find_devices()
     print(f"{device.name}; {CLIENTS} clients, {SAMPLED} a round, {ROUNDS} rounds, {WORKERS} at once")
     print(
         f"{'strategy':<24}{'peak':>12}{'after a round':>16}{'at the end':>12}{'a worker':>12}{'failed':>12}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedexec.bench.parts import missing
+from fedexec._bench.plan import missing
 
 
 @dataclass(frozen=True)

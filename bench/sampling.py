@@ -9,9 +9,9 @@ import statistics
 import time
 
 import fedexec
+from fedexec._workload import jobs
+from fedexec._workload.data import DataSpec
 from fedexec.memory.timeline import Timeline
-from fedexec.workload import jobs
-from fedexec.workload.data import DataSpec
 
 PAIRS = 15
 

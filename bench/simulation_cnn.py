@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from simulation_apps import serve, settings
 
+from fedexec._workload import training
+from fedexec._workload.data import DataSpec
 from fedexec.flower.offloading import warm_torch
-from fedexec.workload import training
-from fedexec.workload.data import DataSpec
 
 TRAINING = {"epochs": 5, "batch_size": 32, "learning_rate": 0.02}
 

@@ -1,9 +1,9 @@
-"""Every benchmark, one test for each part of the plan: see fedexec/bench/parts.py."""
+"""Every benchmark, one test for each part of the plan: see fedexec/_bench/plan.py."""
 
 import pytest
 
-from fedexec.bench.groups import open_session
-from fedexec.report.schema import KEY
+from fedexec._bench.measurements import open_session
+from fedexec._report.schema import KEY
 
 
 @pytest.fixture

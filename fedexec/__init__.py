@@ -1,5 +1,7 @@
 """Run every federated-learning client in its own process: one Executor, interchangeable backends."""
 
+from fedexec._registry import BackendInfo, backends
+from fedexec._scheduling.futures import Future, Stats
 from fedexec.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -17,8 +19,6 @@ from fedexec.errors import (
 )
 from fedexec.executor import Executor, create_executor
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage, once
-from fedexec.registry import BackendInfo, backends
-from fedexec.scheduler import Future, Stats
 from fedexec.settings import Settings
 
 __version__ = "0.1.0"

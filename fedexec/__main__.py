@@ -2,7 +2,7 @@
 
 import sys
 
-from fedexec.cli import main
+from fedexec._cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

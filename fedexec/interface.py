@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from fedexec.machine import SIGKILL
+from fedexec._system.machine import SIGKILL
 from fedexec.settings import Settings
 
 __all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]
@@ -287,7 +287,7 @@ class Backend(ABC):
         return {}
 
     def learning(self) -> Mapping[str, Any]:
-        """Return what workers have learnt to be born with; see :meth:`fedexec.learning.Learner.report`."""
+        """Return what workers have learnt to be born with; :attr:`Stats.learning` shows it."""
         return {}
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:

@@ -4,7 +4,9 @@ import pytest
 
 pytest.register_assert_rewrite("fedexec.testing")  # The suites' assertions say what they found.
 
-from fedexec.memory import device, emulated  # noqa: E402
+from fedexec.devices import device  # noqa: E402
+from fedexec.devices.discovery import find_devices  # noqa: E402
+from fedexec.devices.emulated import emulated_device  # noqa: E402
 from fedexec.testing import refusals  # noqa: E402
 
 # What a shell starts in the background ignores Ctrl+C, and so would the programs that these tests interrupt.
@@ -38,13 +40,13 @@ def pytest_runtest_setup(item):
 def emulate(monkeypatch):
     """Return a function that gives this test an emulated device of its own."""
     monkeypatch.delenv(device.LEDGER_VARIABLE, raising=False)
-    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setattr(emulated_device, "_made", {})
     monkeypatch.setattr(device, "_assigned", None)
 
     def make(spec="emulated:24GiB"):
         monkeypatch.setenv("FEDEXEC_DEVICE", spec)
         monkeypatch.setenv(device.LEDGER_VARIABLE, "")
-        found = device.devices()
+        found = find_devices()
         return found if len(found) > 1 else found[0]
 
     return make

@@ -8,10 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 
-from fedexec.errors import InitializerError, is_out_of_memory
-from fedexec.interface import Backend, Hooks, Outcome, Task, Usage
-from fedexec.settings import Settings
-from fedexec.worker import device_environment, preload
+from fedexec.backend import (
+    Backend,
+    Hooks,
+    InitializerError,
+    Outcome,
+    Settings,
+    Task,
+    Usage,
+    device_environment,
+    is_out_of_memory,
+    preload,
+)
 
 __all__ = ["InlineBackend"]
 

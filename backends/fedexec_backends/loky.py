@@ -12,12 +12,19 @@ import loky
 from loky import process_executor
 from loky.backend import resource_tracker
 
-from fedexec.interface import Capability, Hooks, Outcome, Task
-from fedexec.memory.limits import Limits
-from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, setup
-from fedexec_backends._context import WorkerContext, start_tracker_apart
-from fedexec_backends._slots import PooledBackend, Slot
+from fedexec.backend import (
+    Capability,
+    Hooks,
+    Limits,
+    Outcome,
+    Settings,
+    Task,
+    WorkerContext,
+    WorkerSetup,
+    setup,
+    start_tracker_apart,
+)
+from fedexec_backends._single_worker_pool import PooledBackend, Slot
 
 __all__ = ["LokyBackend"]
 

@@ -4,15 +4,13 @@ How it stays clear of CPython's bugs: ``max_tasks_per_child`` of 2 or more hangs
 so it is always 1; with 1, ``shutdown(wait=False)`` kills the management thread (gh-119592) and a collected
 executor hangs its futures (gh-152967), so the slot holds the pool and shuts it down, waiting, when no task
 runs; and workers that would outlive a killed caller (gh-111873) are made to notice its end by
-:func:`fedexec.worker.setup`.
+:func:`fedexec._worker.worker.setup`.
 """
 
 from concurrent.futures import Executor, ProcessPoolExecutor
 
-from fedexec.interface import Capability, Outcome, Task
-from fedexec.worker import WorkerSetup, setup
-from fedexec_backends._context import WorkerContext
-from fedexec_backends._slots import PooledBackend, Slot
+from fedexec.backend import Capability, Outcome, Task, WorkerContext, WorkerSetup, setup
+from fedexec_backends._single_worker_pool import PooledBackend, Slot
 
 __all__ = ["PoolBackend"]
 

@@ -13,20 +13,32 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from multiprocessing import managers
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from multiprocessing.managers import SyncManager
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from fedexec.courier import Courier
-from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Capability, Hooks, Outcome, Task
-from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, end_with_caller, run, setup
-from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
-from fedexec_backends._stopped import await_answer, await_reader
+from fedexec.backend import (
+    Capability,
+    Hooks,
+    IsolatingBackend,
+    Outcome,
+    Settings,
+    Task,
+    WorkerContext,
+    WorkerDiedError,
+    WorkerProcess,
+    WorkerSetup,
+    await_answer,
+    await_reader,
+    end_process,
+    end_with_caller,
+    exit_code,
+    run,
+    setup,
+)
 
 __all__ = ["ProcessBackend"]
 
@@ -34,7 +46,7 @@ _MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
 _MANAGERS = 5  # so many may be killed as soon as they start, one after another
 
 
-class ProcessBackend(Backend):
+class ProcessBackend(IsolatingBackend):
     """Starts a process, waits for its end, reads what it left in the dict."""
 
     capabilities = (
@@ -47,29 +59,20 @@ class ProcessBackend(Backend):
     descriptors_per_worker = 8
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
-        super().__init__(settings, hooks)
-        self._launcher = Launcher(settings, hooks, type(self).__module__)
-        self._context = WorkerContext(self._launcher)
-        self._setup = WorkerSetup.of(settings, hooks)
         # Everything through the Manager, as the tutorial has it, unless asked otherwise.
         asked = settings.sources.get("shared_memory", "default") != "default"
-        learner = self._launcher.learner()
-        self._courier = Courier(shared_memory=asked and settings.shared_memory, learner=learner)
+        super().__init__(settings, hooks, shared_memory=asked and settings.shared_memory)
         self._lock = threading.Lock()  # guards the two below
         self._manager: _Manager | None = None
         self._processes: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
 
-    def start(self) -> None:
-        """Import the preload."""
-        self._launcher.start()
-
     def run(self, task: Task) -> Outcome:
         """Run one task in one process."""
-        return self._courier.deliver(task, functools.partial(self._call, task))
+        return self.channel.deliver(task, functools.partial(self._call, task))
 
     def _call(self, task: Task, message: bytes) -> bytes:
         return_dict = self._return_dict(task)
-        process = self._context.Process(target=_work, args=(self._setup, message, return_dict))
+        process = self.context.Process(target=_work, args=(self.worker_setup, message, return_dict))
         process.start()
         task.pid = process.pid
         with self._lock:
@@ -105,29 +108,20 @@ class ProcessBackend(Backend):
         if process is not None:
             end_process(process, number)
 
-    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Have workers be born with what a call leaves in memory."""
-        return self._launcher.rehearse(call, name, lambda: None)
-
-    def learning(self) -> Mapping[str, Any]:
-        """Return what workers have learnt."""
-        return self._courier.learning()
-
     def shutdown(self) -> None:
         """End Manager and template."""
         with self._lock:
             if self._manager is not None:
                 self._manager.end()
                 self._manager = None
-        self._launcher.stop()
-        self._courier.close()
+        super().shutdown()
 
     def _return_dict(self, task: Task) -> MutableMapping[str, bytes]:
         with self._lock:
             for _ in range(_MANAGERS):
                 try:
                     if self._manager is None:
-                        self._manager = _Manager(self._context)
+                        self._manager = _Manager(self.context)
                     if self._manager.is_alive():
                         return self._manager.dict()
                 except _MANAGER_GONE:

@@ -15,31 +15,43 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
-from fedexec import stderr
-from fedexec.courier import Courier, rehearsal
-from fedexec.errors import WorkerDiedError
-from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
-from fedexec.memory.limits import Limits
-from fedexec.settings import Settings
-from fedexec.worker import WorkerSetup, run, setup
-from fedexec_backends._channel import await_beginning, receive, serve
-from fedexec_backends._context import Launcher, WorkerContext, WorkerProcess, end_process, exit_code
-from fedexec_backends._stopped import await_reader
+from fedexec.backend import (
+    Capability,
+    Hooks,
+    IsolatingBackend,
+    Limits,
+    Outcome,
+    Settings,
+    Task,
+    Usage,
+    WorkerContext,
+    WorkerDiedError,
+    WorkerProcess,
+    WorkerSetup,
+    await_beginning,
+    await_reader,
+    end_process,
+    exit_code,
+    receive,
+    rehearsal,
+    rehearse_stderr,
+    run,
+    serve,
+    setup,
+)
 
 __all__ = ["StandbyBackend"]
 
-REHEARSALS = (
-    20  # until the interpreter has adapted its code and filled its caches: 8 would do in CPython 3.11
-)
+# Until the interpreter has adapted its code and filled its caches: 8 would do in CPython 3.11.
+REHEARSALS = 20
 LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
 
 
-class StandbyBackend(Backend):
+class StandbyBackend(IsolatingBackend):
     """Hands a task to a worker that waits."""
 
     capabilities = (
@@ -53,18 +65,14 @@ class StandbyBackend(Backend):
     descriptors_per_worker = 10
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
-        super().__init__(settings, hooks)
-        if settings.max_tasks_per_child > 1:
-            self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
         self._service = _Service(
             WorkerSetup.of(settings, hooks),
             settings.max_tasks_per_child,
             rehearsal(shared_memory=settings.shared_memory),
         )
-        self._launcher = Launcher(settings, hooks, type(self).__module__, self._service)
-        learner = self._launcher.learner(self._renew)
-        self._courier = Courier(shared_memory=settings.shared_memory, learner=learner)
-        self._context = WorkerContext(self._launcher)
+        super().__init__(settings, hooks, service=self._service)
+        if settings.max_tasks_per_child > 1:
+            self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
         self._limits = Limits(settings)
         self._lock = threading.RLock()  # guards everything below; taken as it is, for Ctrl+C's sake
         self._changed = threading.Condition(self._lock)
@@ -78,7 +86,7 @@ class StandbyBackend(Backend):
 
     def start(self) -> None:
         """Start the template, then the first workers."""
-        self._launcher.start()
+        super().start()
         self._keeper.start()
 
     def run(self, task: Task) -> Outcome:
@@ -86,7 +94,7 @@ class StandbyBackend(Backend):
         lent: list[_Worker] = []
         usage = None
         try:
-            outcome = self._courier.deliver(task, functools.partial(self._call, task, lent))
+            outcome = self.channel.deliver(task, functools.partial(self._call, task, lent))
             usage = outcome.usage
         finally:
             for worker in lent:
@@ -99,14 +107,6 @@ class StandbyBackend(Backend):
             worker = self._running.get(task.id)
         if worker is not None:
             end_process(worker.process, number)
-
-    def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Have workers be born with what a call leaves in memory."""
-        return self._launcher.rehearse(call, name, self._renew)
-
-    def learning(self) -> Mapping[str, Any]:
-        """Return what workers have learnt."""
-        return self._courier.learning()
 
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced, by cause."""
@@ -126,8 +126,7 @@ class StandbyBackend(Backend):
             worker.end()
         self._waiting.clear()
         self._leaving.clear()
-        self._launcher.stop()
-        self._courier.close()
+        super().shutdown()
 
     # ------------------------------------------------------------ a task's way
 
@@ -204,7 +203,7 @@ class StandbyBackend(Backend):
             with self._lock:
                 self._leaving += remaining
 
-    def _renew(self) -> None:
+    def renew_workers(self) -> None:
         """Replace the workers that wait: the next ones are born with more modules."""
         with self._lock:
             self._generation += 1
@@ -222,7 +221,7 @@ class StandbyBackend(Backend):
         worker: _Worker | Exception
         generation = self._generation
         try:
-            worker = _Worker(self._context, self._service)
+            worker = _Worker(self.context, self._service)
         except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
             worker = exc
         with self._lock:
@@ -323,7 +322,7 @@ class _Service:
     def prepare(self) -> None:
         """Rehearse in the template: what the interpreter learns from it, no worker has to."""
         os.environ.update(self.wanted.environ)
-        stderr.rehearse()
+        rehearse_stderr()
         for _ in range(REHEARSALS):
             run(self.rehearsal)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from fedexec.machine import available_bytes, total_bytes
+from fedexec._system.machine import available_bytes, total_bytes
 
 __all__ = [
     "available_bytes",

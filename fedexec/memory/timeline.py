@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
+from fedexec.devices.device import Device
 from fedexec.memory import host
-from fedexec.memory.device import Device
 
 __all__ = ["Mark", "Series", "Timeline"]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from fedexec._scheduling.futures import Future
 from fedexec.executor import Executor
 from fedexec.interface import Capability
-from fedexec.scheduler import Future
 from fedexec.testing import tasks
 from fedexec.testing.suite import Create, Suite
 from fedexec.testing.tasks import DEADLINE, Gate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from fedexec.leftovers import mapped_shared_memory, shared_memory
+from fedexec._system.leftovers import mapped_shared_memory, shared_memory
 
 __all__ = ["Footprint", "living", "memory_of", "new_children", "still_named"]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from fedexec import registry
+from fedexec import _registry
 from fedexec.errors import BackendUnavailableError
 from fedexec.executor import Executor, create_executor
 from fedexec.interface import Capability
@@ -44,7 +44,7 @@ class Suite:
     @classmethod
     def promises(cls, capability: Capability) -> bool:
         """Return whether the backend promises all of `capability`."""
-        return capability in registry.load(cls.backend).capabilities
+        return capability in _registry.load(cls.backend).capabilities
 
     def need(self, capability: Capability) -> None:
         """Skip the test where the backend does not promise `capability`."""
@@ -55,7 +55,7 @@ class Suite:
     @classmethod
     def _available(cls) -> None:
         try:
-            registry.load(cls.backend)
+            _registry.load(cls.backend)
         except BackendUnavailableError as exc:
             pytest.skip(str(exc))
 

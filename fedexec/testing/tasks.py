@@ -17,7 +17,7 @@ from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
 
-from fedexec import seeding, worker
+from fedexec._worker import ending, seeding
 
 DEADLINE = 30.0
 """Seconds after which a test gives up on something that should long have happened."""
@@ -408,7 +408,7 @@ def allocate(size: int) -> int:
 
 def hurry_to_leave(seconds: float) -> None:
     """Give this worker less time to end; an initializer."""
-    worker.LEAVE_SECONDS = seconds
+    ending.LEAVE_SECONDS = seconds
 
 
 def leave_a_thread() -> int:

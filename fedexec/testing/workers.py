@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 import fedexec
-from fedexec import registry
+from fedexec import _registry
+from fedexec._scheduling.futures import Future
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
 from fedexec.executor import Executor
 from fedexec.interface import Capability
-from fedexec.scheduler import Future
 from fedexec.testing import tasks
 from fedexec.testing.leaks import living, new_children
 from fedexec.testing.suite import Create, Suite
@@ -355,7 +355,7 @@ class WorkerDeaths(Suite):
         most = 0
         while not all(future.done() for future in futures):
             most = max(most, len(list(Path("/proc/self/fd").iterdir())))
-        declared = registry.load(executor.settings.backend).descriptors_per_worker
+        declared = _registry.load(executor.settings.backend).descriptors_per_worker
         assert most - before <= 4 * declared + 12  # the template, the relay of stderr, a tracker
 
     def test_no_idle_process_is_indispensable(self, create: Create) -> None:

@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from fedexec.bench.digests import digest
-from fedexec.bench.estimate import Estimate, usual_seconds
-from fedexec.bench.parts import MODES, Part, plan
-from fedexec.bench.peers import contestants
-from fedexec.bench.running import measure
-from fedexec.bench.stats import statistics_of
-from fedexec.bench.workloads import BUILT_IN, OwnTask
-from fedexec.report.schema import FRESH, parts_of
+from fedexec._bench.digests import digest
+from fedexec._bench.estimate import Estimate, usual_seconds
+from fedexec._bench.peers import contestants
+from fedexec._bench.plan import MODES, Part, plan
+from fedexec._bench.running import measure
+from fedexec._bench.stats import statistics_of
+from fedexec._bench.workloads import BUILT_IN, OwnTask
+from fedexec._report.schema import FRESH, parts_of
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 6, 7, 8, 9, 40])
@@ -71,9 +71,9 @@ def test_the_time_left_is_corrected_by_what_parts_took(mode):
 
 WARMS_UP = """
 import sys
-from fedexec.bench.workloads import BUILT_IN
-from fedexec.memory.device import devices
-(device,) = devices()
+from fedexec._bench.workloads import BUILT_IN
+from fedexec.devices.discovery import find_devices
+(device,) = find_devices()
 BUILT_IN[sys.argv[1]].warmup()
 print(device.used_bytes())
 """

@@ -2,10 +2,10 @@
 
 import pytest
 
-from fedexec.bench.parts import Part
-from fedexec.bench.peers import COPY, FORK, contestants
-from fedexec.bench.running import measure
-from fedexec.report.schema import KEY
+from fedexec._bench.peers import COPY, FORK, contestants
+from fedexec._bench.plan import Part
+from fedexec._bench.running import measure
+from fedexec._report.schema import KEY
 
 PEERS = [name for name, one in contestants().items() if one.peer and name not in (COPY, FORK)]
 

@@ -3,7 +3,7 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
-from fedexec.cli.display import Display
+from fedexec._cli.display import Display
 from fedexec.flower import Round
 from fedexec.settings import resolve
 

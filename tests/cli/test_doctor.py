@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 import fedexec
-from fedexec import leftovers
-from fedexec.cli import main
-from fedexec.ownership import VARIABLE, Mark
+from fedexec._cli import main
+from fedexec._system import leftovers
+from fedexec._system.ownership import VARIABLE, Mark
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
 
@@ -123,7 +123,7 @@ def test_a_process_whose_caller_is_gone_is_found_and_ended(shared, capsys):
 
 
 def test_a_process_that_merely_names_a_module_of_ours_is_not_touched(shared):
-    code = "import time; time.sleep(3600)  # fedexec_backends._forker"
+    code = "import time; time.sleep(3600)  # fedexec._processes.forkserver_main"
     quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
     start = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {code!r}], {quiet}).pid)"
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, check=True, timeout=60)

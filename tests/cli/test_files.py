@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fedexec import files
-from fedexec.bench.document import Document
-from fedexec.bench.parts import plan
-from fedexec.cli import main
+from fedexec._bench.plan import plan
+from fedexec._bench.result_file import Document
+from fedexec._cli import main
+from fedexec._system import files
 
 PLANTED = Path(__file__).parents[1] / "report"
 
@@ -199,7 +199,7 @@ def test_a_file_that_may_be_written_where_none_may_be_made_is_written_through():
     code = """
         import os, sys
         from pathlib import Path
-        from fedexec import files
+        from fedexec._system import files
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         files.attempt(Path(sys.argv[1]))
         files.write(Path(sys.argv[1]), b"new")
@@ -244,7 +244,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, names):
     code = """
         import sys
         from pathlib import Path
-        from fedexec import files
+        from fedexec._system import files
         file = Path("full", "file")
         files.write(file, b"old")
         for name in sys.argv[2:]:

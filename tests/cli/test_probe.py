@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
-from fedexec.cli.probe import _client_resources
-from fedexec.memory.admission import Footprint
+from fedexec._cli.probe import _client_resources
+from fedexec._scheduling.admission import Footprint
 from fedexec.testing.tasks import poll
 
 MODULE = """
 import os
 import sys
 import time
-from fedexec.memory import emulated
+from fedexec.devices.emulated import emulated_device
 
 def on_device():
-    emulated.device().allocate(1598 << 20)  # beside a context of 450 MiB: 2 GiB
+    emulated_device.device().allocate(1598 << 20)  # beside a context of 450 MiB: 2 GiB
 
 def on_the_cpu():
     return len(bytearray(b"x") * (100 << 20))

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
-from fedexec.cli import main
-from fedexec.cli.options import UsageError
-from fedexec.cli.secret import read_certificate, read_key, read_secret
+from fedexec._cli import main
+from fedexec._cli.options import UsageError
+from fedexec._cli.secret import read_certificate, read_key, read_secret
 
 
 @pytest.fixture

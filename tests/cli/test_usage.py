@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedexec.cli import main
+from fedexec._cli import main
 
 needs_flower = pytest.mark.flower
 
@@ -111,7 +111,7 @@ def test_backends_lists_every_backend_with_its_promises(capsys):
 def test_listing_imports_no_backend_and_nothing_heavy():
     code = (
         "import sys\n"
-        "from fedexec.cli import main\n"
+        "from fedexec._cli import main\n"
         "main(['backends'])\n"
         "heavy = {'fedexec_backends', 'loky', 'flwr', 'torch', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from fedexec import leftovers
-from fedexec.cli import main
-from fedexec.visible import visible
+from fedexec._cli import main
+from fedexec._system import leftovers
+from fedexec._system.visible import visible
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m"
@@ -111,7 +111,7 @@ def test_the_failure_of_an_app(tmp_path):
 
 @pytest.mark.flower
 def test_a_metric_and_the_reason_of_a_client(capsys):
-    from fedexec.cli.display import Display
+    from fedexec._cli.display import Display
     from fedexec.flower import Round
 
     display = Display(1, quiet=False)

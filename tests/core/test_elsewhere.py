@@ -67,7 +67,7 @@ def test_on_windows_inline_runs_and_the_others_say_what_they_need():
     "arguments", [["--help"], ["--version"], ["backends"], ["backends", "--json"], ["run", "--help"]]
 )
 def test_on_windows_the_command_tells_what_there_is(arguments):
-    script = PRETEND.format("win32") + "from fedexec.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = PRETEND.format("win32") + "from fedexec._cli import main; sys.exit(main(sys.argv[1:]))"
     printed = run(script, *arguments)
     if arguments == ["backends"]:
         assert printed.count(f"not available here; {NEEDS_POSIX}") == 4
@@ -121,7 +121,7 @@ def test_as_on_macos_tasks_run_in_fresh_interpreters(as_on_macos):
 
 WAITS_FOR_AN_END = """
 import os, subprocess, sys
-from fedexec_backends._leaving import has_ended
+from fedexec._processes.leaving import has_ended
 child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
 print(has_ended(child.pid))
 child.stdin.close()

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import fedexec
+from fedexec._processes import fitness
 from fedexec.testing.refusals import without_warnings
-from fedexec_backends import _fitness
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -136,9 +136,9 @@ def test_a_file_of_a_gpu_that_is_open_is_named(file, modules, tmp_path, warnings
     (tmp_path / "dev" / file).touch()
     modules(
         "plants",
-        f"from fedexec_backends import _fitness\nroot = {str(tmp_path)!r}\n"
-        "_fitness.GPU_FILES = tuple(root + file for file in _fitness.GPU_FILES)\n"
-        "_fitness.NVML_FILES = tuple(root + file for file in _fitness.NVML_FILES)\n",
+        f"from fedexec._processes import fitness\nroot = {str(tmp_path)!r}\n"
+        "fitness.GPU_FILES = tuple(root + file for file in fitness.GPU_FILES)\n"
+        "fitness.NVML_FILES = tuple(root + file for file in fitness.NVML_FILES)\n",
     )
     modules("opens_gpu", f"FILE = open({str(tmp_path / 'dev' / file)!r})\n")
     _, (warning,) = warnings_of(preload=["plants", "opens_gpu"])
@@ -153,12 +153,12 @@ def test_a_preload_that_initialised_cuda_is_named(modules, warnings_of):
 
 
 def test_a_library_that_dies_or_hangs_in_a_forked_child_is_unfit(monkeypatch):
-    monkeypatch.setattr(_fitness, "TRIAL_SECONDS", 0.3)
-    assert _fitness._try_in_child(lambda: None) is None
-    assert _fitness._try_in_child(lambda: "a reason") == "a reason"
-    assert "-9" in _fitness._try_in_child(lambda: os.kill(os.getpid(), 9))
-    assert "0.3 s" in _fitness._try_in_child(lambda: time.sleep(60))
-    assert "ZeroDivisionError" in _fitness._try_in_child(lambda: 1 / 0)
+    monkeypatch.setattr(fitness, "TRIAL_SECONDS", 0.3)
+    assert fitness._try_in_child(lambda: None) is None
+    assert fitness._try_in_child(lambda: "a reason") == "a reason"
+    assert "-9" in fitness._try_in_child(lambda: os.kill(os.getpid(), 9))
+    assert "0.3 s" in fitness._try_in_child(lambda: time.sleep(60))
+    assert "ZeroDivisionError" in fitness._try_in_child(lambda: 1 / 0)
 
 
 def test_forking_beside_a_harmless_thread_warns_of_nothing():

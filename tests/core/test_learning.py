@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 import fedexec
-from fedexec import learning
+from fedexec._channel import learning
+from fedexec._processes.forkserver_client import Template
 from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
-from fedexec_backends._template import Template
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
 

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from fedexec import machine, transport
+from fedexec._channel import segments
+from fedexec._channel.messages import Delivery
+from fedexec._channel.segment_pool import SegmentPool
+from fedexec._system import machine
 from fedexec.errors import TransferError
 from fedexec.settings import resolve
 from fedexec.testing.refusals import without_warnings
-from fedexec.transport import Delivery, SegmentPool
 
 MIB = 1 << 20
 BOTH = "cpu,cpuacct/a"
@@ -96,7 +98,7 @@ def test_no_limit_bounds_nothing(plant, text):
     assert machine.total_bytes() > 900 * MIB
 
 
-@pytest.mark.skipif(not transport.supported(), reason="memory cannot be shared here")
+@pytest.mark.skipif(not segments.supported(), reason="memory cannot be shared here")
 def test_what_does_not_fit_into_a_container_is_not_sent(plant):
     np = pytest.importorskip("numpy")
     plant("0::/", **{"memory.max": f"{600 * MIB}", "memory.current": f"{590 * MIB}"})
@@ -120,7 +122,7 @@ def test_what_does_not_fit_is_not_sent_in_a_message_either(plant):
 
 def test_a_container_is_seen_for_real(tmp_path):
     (tmp_path / "cpu.max").write_text("100000 100000")
-    code = "import fedexec.machine as m; print(m.available_cores())"
+    code = "import fedexec._system.machine as m; print(m.available_cores())"
     script = f"mount --bind {tmp_path} /sys/fs/cgroup && {sys.executable} -c '{code}'"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "Traceback" not in done.stderr:

@@ -9,9 +9,9 @@ from multiprocessing.connection import Client
 import psutil
 import pytest
 
+from fedexec._processes import popen
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, Gate
-from fedexec_backends import _context
 from fedexec_backends.process import _PatientConnection
 
 
@@ -19,7 +19,7 @@ from fedexec_backends.process import _PatientConnection
 def test_a_process_that_is_stopped_before_it_has_read_its_task_is_replaced(
     create_on, monkeypatch, start_method
 ):
-    write, stopped = _context._write, []
+    write, stopped = popen._write, []
 
     def stop_and_write(fd, data, pid):
         if len(data) > 1 << 20 and not stopped:
@@ -27,7 +27,7 @@ def test_a_process_that_is_stopped_before_it_has_read_its_task_is_replaced(
             stopped.append(pid)
         write(fd, data, pid)
 
-    monkeypatch.setattr(_context, "_write", stop_and_write)
+    monkeypatch.setattr(popen, "_write", stop_and_write)
     executor = create_on("process", max_workers=1, start_method=start_method, retries=1)
     future = executor.submit(len, bytes(4 << 20))  # more than a pipe takes at once
     assert future.result(DEADLINE) == 4 << 20

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import fedexec
-from fedexec import registry
+from fedexec import _registry
 from fedexec.interface import Backend, Outcome, Task
 
 PLUGIN = '''
@@ -82,7 +82,7 @@ def test_a_missing_package_gets_the_command_that_installs_it(monkeypatch):
 )
 def test_the_list_tells_the_promises_the_class_makes(info):
     if info.capabilities is not None:
-        assert registry.load(info.name).capabilities == info.capabilities
+        assert _registry.load(info.name).capabilities == info.capabilities
 
 
 def test_importing_the_core_imports_no_backend_and_nothing_heavy():

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedexec._processes import forkserver_client
 from fedexec.errors import PreloadError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
-from fedexec_backends import _template
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
 
@@ -266,7 +266,7 @@ def test_after_a_rehearsal_that_nobody_waited_for_another_takes_place(create, ca
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_template, "end_if_stopped", interrupt)
+        patch.setattr(forkserver_client, "end_if_stopped", interrupt)
         executor.rehearse(note_and_hang, note)
     first = psutil.Process(int(note.read_text()))
     assert executor.rehearse(module.data)
@@ -306,10 +306,10 @@ def test_rehearsals_each_have_their_time_when_a_template_is_replaced(create):
 
 
 def _is_forked():
-    import fedexec_backends._forker
+    import fedexec._processes.forkserver_main
 
-    return "from fedexec_backends._forker" in " ".join(psutil.Process().cmdline()) and bool(
-        fedexec_backends._forker
+    return "from fedexec._processes.forkserver_main" in " ".join(psutil.Process().cmdline()) and bool(
+        fedexec._processes.forkserver_main
     )
 
 

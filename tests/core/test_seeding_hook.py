@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fedexec import machine, seeding
+from fedexec._system import machine
+from fedexec._worker import seeding
 
 
 def test_a_task_may_change_the_list_of_finders():

@@ -5,14 +5,9 @@ import logging
 import pytest
 
 import fedexec
-from fedexec.settings import (
-    DEFAULT_BACKEND,
-    available_cores,
-    format_size,
-    parse_size,
-    resolve,
-    unknown_variables,
-)
+from fedexec._system.machine import available_cores
+from fedexec._system.sizes import format_size, parse_size
+from fedexec.settings import DEFAULT_BACKEND, resolve, unknown_variables
 
 
 def test_an_argument_wins_over_a_flag_over_the_environment_over_the_default():

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 import fedexec
-from fedexec import transport, worker
-from fedexec.courier import Courier
+from fedexec._channel import messages, segment_pool, segments
+from fedexec._channel.messages import Delivery
+from fedexec._channel.segment_pool import SegmentPool
+from fedexec._channel.task_channel import TaskChannel
+from fedexec._worker import running
 from fedexec.interface import Task
-from fedexec.transport import Delivery, SegmentPool
 
-pytestmark = pytest.mark.skipif(not transport.supported(), reason="needs memfd_create and /proc")
+pytestmark = pytest.mark.skipif(not segments.supported(), reason="needs memfd_create and /proc")
 
 MIB = 1 << 20
 SHARING = ["standby", "process", "pool", "loky"]
@@ -147,7 +149,7 @@ def kept():
 
 def test_memory_is_given_back_when_the_last_view_is_gone():
     with fedexec.create_executor("standby", max_workers=1) as executor:
-        pool = executor._scheduler._backend._courier._pool
+        pool = executor._scheduler._backend.channel._pool
         result = executor.submit(echo, arrays(count=8)).result()
         last = result[3]
         del result
@@ -159,7 +161,7 @@ def test_memory_is_given_back_when_the_last_view_is_gone():
 
 def test_memory_is_given_back_when_the_worker_dies():
     with fedexec.create_executor("standby", max_workers=1) as executor:
-        pool = executor._scheduler._backend._courier._pool
+        pool = executor._scheduler._backend.channel._pool
         for _ in range(3):
             assert isinstance(executor.submit(die, arrays()).exception(), fedexec.WorkerDiedError)
         eventually(lambda: pool.used_bytes() == 0)
@@ -178,7 +180,7 @@ def test_results_outlive_the_executor():
 
 def test_rounds_reuse_the_same_memory_and_descriptors():
     with fedexec.create_executor("standby", max_workers=2) as executor:
-        pool = executor._scheduler._backend._courier._pool
+        pool = executor._scheduler._backend.channel._pool
         used = []
         for seed in range(12):
             sent = arrays(seed)
@@ -205,9 +207,9 @@ def test_the_same_arrays_are_written_once():
 def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(monkeypatch):
     """As with one worker, which has ended before the next gets them."""
     written = []
-    write = transport._Segment.write
+    write = segments.Segment.write
     monkeypatch.setattr(
-        transport._Segment, "write", lambda self, *args: (written.append(self), write(self, *args))
+        segments.Segment, "write", lambda self, *args: (written.append(self), write(self, *args))
     )
     pool = SegmentPool()
     array = np.ones(1 << 20, np.float32)
@@ -220,8 +222,8 @@ def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(mon
 
 def test_the_same_objects_are_compared_only_if_they_may_have_changed(monkeypatch):
     compared = []
-    memcmp = transport._memcmp
-    monkeypatch.setattr(transport, "_memcmp", lambda *args: compared.append(args) or memcmp(*args))
+    memcmp = segments._memcmp
+    monkeypatch.setattr(segments, "_memcmp", lambda *args: compared.append(args) or memcmp(*args))
     pool = SegmentPool()
     sent = arrays(count=1)
     submitted = time.monotonic()
@@ -279,32 +281,32 @@ def test_a_delivery_says_whether_somebody_still_looks():
 
 def test_a_worker_that_cannot_open_the_memory_gets_everything_in_the_message(monkeypatch, caplog):
     def refuse(self, size, *, write):
-        raise transport.UnreachableSegmentError("Permission denied")
+        raise segments.UnreachableSegmentError("Permission denied")
 
-    monkeypatch.setattr(transport._Place, "open", refuse)
-    courier = Courier(shared_memory=True)
+    monkeypatch.setattr(segments.Place, "open", refuse)
+    channel = TaskChannel(shared_memory=True)
     sent = arrays()
     messages = []
 
     def call(message):
         messages.append(len(message))
-        return worker.run(message)
+        return running.run(message)
 
-    outcome = courier.deliver(Task(echo, (sent,), {}), call)
+    outcome = channel.deliver(Task(echo, (sent,), {}), call)
     np.testing.assert_array_equal(outcome.value[0], sent[0])
     assert messages[0] < 10_000 < 4 * MIB < messages[1]
     assert "Permission denied" in caplog.text
-    courier.deliver(Task(echo, (sent,), {}), call)
+    channel.deliver(Task(echo, (sent,), {}), call)
     assert len(messages) == 3, "it should not be tried again"
-    courier.close()
+    channel.close()
 
 
 def test_without_shared_memory_nothing_is_opened(monkeypatch):
     monkeypatch.setattr(os, "memfd_create", None)
-    courier = Courier(shared_memory=False)
-    outcome = courier.deliver(Task(echo, (arrays(),), {}), worker.run)
+    channel = TaskChannel(shared_memory=False)
+    outcome = channel.deliver(Task(echo, (arrays(),), {}), running.run)
     np.testing.assert_array_equal(outcome.value[0], arrays()[0])
-    courier.close()
+    channel.close()
 
 
 # ---------------------------------------------------------------- torch
@@ -390,7 +392,7 @@ def test_results_that_are_kept_hold_few_descriptors():
     for number in range(100):
         with pool.parcel(number) as parcel:
             kept.append(parcel.open(Delivery(parcel.message).answer(np.full(2 * MIB, number, np.uint8))))
-    assert count_descriptors() - before <= transport.KEPT_RESULTS + 2
+    assert count_descriptors() - before <= segment_pool.KEPT_RESULTS + 2
     assert [int(array[-1]) for array in kept] == list(range(100))
     pool.close()
     assert [int(array[0]) for array in kept] == list(range(100))
@@ -414,5 +416,5 @@ def test_without_descriptors_arrays_travel_in_the_message(monkeypatch):
 def test_a_message_is_plain_pickle():
     pool = SegmentPool(enabled=False)
     with pool.parcel([1, np.arange(3)]) as parcel:
-        assert isinstance(pickle.loads(parcel.message), transport._Message)
+        assert isinstance(pickle.loads(parcel.message), messages.TaskMessage)
     pool.close()

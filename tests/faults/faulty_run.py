@@ -5,8 +5,8 @@ import random
 import signal
 import sys
 
-from fedexec import cli
-from fedexec.workload import jobs
+from fedexec import _cli
+from fedexec._workload import jobs
 
 PROBABILITY = 0.2
 
@@ -15,7 +15,7 @@ def train_or_fail(parameters, config, *, data, client):
     chance = random.Random(f"{client}/{config['server_round']}")
     if chance.random() < PROBABILITY:
         chance.choice([_raise, _exit, _kill])()
-    from fedexec.workload import training
+    from fedexec._workload import training
 
     return training.train(parameters, config, data=data, client=client)
 
@@ -34,4 +34,4 @@ def _kill():
 
 if __name__ == "__main__":
     jobs.train = train_or_fail
-    sys.exit(cli.main())
+    sys.exit(_cli.main())

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedexec.workload.data import DataSpec, load_data
+from fedexec._workload.data import DataSpec, load_data
 
 PIXELS, CLASSES = 64, 10
 

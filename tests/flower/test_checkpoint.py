@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedexec.flower import Round
-from fedexec.flower.checkpoint import Checkpoint, CheckpointError, Checkpoints, _seal
+from fedexec.flower.grpc.checkpoint import Checkpoint, CheckpointError, Checkpoints, _seal
 
 WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(0), np.float64(3.5) * np.ones(())]
 
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 def test_a_directory_in_use_is_refused_with_the_pid_until_its_run_has_ended(tmp_path):
     save(tmp_path, 1)
     code = (
-        "import sys; from pathlib import Path; from fedexec.flower.checkpoint import Checkpoints\n"
+        "import sys; from pathlib import Path; from fedexec.flower.grpc.checkpoint import Checkpoints\n"
         "checkpoints = Checkpoints(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

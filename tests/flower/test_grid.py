@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 
 import fedexec
-from fedexec.flower import ExecutorGrid, Journal, NodeConfigError
+from fedexec.flower import ExecutorGrid, NodeConfigError, RunRecorder
 from fedexec.flower._private import ErrorCode, become_server
 from flower import apps
 
@@ -140,7 +140,7 @@ def test_an_app_with_mods_and_one_from_a_function_travel(standby):
     ],
 )
 def test_a_node_that_fails_is_one_error_and_lives_in_the_next_round(standby, how, code, reason):
-    journal = Journal()
+    journal = RunRecorder()
     grid = ExecutorGrid(
         standby, "flower.apps:faulty", num_nodes=4, run_config={"culprits": "1", "how": how}, journal=journal
     )
@@ -177,7 +177,7 @@ def test_after_the_timeout_the_others_are_there_and_the_late_one_is_ended(standb
 
 def test_a_message_that_outlives_its_ttl_is_an_error(standby):
     config = {"culprits": "0", "how": "hang"}
-    journal = Journal()
+    journal = RunRecorder()
     grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
     replies = grid.send_and_receive(train(grid, ttl=5.0))
     assert replies[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
@@ -235,7 +235,7 @@ def test_replies_can_be_pulled_once(standby):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_messages_that_are_never_pulled_are_no_failures_and_keep_no_content(backend, caplog):
     with fedexec.create_executor(backend, max_workers=2) as executor:
-        journal = Journal()
+        journal = RunRecorder()
         grid = ExecutorGrid(executor, "flower.apps:client", num_nodes=2, journal=journal)
         messages = train(grid) + train(grid, server_round=2)
         contents = [weakref.ref(message.content) for message in messages]
@@ -254,7 +254,7 @@ def test_messages_that_are_never_pulled_are_no_failures_and_keep_no_content(back
 
 
 def test_a_pushed_message_that_fails_is_a_failure_though_nobody_pulls_its_reply(inline):
-    journal = Journal()
+    journal = RunRecorder()
     config = {"culprits": "1", "how": "raise"}
     grid = ExecutorGrid(inline, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
     grid.push_messages(train(grid))
@@ -298,7 +298,7 @@ def test_clients_that_use_the_global_generators_differ_but_repeat(standby):
 
 
 def test_the_weights_of_a_round_lie_in_shared_memory_once(standby, monkeypatch):
-    from fedexec.transport import SegmentPool
+    from fedexec._channel.segment_pool import SegmentPool
 
     written = []
     original = SegmentPool._place

@@ -14,8 +14,8 @@ from flwr.common import parameters_to_ndarrays
 from flwr.proto.transport_pb2 import ClientMessage, Scalar
 
 import fedexec
-from fedexec.flower.address import free_address
-from fedexec.flower.proof import prove
+from fedexec.flower.grpc.address import free_address
+from fedexec.flower.grpc.client_auth import prove
 from fedexec.testing.tasks import DEADLINE
 from flower.commands import FEDEXEC
 from flower.test_strangers import SECRET, Stranger, members, run

@@ -5,7 +5,7 @@ import pytest
 
 import fedexec
 from fedexec.flower import simulate
-from fedexec.flower.simulation import app_executor
+from fedexec.flower.simulation.simulate import app_executor
 from fedexec.settings import resolve
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fedexec.flower.address import free_address, split_address
+from fedexec.flower.grpc.address import free_address, split_address
 from fedexec.testing.tasks import poll
 
 pytest.importorskip("torch", reason="the example needs torch: pip install 'fedexec[flower]'")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedexec._workload import data as digits
 from fedexec.flower import read_app, simulate
-from fedexec.flower.simulation import start
+from fedexec.flower.simulation.simulate import start
 from fedexec.settings import resolve
-from fedexec.workload import data as digits
 
 pytest.importorskip("torch", reason="the app needs torch: pip install 'fedexec[flower]'")
 

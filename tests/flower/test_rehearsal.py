@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import fedexec
-from fedexec.flower import caches, simulate
-from fedexec.flower.clientapp import AppFirst, AppRef
-from fedexec.pickling import dumps
-from fedexec_backends._successor import rehearse
+from fedexec._channel.pickling import dumps
+from fedexec._processes.successor import rehearse
+from fedexec.flower import simulate
+from fedexec.flower.simulation.client_app import AppFirst, AppRef
+from fedexec.flower.simulation.simulate import module_caches
 from flower import apps
 
 APP = """
@@ -173,29 +174,29 @@ class Lazy(types.ModuleType):
 
 
 def test_only_the_users_own_modules_are_looked_at(monkeypatch, tmp_path):
-    monkeypatch.setattr(caches, "_modules", [])
+    monkeypatch.setattr(module_caches, "_modules", [])
     own = types.ModuleType("own")
     own.__file__ = str(tmp_path / "own.py")
     own.cache = OtherCache()
     for name, module in {"own": own, "lazy": Lazy("lazy"), "no_module": object()}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    caches.find()
-    names = {module.__name__ for module in caches._modules}
+    module_caches.find()
+    names = {module.__name__ for module in module_caches._modules}
     assert "own" in names
     assert not names & {"lazy", "numpy", "sys", "fedexec", "__main__"}
-    assert not any(name.startswith("own.") for name in caches.empty())
+    assert not any(name.startswith("own.") for name in module_caches.empty())
 
 
 def test_variables_that_are_empty_and_those_that_are_filled(monkeypatch):
     module = types.ModuleType("own")
     module.data, module.seen, module.net, module.answer = None, [], {}, 42
     module.cached = functools.lru_cache(lambda number: number)
-    monkeypatch.setattr(caches, "_modules", [module])
-    before = caches.empty()
+    monkeypatch.setattr(module_caches, "_modules", [module])
+    before = module_caches.empty()
     assert before == {"own.data", "own.seen", "own.net", "own.cached"}
     module.data = 0
     module.seen.append(1)
     module.cached(1)
     module.answer = 43
     module.more = [1]
-    assert caches.filled(before) == ("own.data", "own.seen", "own.cached")
+    assert module_caches.filled(before) == ("own.data", "own.seen", "own.cached")

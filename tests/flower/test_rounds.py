@@ -16,18 +16,18 @@ import pytest
 from flwr.common import Code, FitIns, ndarrays_to_parameters, parameters_to_ndarrays
 
 import fedexec
-from fedexec.flower import (
+from fedexec.flower.grpc import (
     AddressError,
     ClientHost,
     ExecutorClient,
     FedAvgMp,
+    RecordingExecutor,
     RoundFailedError,
     ServerUnreachableError,
-    TaskLog,
     executor_evaluate_fn,
     serve,
 )
-from fedexec.flower.address import free_address
+from fedexec.flower.grpc.address import free_address
 from fedexec.testing.tasks import DEADLINE, poll
 from flower import jobs
 
@@ -46,7 +46,7 @@ def federate(
     **strategy_options,
 ):
     """Run a whole federation in this process; return its strategy and what its tasks cost."""
-    tasks = TaskLog(executor)
+    tasks = RecordingExecutor(executor)
     address = free_address()
     host = ClientHost(
         [
@@ -395,7 +395,7 @@ def test_workers_do_not_know_flower():
 
     for backend in ("process", "pool", "loky"):
         with fedexec.create_executor(backend) as executor:
-            tasks = TaskLog(executor)
+            tasks = RecordingExecutor(executor)
             address = free_address()
             host = ClientHost(
                 [ExecutorClient(tasks, fit=functools.partial(jobs.fit, client=0), index=0)],
@@ -414,7 +414,7 @@ def test_workers_do_not_know_flower():
 
 def test_the_host_does_not_import_torch():
     code = (
-        "import fedexec.cli.federation, sys\n"
+        "import fedexec._cli.federation, sys\n"
         "assert 'flwr' in sys.modules\n"
         "assert 'torch' not in sys.modules, 'the host imported torch'"
     )

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from fedexec.flower.address import free_address
+from fedexec.flower.grpc.address import free_address
 from flower.commands import FEDEXEC, SMALL, succeed
 
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedexec.flower.checkpoint import Checkpoints
+from fedexec.flower.grpc.checkpoint import Checkpoints
 from fedexec.testing.leaks import memory_of, still_named
 from fedexec.testing.tasks import poll
 from flower.commands import FEDEXEC, run, succeed

@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 import fedexec
-from fedexec.flower import Journal, Round, TaskRecord, simulate
+from fedexec.flower import Round, RunRecorder, TaskRecord, simulate
 from fedexec.flower._private import DefaultWorkflow
 from flower import apps, legacy
 
@@ -31,7 +31,7 @@ def simulated(executor, main, client=apps.client, num_nodes=3):
     """Run an app with that main function; return the simulation, and what the journal has told meanwhile."""
     told, app = [], ServerApp()
     app.main()(main)
-    journal = Journal(
+    journal = RunRecorder(
         lambda current, done, planned: told.append(
             (current.start, current.server_round, done, planned, bool(current.seconds))
         )
@@ -212,7 +212,7 @@ def watched(app, executor, client=legacy.client):
             client_accuracy = current.client_metrics.get("accuracy")
             seen.append((current.server_round, current.loss, client_accuracy, planned))
 
-    journal = Journal(progress)
+    journal = RunRecorder(progress)
     return seen, simulate(app, client, num_nodes=3, executor=executor, journal=journal)
 
 

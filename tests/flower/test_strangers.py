@@ -19,12 +19,12 @@ from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import ResWrapper
 from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
 
 import fedexec
-from fedexec.cli import _parser, options
-from fedexec.cli.federation import _round_timeout
-from fedexec.flower import ClientHost, ExecutorClient, FedAvgMp, RefusedError, serve
-from fedexec.flower.address import free_address
-from fedexec.flower.proof import AdmittedClients, prove
-from fedexec.flower.service import Connection
+from fedexec._cli import _parser, options
+from fedexec._cli.federation import _round_timeout
+from fedexec.flower.grpc import ClientHost, ExecutorClient, FedAvgMp, RefusedError, serve
+from fedexec.flower.grpc.address import free_address
+from fedexec.flower.grpc.client_auth import AdmittedClients, prove
+from fedexec.flower.grpc.service import Connection
 from fedexec.testing.tasks import DEADLINE, poll
 from flower import jobs
 
@@ -157,7 +157,7 @@ def test_a_client_whose_connection_has_ended_is_no_member_when_its_failure_is_to
 
 STOPPING = """
 import os, signal, sys
-from fedexec.flower.proof import prove
+from fedexec.flower.grpc.client_auth import prove
 from flower.test_strangers import SECRET, Stranger
 stranger = Stranger(sys.argv[1])
 challenge = next(stranger.hears).get_properties_ins.config["challenge"].string
@@ -291,7 +291,7 @@ def test_a_number_that_is_none_or_taken_is_refused_with_a_warning(index, told, c
 
 
 def test_who_is_refused_for_want_of_room_comes_again(monkeypatch, caplog):
-    monkeypatch.setattr("fedexec.flower.server.ROOM_AT_LEAST", 0)
+    monkeypatch.setattr("fedexec.flower.grpc.server.ROOM_AT_LEAST", 0)
     caplog.set_level(logging.DEBUG, "fedexec.flower")
 
     def start(address):
@@ -311,7 +311,7 @@ def test_who_is_refused_for_want_of_room_comes_again(monkeypatch, caplog):
 
 
 def test_where_there_is_never_room_a_client_says_so(monkeypatch, caplog):
-    monkeypatch.setattr("fedexec.flower.server.ROOM_AT_LEAST", 0)
+    monkeypatch.setattr("fedexec.flower.grpc.server.ROOM_AT_LEAST", 0)
     caplog.set_level(logging.DEBUG, "fedexec.flower")
 
     def start(address):

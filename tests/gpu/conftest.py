@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedexec.memory.device import devices
-from fedexec.report.schema import GPU_KEY, SCHEMA
+from fedexec._report.schema import GPU_KEY, SCHEMA
+from fedexec.devices.discovery import find_devices
 
 MEASURED = pytest.StashKey[dict]()
 
@@ -32,7 +32,7 @@ def _missing():
         return "measures alone: make gpu"
     if os.environ.get("FEDEXEC_DEVICE", "").startswith("emulated"):
         return "FEDEXEC_DEVICE emulates a device: unset it"
-    if not devices():
+    if not find_devices():
         return "needs an NVIDIA GPU that NVML shows"
     try:
         import torch
@@ -49,7 +49,7 @@ def _missing():
 @pytest.fixture
 def gpu():
     """Return the first GPU."""
-    return devices()[0]
+    return find_devices()[0]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def pytest_sessionfinish(session):
         "machine": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "devices": [{"name": each.name, "total_bytes": each.total_bytes()} for each in devices()],
+        "devices": [{"name": each.name, "total_bytes": each.total_bytes()} for each in find_devices()],
         "results": found,
     }
     path = Path(os.environ.get("FEDEXEC_GPU_JSON", "gpu.json"))

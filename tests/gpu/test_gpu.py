@@ -13,10 +13,10 @@ import gpu_jobs
 import pytest
 
 import fedexec
+from fedexec._workload import jobs
+from fedexec.devices.discovery import find_devices
 from fedexec.interface import Capability
-from fedexec.memory.device import devices
 from fedexec.memory.timeline import Timeline
-from fedexec.workload import jobs
 
 MIB = 1 << 20
 NOISE = 64 * MIB  # what the driver itself may take meanwhile
@@ -129,7 +129,7 @@ def test_workers_that_wait_with_a_context_answer_sooner_and_cost_memory(gpu, mea
 
 
 def test_two_gpus_share_the_work(measured):
-    found = devices()
+    found = find_devices()
     if len(found) < 2:
         pytest.skip("needs two GPUs")
     both = f"{found[0].uuid},{found[1].uuid}"  # where there are more, any of them could be chosen
@@ -148,7 +148,7 @@ def test_calibration_gives_a_device_that_can_be_emulated(measured):
     spec = done.stdout.strip()
     measured(spec=spec)
     assert re.fullmatch(r"emulated:\d+MiB,context=\d+MiB", spec)
-    (emulated,) = devices(spec)
+    (emulated,) = find_devices(spec)
     assert emulated.is_emulated
 
 

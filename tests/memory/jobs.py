@@ -4,12 +4,12 @@ import os
 import signal
 import time
 
-from fedexec.memory import emulated
+from fedexec.devices.emulated import emulated_device
 
 
 def hold(nbytes, directory=None, keep=False):
     """Take device memory, wait until the directory has a file "go", and tell where and how much all held."""
-    device = emulated.device()
+    device = emulated_device.device()
     block = device.allocate(nbytes)
     if directory is not None:
         (directory / str(os.getpid())).touch()
@@ -25,7 +25,7 @@ kept = []
 
 def touch(nbytes, seconds=0.05):
     """Hold device memory for a while; return the most that all were seen to hold."""
-    device = emulated.device()
+    device = emulated_device.device()
     end = time.monotonic() + seconds
     most = 0
     with device.allocate(nbytes):
@@ -36,7 +36,7 @@ def touch(nbytes, seconds=0.05):
 
 
 def take_and_die(nbytes):
-    emulated.device().allocate(nbytes)
+    emulated_device.device().allocate(nbytes)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -44,7 +44,7 @@ def take_as_torch(nbytes):
     import torch
 
     try:
-        emulated.device().allocate(nbytes)
+        emulated_device.device().allocate(nbytes)
     except torch.OutOfMemoryError as exc:
         return str(exc)
 
@@ -69,20 +69,22 @@ def tell_no_device_bytes():
     """Have this worker know what torch reserved and no more, as in a container; and take its time to end."""
     from multiprocessing.util import Finalize
 
-    from fedexec.memory import own
+    from fedexec.memory import self_usage
     from fedexec.memory.allocator import AllocatorReading
 
     def read():
         books = device.allocated_bytes()
-        return own.OwnDevice("GPU-untold", torch=AllocatorReading(books, books, books, device.peak_bytes()))
+        return self_usage.OwnDevice(
+            "GPU-untold", torch=AllocatorReading(books, books, books, device.peak_bytes())
+        )
 
-    device = emulated.device()
-    own.read = read
+    device = emulated_device.device()
+    self_usage.read = read
     Finalize(None, time.sleep, (0.4,), exitpriority=0)
 
 
 def where():
     """Return the device this worker computes on, as CUDA and as the emulation see it."""
-    from fedexec.memory.device import assigned
+    from fedexec.devices.device import assigned
 
     return assigned(), os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,10 +7,10 @@ import jobs
 import pytest
 
 import fedexec
-from fedexec.memory import admission
-from fedexec.memory.admission import Admission, ceiling
-from fedexec.memory.device import Device
-from fedexec.memory.nvml import NvmlDevice
+from fedexec._scheduling import admission
+from fedexec._scheduling.admission import Admission, ceiling
+from fedexec.devices.device import Device
+from fedexec.devices.nvml import NvmlDevice
 from fedexec.settings import resolve
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -279,10 +279,10 @@ def test_where_no_pid_is_told_torch_tells_what_a_later_task_took(emulate, monkey
 
 def measure_no_device():
     """Have this worker measure nothing of its device."""
-    from fedexec.memory import own
+    from fedexec.memory import self_usage
 
-    own.read = own.OwnDevice
-    own.reset_peak = lambda: None
+    self_usage.read = self_usage.OwnDevice
+    self_usage.reset_peak = lambda: None
 
 
 def usage(device_bytes):

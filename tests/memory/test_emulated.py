@@ -12,8 +12,10 @@ import jobs
 import pytest
 
 import fedexec
+from fedexec.devices import device
+from fedexec.devices.discovery import find_devices
+from fedexec.devices.emulated import emulated_device
 from fedexec.errors import DeviceError, SettingsError
-from fedexec.memory import device, emulated
 from fedexec.memory.timeline import Timeline
 
 MIB = 1 << 20
@@ -102,7 +104,7 @@ def test_an_out_of_memory_error_crosses_processes(emulate):
     emulate("emulated:1GiB")
     with fedexec.create_executor("process", max_workers=1) as executor:
         future = executor.submit(jobs.touch, 2 << 30)
-        assert isinstance(future.exception(), emulated.DeviceMemoryError)
+        assert isinstance(future.exception(), emulated_device.DeviceMemoryError)
 
 
 # ---------------------------------------------------------------- processes
@@ -187,7 +189,7 @@ def test_the_capacity_is_shared(emulate, tmp_path):
             pass
         assert gpu.used_bytes() == 2 * (CONTEXT + 400 * MIB)
         third = executor.submit(jobs.hold, 400 * MIB)
-        assert isinstance(third.exception(), emulated.DeviceMemoryError)
+        assert isinstance(third.exception(), emulated_device.DeviceMemoryError)
         (tmp_path / "go").touch()
         assert all(future.result()[0] == "EMULATED-0" for future in first)
     assert gpu.used_bytes() == 0
@@ -196,8 +198,8 @@ def test_the_capacity_is_shared(emulate, tmp_path):
 def test_nothing_of_it_is_in_any_file_system(tmp_path):
     code = (
         "import os\n"
-        "from fedexec.memory import device\n"
-        "gpu = device.devices()[0]\n"
+        "from fedexec.devices import find_devices\n"
+        "gpu = find_devices()[0]\n"
         "block = gpu.allocate(1 << 20)\n"
         "print(os.environ['_FEDEXEC_EMULATED_LEDGER'], flush=True)\n"
         "input()\n"
@@ -246,12 +248,12 @@ def test_a_process_forked_while_another_thread_allocates_does_not_wait_for_it(gp
 )
 def test_a_spec_that_makes_no_sense_is_refused(spec):
     with pytest.raises(SettingsError):
-        device.devices(spec)
+        find_devices(spec)
 
 
 def test_a_device_that_does_not_exist_is_named(monkeypatch):
     with pytest.raises(DeviceError, match="GPU-nonsense"):
-        device.devices("GPU-nonsense")
+        find_devices("GPU-nonsense")
     monkeypatch.setenv("FEDEXEC_DEVICE", "99")  # more than any machine has
     with pytest.raises(DeviceError, match="FEDEXEC_DEVICE"):
         fedexec.create_executor("inline")
@@ -259,15 +261,15 @@ def test_a_device_that_does_not_exist_is_named(monkeypatch):
 
 def test_none_is_a_choice(emulate):
     emulate()
-    assert device.devices("none") == ()
+    assert find_devices("none") == ()
 
 
 def test_a_ledger_whose_maker_is_gone_is_no_ledger(emulate, monkeypatch):
     emulate()
-    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setattr(emulated_device, "_made", {})
     monkeypatch.setenv(device.LEDGER_VARIABLE, "/proc/4194303/fd/3")
     with pytest.raises(DeviceError, match="is gone"):
-        device.devices()
+        find_devices()
 
 
 def test_every_figure_carries_the_word(emulate):
@@ -285,10 +287,10 @@ def test_the_default_has_its_figures(emulate):
 def test_what_is_no_ledger_is_not_taken_for_one(emulate, monkeypatch, place):
     """As when another process has the pid of the one that made the ledger, and a file in its place."""
     emulate()
-    monkeypatch.setattr(emulated, "_made", {})
+    monkeypatch.setattr(emulated_device, "_made", {})
     monkeypatch.setenv(device.LEDGER_VARIABLE, place)
     with pytest.raises(DeviceError, match="is gone"):
-        device.devices()
+        find_devices()
 
 
 @pytest.mark.parametrize("backend", ["process", "standby"])

@@ -118,9 +118,9 @@ STARTS_NOTHING = {
 }
 TRY = """
 import os, warnings
-from fedexec_backends import _fitness
-from fedexec.memory.device import hidden
-put_back = _fitness.show_devices()
+from fedexec._processes import fitness
+from fedexec.devices.device import hidden
+put_back = fitness.show_devices()
 import torch, torch._dynamo, torch.utils.checkpoint
 net = torch.nn.Linear(3, 2)
 warnings.simplefilter("ignore")
@@ -142,7 +142,7 @@ def judge(source, hide):
                     exec(source)
                 except (RuntimeError, AssertionError):
                     pass  # The stub has no CUDA behind it.
-            verdict = _fitness.why_unfit() or ""
+            verdict = fitness.why_unfit() or ""
         except BaseException as exc:
             verdict = repr(exc)
         os.write(writing, verdict.encode())

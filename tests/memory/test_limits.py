@@ -4,8 +4,8 @@ import jobs
 import pytest
 
 import fedexec
+from fedexec.devices.device import Device
 from fedexec.errors import SettingsError
-from fedexec.memory.device import Device
 
 MIB = 1 << 20
 CONTEXT = 450 * MIB
@@ -121,7 +121,7 @@ class SeenFromAContainer(Device):
 def test_nobody_is_ended_for_what_another_process_of_that_pid_holds(monkeypatch):
     gpu = SeenFromAContainer()
     monkeypatch.setattr("fedexec.executor.devices", lambda choice: (gpu,))
-    monkeypatch.setattr("fedexec.memory.watch.DEVICE_EVERY", 1)
+    monkeypatch.setattr("fedexec._scheduling.limit_enforcer.DEVICE_EVERY", 1)
     with fedexec.create_executor(
         "process", max_workers=1, device_memory_limit="1GiB", enforce_limits=True
     ) as executor:

@@ -31,7 +31,8 @@ PRELUDE = """
 import json, logging, os, sys
 from pathlib import Path
 from fedexec.errors import DeviceError
-from fedexec.memory import device, nvml
+from fedexec.devices import device, nvml
+from fedexec.devices.discovery import find_devices
 
 messages = []
 handler = logging.Handler()
@@ -92,7 +93,7 @@ def test_figures_come_back_exactly(driver):
     found = driver(
         scenario,
         """
-        found = device.devices()
+        found = find_devices()
         show([[each.uuid, each.name, each.is_emulated, *figures(each)] for each in found] + messages)
         """,
     )
@@ -107,7 +108,7 @@ def test_figures_are_read_anew_each_time(driver):
     assert driver(
         GPU_A,
         f"""
-        [found] = device.devices()
+        [found] = find_devices()
         before = figures(found)
         play({changed!r})
         show([before, figures(found)])
@@ -118,14 +119,14 @@ def test_figures_are_read_anew_each_time(driver):
 def test_forty_processes_fit(driver):
     listed = {str(pid): pid * 1000 for pid in range(1, 41)}
     scenario = GPU_A + "".join(f"process {pid} {held}\n" for pid, held in listed.items())
-    assert driver(scenario, "show(figures(device.devices()[0])[2])") == listed
+    assert driver(scenario, "show(figures(find_devices()[0])[2])") == listed
 
 
 def test_nvml_is_started_once(driver, tmp_path):
     trace = tmp_path / "trace"
     driver(
         GPU_A,
-        "device.devices(); [found] = device.devices(); figures(found); figures(found); show(None)",
+        "find_devices(); [found] = find_devices(); figures(found); figures(found); show(None)",
         NVML_STUB_TRACE=str(trace),
     )
     called = [line.split()[1] for line in trace.read_text().splitlines()]
@@ -134,7 +135,7 @@ def test_nvml_is_started_once(driver, tmp_path):
 
 
 FORK = """
-[found] = device.devices()
+[found] = find_devices()
 before = figures(found)
 r, w = os.pipe()
 pid = os.fork()
@@ -214,7 +215,7 @@ def test_choices(driver):
 def test_a_name_that_is_no_device_is_an_error(driver, choice, name, problem, variable):
     body = """
     try:
-        show([each.uuid for each in device.devices()])
+        show([each.uuid for each in find_devices()])
     except DeviceError as exc:
         show(str(exc))
     """
@@ -224,7 +225,7 @@ def test_a_name_that_is_no_device_is_an_error(driver, choice, name, problem, var
 
 
 def test_the_environment_chooses(driver):
-    body = "show([each.uuid for each in device.devices()])"
+    body = "show([each.uuid for each in find_devices()])"
     assert driver(GPU_A + GPU_B, body, CUDA_VISIBLE_DEVICES="1") == [B]
     assert driver(GPU_A + GPU_B, body, CUDA_VISIBLE_DEVICES="") == []
     assert driver(GPU_A + GPU_B, body, CUDA_VISIBLE_DEVICES="1", FEDEXEC_DEVICE="0") == [A]
@@ -287,7 +288,7 @@ def test_without_a_driver():
     assert answers[:3] == [[], [], []]
     assert "NVML Shared Library Not Found" in answers[3]
     assert [message.split()[0] for message in messages] == ["INFO", "INFO"]
-    assert run("show(device.devices())") == run("show(device.devices())", CUDA_VISIBLE_DEVICES="0") == []
+    assert run("show(find_devices())") == run("show(find_devices())", CUDA_VISIBLE_DEVICES="0") == []
 
 
 def test_importing_asks_nobody():
@@ -302,7 +303,7 @@ def listed(*entries):
 
 
 LIST = """
-[found] = device.devices()
+[found] = find_devices()
 show([figures(found), found.process_bytes(), messages])
 """
 
@@ -351,7 +352,7 @@ def test_a_list_that_cannot_be_true_is_none(driver, scenario):
 
 
 def test_each_device_is_warned_of_once(driver):
-    body = "show([[each.process_bytes() for each in device.devices() * 2], messages])"
+    body = "show([[each.process_bytes() for each in find_devices() * 2], messages])"
     answers, messages = driver(f"{listed((0, 1))}{GPU_B}process 0 1\n", body)
     assert answers == [None] * 4
     assert [A in messages[0], B in messages[1], len(messages)] == [True, True, 2]
@@ -362,7 +363,7 @@ def test_processes_that_come_and_go_around_the_list_do_not_spoil_it(driver, used
     before, after = (listed((10, 1000)).replace(str(USED), str(figure)) for figure in used)
     body = f"""
     import pynvml
-    [found] = device.devices()
+    [found] = find_devices()
     ask = pynvml.nvmlDeviceGetComputeRunningProcesses
     def ask_and_change(handle):
         entries = ask(handle)
@@ -395,7 +396,7 @@ def test_a_process_is_its_own_canary(driver):
     """A list that does not show it with what torch (played here) has reserved speaks of other pids."""
     body = f"""
     import sys, types
-    from fedexec.memory import own
+    from fedexec.memory import self_usage
     cuda = types.SimpleNamespace(
         is_initialized=lambda: True,
         memory_allocated=lambda: 4000,
@@ -408,7 +409,7 @@ def test_a_process_is_its_own_canary(driver):
     lists = [(mine, 8000)], [(mine, 4999)], [(mine + 1, 8000)], [(mine, "none")], [(mine, 8000), (0, 1)]
     for entries in lists:
         play({GPU_A!r} + "".join(f"process {{pid}} {{held}}\\n" for pid, held in entries))
-        read = own.read()
+        read = self_usage.read()
         answers.append([bool(read.uuid), read.held_bytes, read.peak_bytes, read.torch.peak_reserved_bytes])
     show(answers)
     """
@@ -424,7 +425,7 @@ def test_a_lost_device_is_unknown_never_zero(driver, code):
     scenario = f"{GPU_A}process 10 100\n{GPU_B}process 11 200\n"
     known = [[TOTAL, USED, {"10": 100}], [TOTAL + 1, USED + 1, {"11": 200}]]
     body = f"""
-    found = device.devices()
+    found = find_devices()
     answers = [[figures(each) for each in found]]
     for lost in ("fail * {code} {A}", "fail * {code}", ""):
         play({scenario!r} + lost + "\\n")
@@ -461,7 +462,7 @@ def test_a_device_that_is_gone_when_first_asked(driver):
 
 def test_mig_instances_are_the_devices(driver):
     scenario = GPU_A + MIG_B.replace("mig -", "process 21 3000000001\nmig -") + "process 22 9\n"
-    found = driver(scenario, "show([[each.uuid, each.name, *figures(each)] for each in device.devices()])")
+    found = driver(scenario, "show([[each.uuid, each.name, *figures(each)] for each in find_devices()])")
     assert found == [
         [A, "NVIDIA H100 80GB HBM3", TOTAL, USED, {}],
         [M1, "NVIDIA A100 MIG 1g.5gb", 5_000_000_001, 4_000_000_001, {"21": 3_000_000_001}],
@@ -502,7 +503,7 @@ def test_old_names_of_mig_instances(driver):
 
 def test_an_instance_without_a_name_has_its_gpus(driver):
     scenario = f"{MIG_B}fail nvmlDeviceGetName {NOT_SUPPORTED} {M1}\n"
-    found = driver(scenario, "show([each.name for each in device.devices()])")
+    found = driver(scenario, "show([each.name for each in find_devices()])")
     assert found == ["NVIDIA A100-SXM4-40GB MIG", "MIG 2g"]
 
 

@@ -5,9 +5,9 @@ import jobs
 import pytest
 
 import fedexec
+from fedexec.devices.device import Device
 from fedexec.interface import Capability
 from fedexec.memory import host
-from fedexec.memory.device import Device
 from fedexec.memory.timeline import MOST_POINTS, Series, Timeline
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -3,7 +3,7 @@
 import json
 import statistics
 
-from fedexec.report.schema import FRESH, KEY, REUSED, SCHEMA, THREAD, Course, Record, name_of
+from fedexec._report.schema import FRESH, KEY, REUSED, SCHEMA, THREAD, Course, Record, name_of
 
 MIB = 1 << 20
 ISOLATION = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from planted import strategy, write
 
-from fedexec.report import UnreadableError, markdown, page, summarize
-from fedexec.report.schema import GPU_KEY, SCHEMA
+from fedexec._report import UnreadableError, markdown, page, summarize
+from fedexec._report.schema import GPU_KEY, SCHEMA
 
 GIB = 1 << 30
 PLANTED = {

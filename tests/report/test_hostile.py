@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 from planted import strategy, whole, write
 
-from fedexec.cli import main
-from fedexec.report import UnreadableError, markdown, page, summarize
-from fedexec.report.schema import GPU_KEY, KEY
+from fedexec._cli import main
+from fedexec._report import UnreadableError, markdown, page, summarize
+from fedexec._report.schema import GPU_KEY, KEY
 
 NUMBERS = (5, -1, 10**400, 1e308, float("inf"), float("nan"))
 VALUES = (*NUMBERS, True, "x", "\ud800", None, [], [None], {}, {"a": None})

@@ -6,7 +6,7 @@ import pytest
 from browser import browse, executable
 from planted import of_schema, strategy, whole, write
 
-from fedexec.report import page, summarize
+from fedexec._report import page, summarize
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium: apt-get install chromium")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from planted import benchmark, of_schema, strategy, write
 
-from fedexec.report import summarize
+from fedexec._report import summarize
 
 
 def report(*argv):
@@ -246,7 +246,7 @@ def test_an_output_that_cannot_be_written_is_wrong_usage(good, tmp_path):
 def test_a_page_takes_no_markup_from_a_file(tmp_path):
     evil = "<script>alert(1)</script>"
     made = strategy(evil, 2.1, workload=evil)
-    from fedexec.report import page
+    from fedexec._report import page
 
     text = page(summarize([write(tmp_path / "evil.json", made)]))
     assert evil not in text

@@ -3,8 +3,8 @@
 import pytest
 from planted import strategy, write
 
-from fedexec.report import summarize
-from fedexec.report.schema import REUSED
+from fedexec._report import summarize
+from fedexec._report.schema import REUSED
 
 INLINE = ("inline", 2.0)
 

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
 
-from fedexec.workload import training  # noqa: E402
-from fedexec.workload.charging import computing  # noqa: E402
-from fedexec.workload.data import DataSpec  # noqa: E402
+from fedexec._workload import training  # noqa: E402
+from fedexec._workload.data import DataSpec  # noqa: E402
+from fedexec.devices.emulated.charging import computing  # noqa: E402
 
 CONFIG = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
 KIB, MIB = 1 << 10, 1 << 20

@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from fedexec.workload import data
-from fedexec.workload.data import DataError, DataSpec, load_data, partition
+from fedexec._workload import data
+from fedexec._workload.data import DataError, DataSpec, load_data, partition
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
 
-from fedexec.workload import training  # noqa: E402
-from fedexec.workload.data import DataSpec  # noqa: E402
+from fedexec._workload import training  # noqa: E402
+from fedexec._workload.data import DataSpec  # noqa: E402
 
 CONFIG = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from fedexec.workload.data import DataSpec, load_data
+from fedexec._workload.data import DataSpec, load_data
 
 
 class Net(nn.Module):

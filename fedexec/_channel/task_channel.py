@@ -1,0 +1,162 @@
+"""The caller's side of every worker: a task is packed, sent by whatever the backend has, and its answer read.
+
+What happens at the other end is :mod:`fedexec._worker.running`.
+"""
+
+import functools
+import logging
+import pickle
+import sys
+from collections.abc import Callable
+from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
+from typing import Any
+
+import cloudpickle
+
+from fedexec._channel.learning import Learner
+from fedexec._channel.messages import Reply, ReplyKind
+from fedexec._channel.pickling import loads
+from fedexec._channel.segment_pool import Parcel, SegmentPool
+from fedexec._channel.segments import supported
+from fedexec._channel.stderr import Relay
+from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
+from fedexec.interface import Outcome, Task
+
+__all__ = ["TaskChannel", "rehearsal"]
+
+log = logging.getLogger("fedexec")
+
+
+class TaskChannel:
+    """Takes tasks to workers and brings outcomes back. One for each executor.
+
+    Parameters
+    ----------
+    shared_memory : bool
+        Large arrays go through shared memory, where the system has it; else all is pickled into the message.
+    learner : Learner, optional
+        Where workers can be born with more modules: hears of what tasks import.
+    """
+
+    def __init__(self, *, shared_memory: bool, learner: Learner | None = None) -> None:
+        self._learner = learner
+        self._pool = SegmentPool(enabled=shared_memory and supported())
+        self._stderr = Relay()
+        self._first_path = tuple(entry for entry in sys.path if isinstance(entry, str))
+        self._path_has_changed = False
+
+    def deliver(self, task: Task, call: Callable[[bytes], bytes]) -> Outcome:
+        """Run a task in a worker.
+
+        Parameters
+        ----------
+        task : Task
+        call : callable
+            Has :func:`fedexec.backend.run` called with these bytes in a worker, and returns its answer.
+            What it raises (a death) is raised.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raised, with a note that names the argument.
+        """
+        with self._stderr.line(task) as line, self._pack(task, line.path if line else None) as parcel:
+            try:
+                reply: Reply = pickle.loads(call(parcel.message))
+            except WorkerDiedError as exc:
+                if line is not None:
+                    exc.quote(line.tail())
+                raise
+            if reply.unread and line is not None:
+                line.tail()
+            if reply.kind is not ReplyKind.UNREACHABLE:
+                if reply.kept:
+                    parcel.keep()
+                if self._learner is not None:
+                    self._learner.note(task, reply.imported, reply.usage)
+                return _outcome(reply, parcel, task)
+        if self._pool.disable():
+            log.warning(
+                "workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback
+            )
+        return self.deliver(task, call)
+
+    def _path(self) -> tuple[str, ...] | None:
+        """Return ``sys.path``, once it is no longer what workers were started with."""
+        now = tuple(entry for entry in sys.path if isinstance(entry, str))
+        if now != self._first_path:
+            self._path_has_changed = True  # Reused workers must hear of it too when it changes back.
+        return now if self._path_has_changed else None
+
+    def learning(self) -> dict[str, Any]:
+        """Return what workers have learnt; see :meth:`fedexec._channel.learning.Learner.report`."""
+        return {} if self._learner is None else self._learner.report()
+
+    def close(self) -> None:
+        """Give back the shared memory that no result needs any more, and the pipes. No worker is left."""
+        if self._learner is not None:
+            self._learner.close()
+        self._pool.close()
+        self._stderr.close()
+
+    def _pack(self, task: Task, stderr: str | None) -> Parcel:
+        call = (task.fn, task.args, dict(task.kwargs))
+        try:
+            learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
+            return self._pool.parcel(
+                call, task.submitted, task.device, stderr, task.seed, self._path(), learn
+            )
+        except BaseException as exc:
+            exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
+            raise
+
+
+def rehearsal(*, shared_memory: bool) -> bytes:
+    """Return a packed task that does nothing, in every other way like those to come: a worker tries it."""
+    pool = SegmentPool(enabled=shared_memory and supported())
+    with pool.parcel((bool, (), {}), learn=len) as parcel:
+        message = parcel.message
+    pool.close()
+    return message
+
+
+def _culprit(task: Task) -> str:
+    """Name the part of a call that does not pickle."""
+    parts: list[tuple[str, Any]] = [("the function itself", task.fn)]
+    parts += [(f"argument {index}", value) for index, value in enumerate(task.args)]
+    parts += [(f"argument {name!r}", value) for name, value in task.kwargs.items()]
+    for label, value in parts:
+        try:
+            cloudpickle.dumps(value)
+        except BaseException:
+            return f"{label} ({type(value).__qualname__})"
+    return "the call"
+
+
+def _outcome(reply: Reply, parcel: Parcel, task: Task) -> Outcome:
+    """Turn a worker's answer into an outcome; never raises."""
+    if reply.kind is ReplyKind.PRELOAD_FAILED:
+        module, text = pickle.loads(reply.payload)
+        return Outcome(exception=PreloadError(module, text))
+    try:
+        value = parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else loads(reply.payload)
+    except BaseException as exc:  # also a SystemExit out of __setstate__: this thread serves all futures
+        error = UnpickleError(
+            "result" if reply.kind is ReplyKind.VALUE else "exception", task.name, repr(exc)
+        )
+        if reply.traceback:
+            error.add_note(f"What happened in the worker:\n{reply.traceback}")
+        error.__cause__ = exc
+        return Outcome(exception=error, usage=reply.usage)
+    if reply.kind is ReplyKind.VALUE:
+        return Outcome(value=value, usage=reply.usage)
+    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # it takes text
+    wrapper: Exception
+    if reply.kind is ReplyKind.TASK_UNREADABLE:
+        wrapper = UnpickleError("task", task.name, repr(value))
+    elif reply.kind is ReplyKind.INITIALIZER_FAILED:
+        wrapper = InitializerError(reply.pid, repr(value))
+    else:
+        return Outcome(exception=value, usage=reply.usage, out_of_memory=reply.out_of_memory)
+    wrapper.__cause__ = value
+    return Outcome(exception=wrapper)

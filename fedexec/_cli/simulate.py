@@ -1,0 +1,174 @@
+"""``fedexec simulate``: a Flower app on this machine, every node's work in a worker."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from flwr.serverapp import ServerApp
+
+from fedexec import __version__
+from fedexec._cli import options
+from fedexec._cli.display import Display
+from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
+from fedexec._system.visible import visible
+from fedexec.errors import FedexecError
+from fedexec.executor import Executor
+from fedexec.flower import (
+    AppDirectoryError,
+    FlowerApp,
+    LoadClientAppError,
+    LoadServerAppError,
+    Round,
+    RunRecorder,
+    Simulation,
+    app_settings,
+    read_app,
+    simulate,
+)
+from fedexec.flower._private import is_from_server
+from fedexec.flower.simulation.simulate import start
+from fedexec.memory.timeline import Timeline
+from fedexec.settings import resolve
+
+__all__ = ["command"]
+
+log = logging.getLogger("fedexec")
+
+NODES = 10
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Simulate."""
+    app = _app(arguments)
+    names = {"--json": arguments.json, "--save": arguments.save}
+    inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
+    report, weights_file = options.outputs(names, inputs).values()
+    nodes, who = _nodes(arguments, app)
+    showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
+    with contextlib.ExitStack() as stack:
+        if report == options.STDOUT:
+            stack.enter_context(stdout_as_stderr())
+        if not arguments.flower_log:
+            stack.enter_context(_less_of_flower())
+        display, ending = stack.enter_context(showing), arguments.ending
+        ending.prepare(hush=display.hush)
+        server, executor = _start(arguments, app)
+        stack.enter_context(executor)
+        display.chosen(executor.settings, nodes=f"{nodes} nodes ({who})")
+        timeline = stack.enter_context(Timeline(executor.devices))
+
+        def progress(current: Round, done: int, planned: int | None) -> None:
+            if current.seconds:  # it is over
+                timeline.mark("round", current.server_round)
+            display.progress(current, done, planned)
+
+        ending.prepare(stop=executor.kill_workers)
+        try:
+            simulation = simulate(
+                server,
+                app.client,
+                num_nodes=nodes,
+                executor=executor,
+                run_config=app.run_config,
+                seed=arguments.seed,
+                journal=RunRecorder(progress),
+                rehearse=arguments.rehearse,
+            )
+        except BaseException as exc:
+            ending.settle()
+            executor.kill_workers()
+            if isinstance(exc, Exception):
+                raise _reason(exc) from exc
+            raise
+        executor.shutdown()
+        timeline.mark("shutdown")
+        display.table(simulation.rounds, simulation.stats, simulation.tasks, timeline)
+        _warn_if_nothing_was_learnt(simulation)
+        arrays: dict[str, Any] = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
+        result = {
+            "fedexec": __version__,
+            "app": {"server": app.server, "client": app.client, "run_config": app.run_config},
+            "nodes": nodes,
+            "seed": arguments.seed,
+            "settings": executor.settings.as_dict(),
+            "rounds": as_dicts(simulation.rounds),
+            "tasks": as_dicts(simulation.tasks),
+            "stats": simulation.stats.as_dict(),
+            "weights_sha256": digest(arrays.values()) if arrays else None,
+            "memory": timeline.as_dict(),
+        }
+    write(
+        (weights_file if arrays else None, lambda: as_npz(**arrays)),
+        (report, lambda: as_json(result)),
+    )
+    if weights_file is not None and not arrays:
+        raise FedexecError("--save: this app's strategy left no weights")
+    return 0
+
+
+def _warn_if_nothing_was_learnt(simulation: Simulation) -> None:
+    trained = [task for task in simulation.tasks if task.kind.partition(".")[0] == "train"]
+    if trained and all(task.error for task in trained):
+        log.warning("no client has trained without an error: the weights are those at the start")
+
+
+def _app(arguments: argparse.Namespace) -> FlowerApp:
+    names = arguments.app or ["."]
+    try:
+        if len(names) == 1:
+            app = read_app(names[0])
+        elif len(names) == 2 and all(":" in name for name in names):
+            sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as `python -m` does
+            app = FlowerApp(*names)
+        else:
+            raise options.UsageError(
+                f"{' '.join(names)}: name a Flower app's directory, or server_module:app client_module:app"
+            )
+        return app.configured(arguments.run_config or [])
+    except AppDirectoryError as exc:
+        raise options.UsageError(str(exc)) from exc
+
+
+def _nodes(arguments: argparse.Namespace, app: FlowerApp) -> tuple[int, str]:
+    """Return how many nodes there are, and who chose that."""
+    if arguments.nodes is not None:
+        return arguments.nodes, "flag"
+    return (NODES, "default") if app.num_nodes is None else (app.num_nodes, "pyproject.toml")
+
+
+@contextlib.contextmanager
+def _less_of_flower() -> Iterator[None]:
+    """Leave out what Flower's server tells of each round, as the display does; show what an app logs."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not is_from_server(record)
+
+    logger = logging.getLogger("flwr")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
+
+
+def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
+    settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
+    try:
+        return start(app.server, app.client, settings)
+    except LoadServerAppError as exc:
+        raise _reason(exc) from exc
+
+
+def _reason(error: Exception) -> Exception:
+    """Make a failure one line; before it goes where the app's own code failed."""
+    log.debug("the simulation failed", exc_info=error)
+    if isinstance(error, FedexecError | LoadServerAppError | LoadClientAppError):
+        return error if isinstance(error, FedexecError) else FedexecError(str(error))
+    told = "".join(traceback.format_exception(error))
+    print(visible(told, lines=True), end="", file=sys.stderr)
+    return FedexecError(f"the ServerApp raised {type(error).__name__}: {error}")

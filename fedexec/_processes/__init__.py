@@ -1,0 +1,1 @@
+"""How worker processes start, are watched and end: forked from a template, or spawned."""

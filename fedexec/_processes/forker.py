@@ -1,0 +1,319 @@
+"""Forks workers in the template, reaps them, and tells the caller how each of them ended."""
+
+import _signal  # type: ignore[import-not-found]  # what a new worker calls through `signal` costs 50 pages
+import atexit
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from multiprocessing import process, resource_tracker, spawn, util
+from multiprocessing.connection import Connection
+from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
+from typing import Any, NoReturn, Protocol
+
+from fedexec._processes import fitness, huge_pages, leaving
+from fedexec._processes.leaving import (
+    ToDoAtExit,
+    end_group,
+    leave_out_inherited,
+)
+from fedexec._processes.successor import Trial
+from fedexec._worker.ending import leave
+from fedexec._worker.threads import keep_torch_threads, limit_loaded
+
+__all__ = ["Forker", "Service", "inherited_fd", "settle_memory"]
+
+_util: Any = util  # its underscored names, which type checkers do not know
+_process: Any = process
+_tracker: Any = resource_tracker._resource_tracker
+_SIGCHLD, _SIGHUP, _SIGINT = int(signal.SIGCHLD), int(signal.SIGHUP), int(signal.SIGINT)
+_HAS_ENDED = -2  # in place of a process's number
+
+
+class Service(Protocol):
+    """What workers do for whom a process object would be too much: the template knows it before it forks."""
+
+    def prepare(self) -> None:
+        """Do in the template, once, what need not be done in each worker."""
+
+    def serve(self, connection: Connection) -> None:
+        """Do a worker's work; it ends when this returns."""
+
+
+_inherited_fds: list[int] = []
+
+
+def inherited_fd(index: int) -> int:
+    """Return, in a worker, a descriptor that its process object refers to by number."""
+    return _inherited_fds[index]
+
+
+def settle_memory() -> None:
+    """Arrange what all workers share so that they neither copy nor free more of it than they must."""
+    gc.collect()
+    gc.freeze()  # a worker's collector shall not touch it
+    huge_pages.collapse()
+    huge_pages.make_room()
+
+
+def _go_on(signum: int, frame: object) -> None:
+    """Outlive the SIGHUP of a stopped group whose caller is gone: the workers are ended first."""
+
+
+class Forker:
+    """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
+
+    def __init__(
+        self, control: socket.socket, service: Service | None, left_to_do: ToDoAtExit, threads: dict[str, str]
+    ) -> None:
+        self._control = control
+        self._service = service
+        self._left_to_do = left_to_do
+        self._threads = threads  # that workers compute with, by variable; none where that is one
+        self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
+        self._trial: Trial | None = None  # while it learns
+        self._lesson_fd = -1  # where the caller waits for what becomes of that
+        self._successor = -1  # its pid, once it has taken this process's place
+        self._selector = selectors.DefaultSelector()
+        self._wakeup_r, self._wakeup_w = os.pipe()
+        os.set_blocking(self._wakeup_r, False)
+        os.set_blocking(self._wakeup_w, False)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        # The caller, or what was imported, may have blocked it: then no worker's end would be heard of.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.set_wakeup_fd(self._wakeup_w)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _go_on)
+
+    def run(self) -> NoReturn:
+        """Do what the caller asks until it closes its end; of one that has a successor, until that ends."""
+        self._serve()
+        self._left_to_do.take_back()
+        leave()
+
+    def _serve(self) -> None:
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ)
+        while True:
+            left = None if self._trial is None else max(0.0, self._trial.deadline - time.monotonic())
+            trying = -1 if self._trial is None else self._trial.pid
+            ready = {key.fileobj for key, _ in self._selector.select(left)}
+            if self._wakeup_r in ready:
+                os.read(self._wakeup_r, 65536)
+                self._end_stopped()
+                self._reap()
+                if self._successor == _HAS_ENDED:
+                    return
+            if self._trial is not None and self._trial.pid == trying:
+                self._follow(self._trial, has_spoken=self._trial.fd in ready)
+            if self._control in ready and self._successor < 0 and not self._answer():
+                break
+        if self._trial is not None:
+            self._trial.end()
+        for pid in self._status_fds:
+            end_group(pid)
+        signal.set_wakeup_fd(-1)
+
+    def _answer(self) -> bool:
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, 1, MAXFDS_TO_SEND)
+        except OSError:
+            return False
+        if message == b"f":
+            self._fork(*fds)
+        elif message == b"l":
+            self._learn(*fds)
+        return bool(message)
+
+    def _fork(self, data_fd: int, status_fd: int, tracker_fd: int, *inherited: int) -> None:
+        pid = fitness.fork()
+        if pid == 0:
+            foreign = [status_fd, *self._status_fds.values()]
+            self._become_worker(data_fd, foreign, tracker_fd, list(inherited))
+        try:
+            os.setpgid(pid, pid)  # here as well as in the worker: whoever comes first
+        except OSError:
+            pass
+        self._report(status_fd, pid)
+        self._status_fds[pid] = status_fd
+        for fd in (data_fd, tracker_fd, *inherited):
+            os.close(fd)
+
+    def _end_stopped(self) -> None:
+        """Kill the child that is, or may become, the template if it has been stopped: it answers nobody."""
+        for pid in (self._successor, -1 if self._trial is None else self._trial.pid):
+            with contextlib.suppress(ChildProcessError):
+                if pid > 0 and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+                    os.kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            # Told before it is reaped: who sees that a worker is gone can rely on having been told.
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            pid = ended.si_pid
+            end_group(pid)  # what a task left running; not reaped yet, it still has its number
+            status_fd = self._status_fds.pop(pid, None)
+            if status_fd is not None:
+                killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+                self._report(status_fd, -ended.si_status if killed else ended.si_status)
+                os.close(status_fd)
+            _, status = os.waitpid(pid, 0)
+            if pid == self._successor:
+                self._end_after_successor(status)
+            elif self._trial is not None and pid == self._trial.pid:
+                self._try_again(self._trial, status)
+
+    # ------------------------------------------------------------ learning
+
+    def _learn(self, names_fd: int, lesson_fd: int) -> None:
+        """Have a child import modules, and take this process's place if it is fit to."""
+        with os.fdopen(names_fd, "rb") as file:
+            wanted = json.loads(file.readline())
+            rehearsal = (wanted["rehearsal"], file.read()) if "rehearsal" in wanted else None
+        if self._trial is not None:  # Whoever asked for it has not waited: nobody will take it over.
+            self._give_up(self._trial)
+        self._lesson_fd = lesson_fd
+        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"], rehearsal, wanted.get("path")))
+
+    def _give_up(self, trial: Trial) -> None:
+        if trial.fd in self._selector.get_map():
+            self._selector.unregister(trial.fd)
+        trial.end()
+        trial.close()
+        os.close(self._lesson_fd)
+
+    def _set_trial(self, trial: Trial) -> None:
+        if trial.pid < 0:  # nothing to import, or nothing left
+            self._trial = None
+            self._tell_lesson(trial, [])
+        else:
+            self._trial = trial
+            self._selector.register(trial.fd, selectors.EVENT_READ)
+
+    def _follow(self, trial: Trial, *, has_spoken: bool) -> None:
+        if has_spoken and trial.hear():
+            self._selector.unregister(trial.fd)  # it ends, which will be heard of
+        if trial.learnt is not None:
+            self._hand_over(trial, trial.learnt)
+        elif time.monotonic() > trial.deadline:
+            trial.end()
+
+    def _try_again(self, trial: Trial, status: int) -> None:
+        if trial.fd in self._selector.get_map():
+            while not trial.hear():
+                pass
+            self._selector.unregister(trial.fd)
+        trial.failed(status)
+        self._set_trial(trial)
+
+    def _hand_over(self, trial: Trial, learnt: list[str]) -> None:
+        if trial.fd in self._selector.get_map():
+            self._selector.unregister(trial.fd)
+        self._selector.unregister(self._control)
+        self._trial, self._successor = None, trial.pid
+        trial.take_over()
+        self._control.close()
+        self._tell_lesson(trial, learnt)
+
+    def _tell_lesson(self, trial: Trial, learnt: list[str]) -> None:
+        try:
+            with os.fdopen(self._lesson_fd, "wb") as file:
+                file.write(
+                    json.dumps({"learnt": learnt, "unfit": trial.unfit, "raised": trial.raised}).encode()
+                )
+        except BrokenPipeError:
+            pass  # the caller is gone, or does not wait any more
+
+    def _end_after_successor(self, status: int) -> None:
+        """End too: with the workers if the caller is gone; if the successor was killed, they may finish."""
+        self._successor = _HAS_ENDED
+        if status in (0, signal.SIGALRM):  # the latter ends what is stuck in its exit functions
+            for pid in self._status_fds:
+                end_group(pid)
+        signal.set_wakeup_fd(-1)
+
+    def detach(self) -> None:
+        """Let go of what only the old template needs; called in a child that may become its successor."""
+        if self._threads:
+            limit_loaded(dict.fromkeys(self._threads, "1"))
+        leave_out_inherited()
+        _signal.set_wakeup_fd(-1)
+        self._selector.close()
+        for fd in (*self._status_fds.values(), self._wakeup_r, self._wakeup_w, self._lesson_fd):
+            os.close(fd)
+
+    def get_ready(self) -> None:
+        """Do once more what is done before workers are forked."""
+        self._left_to_do = ToDoAtExit()
+        keep_torch_threads()
+        if self._threads:
+            limit_loaded(self._threads)
+        if self._service is not None:
+            self._service.prepare()
+        settle_memory()
+
+    def take_over(self) -> NoReturn:
+        """Be the template."""
+        Forker(self._control, self._service, self._left_to_do, self._threads).run()
+
+    # ------------------------------------------------------------ workers
+
+    @staticmethod
+    def _report(fd: int, number: int) -> None:
+        try:
+            write_signed(fd, number)
+        except BrokenPipeError:
+            pass  # nobody waits for this worker any more
+
+    def _become_worker(
+        self, data_fd: int, foreign_fds: list[int], tracker_fd: int, inherited: list[int]
+    ) -> NoReturn:
+        code = 1
+        try:
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_SIGCHLD, _signal.SIG_DFL)
+            _signal.signal(_SIGINT, _signal.default_int_handler)
+            if _signal.getsignal(_SIGHUP) is _go_on:
+                _signal.signal(_SIGHUP, _signal.SIG_DFL)
+            self._control.close()
+            for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
+                os.close(fd)
+            if self._trial is not None:
+                self._trial.close()
+                os.close(self._lesson_fd)
+            _tracker._fd = tracker_fd
+            leave_out_inherited()
+            if self._service is None:
+                _inherited_fds[:] = inherited
+                code = spawn._main(data_fd, os.dup(data_fd))
+            else:
+                _serve(self._service, data_fd, *inherited)
+        except EOFError:
+            pass  # the caller ended, or gave this worker up
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            leaving.exit_code = code
+            atexit._run_exitfuncs()
+            _util._flush_std_streams()
+            os._exit(code)
+
+
+def _serve(service: Service, sentinel: int, connection: int) -> None:
+    """Do in a worker what is left of a process object's work, then what it is there for."""
+    _process._parent_process._sentinel = sentinel  # nothing is written to it: it ends with the caller
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
+    _util._run_after_forkers()
+    service.serve(Connection(connection))
+    leave()

@@ -1,0 +1,191 @@
+"""How one worker process is started, and how its end is heard of: multiprocessing's ``Popen``, three ways.
+
+It builds on ``Popen._launch``, which the documentation of multiprocessing does not mention.
+"""
+
+import io
+import os
+import signal
+import threading
+from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, spawn, util
+from multiprocessing.connection import wait
+from multiprocessing.context import set_spawning_popen
+from multiprocessing.forkserver import read_signed
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from fedexec._processes.forker import inherited_fd
+from fedexec._processes.forkserver_client import Template, end_if_stopped, preparation, tracker_fd
+from fedexec._processes.leaving import has_ended
+from fedexec._processes.stopped import await_reader
+from fedexec._system import forks
+
+__all__ = ["UNKNOWN_EXITCODE", "ForkedPopen", "ServedPopen", "SpawnedPopen", "WorkerPopen", "kill_group"]
+
+_util: Any = util  # its names that type checkers do not know
+UNKNOWN_EXITCODE = 255  # as in multiprocessing, of a worker whose template died before it
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        forks.let_go(fd)
+        os.close(fd)
+
+
+def _lifeline() -> tuple[int, int]:
+    """Make a pipe whose reading end tells a worker that this process is gone, whatever it has forked."""
+    with forks.no_fork():
+        reading, writing = os.pipe()
+        return reading, forks.hold(writing)
+
+
+def kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _packed(process: BaseProcess, popen: Any) -> bytes:
+    """Pickle what the worker needs, without the caller's ``__main__``."""
+    buffer = io.BytesIO()
+    set_spawning_popen(popen)
+    try:
+        reduction.dump(preparation(process.name), buffer)
+        reduction.dump(process, buffer)
+    finally:
+        set_spawning_popen(None)
+    return buffer.getvalue()
+
+
+class _InheritedFd:
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def detach(self) -> int:
+        return inherited_fd(self.index)
+
+
+class ForkedPopen(popen_forkserver.Popen):
+    """Forked from our own template instead of multiprocessing's global forkserver."""
+
+    DupFd = _InheritedFd  # type: ignore[assignment]
+    _fds: list[int]
+
+    def __init__(self, process: BaseProcess, template: Template) -> None:
+        self._template = template
+        self._reaping = threading.Lock()
+        super().__init__(process)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code the template reports; from any thread, unlike the standard one."""
+        if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            with self._reaping:
+                if self.returncode is None:
+                    end_if_stopped(self._template_pid, self._status_fd)
+                    try:
+                        self.returncode = read_signed(self._status_fd)
+                    except (OSError, EOFError):  # the template died before the worker: nobody can tell
+                        kill_group(self.pid)
+                        self.returncode = UNKNOWN_EXITCODE
+        return self.returncode
+
+    def _launch(self, process: BaseProcess) -> None:
+        data = _packed(process, self)
+        try:
+            data_w = self._fork()
+        except EOFError:  # the template died under the request: a new one answers
+            data_w = self._fork()
+        _write(data_w, data, self.pid)
+
+    def _fork(self) -> int:
+        """Ask the template for a worker; return the end of the pipe it reads its process object from."""
+        status_r, status_w = os.pipe()
+        data_r, data_w = _lifeline()
+        # The worker sees the end of this process as the end of the data pipe: we keep its writing end open.
+        fds = [status_r, data_w]
+        self.finalizer = util.Finalize(self, _close_all, (fds,))
+        try:
+            self._template_pid = self._template.fork([data_r, status_w, tracker_fd(), *self._fds])
+        finally:
+            os.close(data_r)
+            os.close(status_w)
+        end_if_stopped(self._template_pid, status_r)
+        try:
+            self.pid = read_signed(status_r)
+        except EOFError:
+            self.finalizer()
+            raise
+        self._status_fd = self.sentinel = status_r
+        try:
+            # The end of the worker itself: the status pipe also ends with the template, which is no death.
+            self.sentinel = os.pidfd_open(self.pid)
+            fds.append(self.sentinel)
+        except (AttributeError, OSError):
+            pass  # no such call here, or the worker has ended already
+        return data_w
+
+
+class ServedPopen(ForkedPopen):
+    """Forked from a template that knows what its workers do: the connection goes along, and nothing else."""
+
+    def _launch(self, process: BaseProcess) -> None:
+        (connection,) = process._args  # type: ignore[attr-defined]
+        self._fds.append(connection.fileno())
+        try:
+            self._fork()
+        except EOFError:  # the template died under the request: a new one answers
+            self._fork()
+
+
+class SpawnedPopen(popen_spawn_posix.Popen):
+    """A fresh interpreter."""
+
+    _fds: list[int]
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._reaping = threading.Lock()
+        super().__init__(process)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code; from any thread."""
+        while True:
+            ended = self.returncode is None and has_ended(self.pid, wait=flag != os.WNOHANG)
+            with self._reaping:
+                if self.returncode is None and has_ended(self.pid):
+                    kill_group(self.pid)  # what its task left running
+                code = super().poll(os.WNOHANG)
+            if code is not None or not ended or flag == os.WNOHANG:
+                return code
+
+    def _launch(self, process: BaseProcess) -> None:
+        tracker = tracker_fd()
+        self._fds.append(tracker)
+        data = _packed(process, self)
+        status_r, status_w = os.pipe()
+        data_r, data_w = _lifeline()
+        self.sentinel = status_r
+        self.finalizer = util.Finalize(self, _close_all, ([status_r, data_w],))
+        # Blocked until the worker leads a group of its own: Ctrl+C is this process's business.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=data_r)
+            self.pid = _util.spawnv_passfds(spawn.get_executable(), command, [*self._fds, data_r, status_w])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(data_r)
+            os.close(status_w)
+        _write(data_w, data, self.pid)
+
+
+WorkerPopen = ForkedPopen | SpawnedPopen
+
+
+def _write(fd: int, data: bytes, pid: int) -> None:
+    """Send all of `data` to a worker; if it dies meanwhile, whoever waits for it will see that."""
+    try:
+        with await_reader(pid, len(data)), open(fd, "wb", closefd=False) as file:
+            file.write(data)
+    except BrokenPipeError:
+        pass

@@ -1,0 +1,129 @@
+"""What an import must leave as it was: tasks that do not need the module would find it changed.
+
+Looked at before and after, in the child that imports for a template. What is compared is of the process, and
+cheap to read; a module's own variables are its own business.
+"""
+
+import contextlib
+import decimal
+import gc
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedexec._processes import fitness
+
+__all__ = ["difference", "process_state", "tidied"]
+
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+def process_state() -> dict[str, Any]:
+    """Return what must not change, each under a name that ends the sentence "it changes ..."."""
+    torch = sys.modules.get("torch")
+    context = decimal.getcontext()
+    return {
+        "the working directory": _directory(),
+        "the file mode creation mask": _mask(),
+        "the start method of processes": _start_method(),
+        "which connections are open": {file for file in fitness.open_files() if file.startswith("socket:")},
+        "which files are read, whose position all workers would share": set(_files_with_a_position()),
+        "which memory is shared with other processes": _shared_memory(),
+        "how signals are handled": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "which signals are blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "which alarm is set": [signal.getitimer(timer)[0] > 0 for timer in _TIMERS],
+        "its limits": [resource.getrlimit(limit) for limit in _LIMITS],
+        "its priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "how garbage is collected": (gc.isenabled(), gc.get_threshold()),
+        "the precision of decimal numbers": (context.prec, context.rounding),
+        "torch's default type": str(getattr(torch, "get_default_dtype", lambda: "torch.float32")()),
+    }
+
+
+def difference(before: dict[str, Any]) -> str | None:
+    """Return how this process differs from before, as the end of "it changes ..."; None if it does not."""
+    now = process_state()
+    for what, value in before.items():
+        if now[what] != value:
+            return f"it changes {what}"
+    return None
+
+
+@contextlib.contextmanager
+def tidied() -> Iterator[None]:
+    """Take back what a first use leaves behind, and the next use makes anew.
+
+    That is the default start method of processes, which is settled then, and the lock that tqdm makes with
+    its first bar: a worker that is killed while it holds it would stop the bars of all others.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    before = set(_locks_of_tqdm())
+    try:
+        yield
+    finally:
+        if chosen is None and _start_method() == multiprocessing.get_all_start_methods()[0]:
+            multiprocessing.set_start_method(None, force=True)
+        for owner, name in set(_locks_of_tqdm()) - before:
+            delattr(owner, name)
+        gc.collect()  # What nobody holds any more may still be mapped, or open.
+
+
+def _locks_of_tqdm() -> Iterator[tuple[type, str]]:
+    """Yield where tqdm keeps its locks: a class, of which it has several kinds, and the attribute's name."""
+    if (module := sys.modules.get("tqdm.std")) is None:
+        return
+    bars = [module.tqdm]
+    for bar in bars:
+        bars += bar.__subclasses__()
+    for owner, names in (
+        *((bar, ("_lock",)) for bar in bars),
+        (module.TqdmDefaultWriteLock, ("mp_lock", "th_lock")),
+    ):
+        yield from ((owner, name) for name in names if name in vars(owner))
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:  # it has been removed
+        return ""
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _start_method() -> str:
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _files_with_a_position() -> Iterator[str]:
+    """Yield the regular files that are open, but for those that are only appended to, or mapped."""
+    if not Path("/proc/self/fd").is_dir():
+        return
+    mapped = Path("/proc/self/maps").read_text()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError, ValueError):  # It was closed since it was listed.
+            if not descriptor.is_file():
+                continue
+            told = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
+            flags = next(int(line.split()[1], 8) for line in told.splitlines() if line.startswith("flags:"))
+            name = str(descriptor.readlink())
+            if not flags & os.O_APPEND and f" {name}\n" not in mapped:
+                yield name
+
+
+def _shared_memory() -> set[str]:
+    """Return what is mapped here to be written to by several processes: locks, arrays, values."""
+    with contextlib.suppress(OSError):
+        mapped = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+        return {" ".join(entry[3:]) for entry in mapped if entry[1].startswith("rw-s")}
+    return set()

@@ -1,0 +1,51 @@
+"""Numbers of bytes as people write and read them."""
+
+import re
+
+from fedexec.errors import SettingsError
+
+__all__ = ["format_size", "parse_size"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+
+
+def parse_size(text: str | int) -> int:
+    """Read a number of bytes as people write it.
+
+    Parameters
+    ----------
+    text : str or int
+        ``"512MiB"``, ``"1.5 GB"``, ``"800m"`` or plain bytes. KiB, MiB, GiB, TiB are powers of 1024; KB,
+        MB, GB, TB (and one letter) powers of 1000.
+
+    Returns
+    -------
+    int
+        Bytes, more than 0.
+
+    Raises
+    ------
+    SettingsError
+        Not a size.
+    """
+    match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
+    if match is None or (match[2] and match[2].lower() not in _UNITS):
+        raise SettingsError(f"{text!r} is not a size. Write it like 512MiB, 1.5GB or a number of bytes")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise SettingsError(f"a size must be greater than 0, got {text!r}")
+    return size
+
+
+def format_size(size: int | None) -> str:
+    """Write a number of bytes for people; None, which was not measured, says so."""
+    if size is None:
+        return "not measured"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"

@@ -1,0 +1,39 @@
+"""Which devices tasks may use, as the user chose them or as the machine has them."""
+
+import os
+
+from fedexec.devices import nvml
+from fedexec.devices.device import Device, is_emulated
+from fedexec.devices.emulated import emulated_device
+
+__all__ = ["find_devices"]
+
+
+def find_devices(choice: str | None = None) -> tuple[Device, ...]:
+    """Find the devices that tasks may use.
+
+    Parameters
+    ----------
+    choice : str, optional
+        ``"none"``; ``"emulated:24GiB"`` (see :mod:`fedexec.devices.emulated.emulated_device`); or, as in
+        ``CUDA_VISIBLE_DEVICES``, a comma-separated list of UUIDs or NVML indices. Default: ``FEDEXEC_DEVICE``
+        in the environment, else the real devices that ``CUDA_VISIBLE_DEVICES`` leaves.
+
+    Returns
+    -------
+    tuple of Device
+        Empty where there is none, or no driver to ask.
+
+    Raises
+    ------
+    DeviceError
+        One that was asked for does not exist; says what does.
+    """
+    choice = (os.environ.get("FEDEXEC_DEVICE", "") if choice is None else choice).strip()
+    if choice == "none":
+        return ()
+    if is_emulated(choice):
+        return emulated_device.devices(choice)
+    if choice:
+        return nvml.devices(choice, named_by="FEDEXEC_DEVICE")
+    return nvml.devices(os.environ.get("CUDA_VISIBLE_DEVICES"), named_by="CUDA_VISIBLE_DEVICES")

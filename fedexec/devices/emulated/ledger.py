@@ -1,0 +1,137 @@
+"""Who holds how much of an EMULATED device, kept by the kernel.
+
+The ledger is a file without a name (``memfd``) that holds no data, only *locks*: a process that holds `n`
+bytes has locked `n` bytes of a range that its pid decides. A lock ends with the last descriptor of the
+process that took it, whatever killed it. The first process that asks for the device makes the ledger and
+tells its children where it is in ``_FEDEXEC_EMULATED_LEDGER``. Linux only.
+"""
+
+import contextlib
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+from fedexec.devices.device import LEDGER_VARIABLE
+from fedexec.errors import DeviceError
+
+__all__ = ["Ledger", "ledgers"]
+
+NAME = "fedexec-emulated"
+
+
+def ledgers(count: int) -> list[str]:
+    """Return the paths of this program's ledgers, one a device; they are made if there are none.
+
+    Raises
+    ------
+    DeviceError
+        Those it inherited are gone, or cannot be made here.
+    """
+    known = os.environ.get(LEDGER_VARIABLE, "").split(":")
+    if known != [""] and len(known) == count:
+        if all(_is_ledger(path) for path in known):
+            return known
+        raise DeviceError(
+            f"the emulated device of this program is gone: the process that made it has ended. "
+            f"Unset {LEDGER_VARIABLE} ({':'.join(known)}) to have a new one"
+        )
+    try:
+        fds = [os.memfd_create(NAME) for _ in range(count)]
+    except (AttributeError, OSError) as exc:
+        raise DeviceError(f"this system cannot emulate a device: {exc}") from exc
+    paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
+    os.environ[LEDGER_VARIABLE] = ":".join(paths)
+    return paths
+
+
+def _is_ledger(path: str) -> bool:
+    """Tell a ledger from what another process of the same pid has there by now."""
+    try:
+        return str(Path(path).readlink()).startswith(f"/memfd:{NAME} ")
+    except OSError:
+        return False
+
+
+class Ledger:
+    """Who holds how much, as locks of a file (``F_OFD_SETLK`` in fcntl(2))."""
+
+    SPAN = 1 << 40  # bytes of the file that a pid may lock, from pid * SPAN on
+    END = 1 << 62  # beyond every pid (they are less than 2**22); this byte is the lock for changes
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pid = os.getpid()
+        self._fd: int | None = None  # its locks are ours
+
+    def disown(self) -> bool:
+        """Return whether this is a forked process: it gets a descriptor, and so locks, of its own."""
+        if self._pid == os.getpid():
+            return False
+        self._pid, self._fd = os.getpid(), None  # the inherited descriptor stays open, on purpose
+        return True
+
+    def read(self) -> dict[int, int]:
+        """Return pid to bytes."""
+        held: dict[int, int] = {}
+        fd = self._open()  # another description than the one with our locks: those are seen, too
+        try:
+            spans = [(0, self.END)]
+            while spans:
+                start, end = spans.pop()
+                found = self._find(fd, start, end)
+                if found is None:
+                    continue
+                first, last = found
+                pid = first // self.SPAN
+                held[pid] = held.get(pid, 0) + last - first
+                # The kernel gives any lock in the span, not the first: look on both sides of it.
+                spans += [span for span in ((start, first), (last, end)) if span[0] < span[1]]
+        finally:
+            os.close(fd)
+        return held
+
+    def used(self) -> int:
+        """Return what all hold together."""
+        return sum(self.read().values())
+
+    def write(self, held: int, wanted: int) -> None:
+        """Hold `wanted` bytes instead of `held`."""
+        start = os.getpid() * self.SPAN
+        if wanted > held:
+            self._lock(fcntl.F_WRLCK, start + held, wanted - held)
+        elif wanted < held:
+            self._lock(fcntl.F_UNLCK, start + wanted, held - wanted)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep every other process from changing the ledger."""
+        self._lock(fcntl.F_WRLCK, self.END, 1, wait=True)
+        try:
+            yield
+        finally:
+            self._lock(fcntl.F_UNLCK, self.END, 1)
+
+    def _lock(self, kind: int, start: int, size: int, *, wait: bool = False) -> None:
+        if self._fd is None:
+            self._fd = self._open()
+        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        fcntl.fcntl(self._fd, command, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, size, 0))
+
+    @staticmethod
+    def _find(fd: int, start: int, end: int) -> tuple[int, int] | None:
+        question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+        kind, _, first, size, _ = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question))
+        return None if kind == fcntl.F_UNLCK else (max(first, start), min(first + size, end))
+
+    def _open(self) -> int:
+        if not _is_ledger(self._path):
+            raise DeviceError(f"the ledger of the emulated device, {self._path}, is gone with who made it")
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise DeviceError(f"the ledger of the emulated device cannot be opened: {exc}") from exc

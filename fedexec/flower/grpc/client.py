@@ -1,0 +1,221 @@
+"""A Flower client whose ``fit`` and ``evaluate`` run on an executor."""
+
+import concurrent.futures
+import logging
+import numbers
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from flwr.client import Client, NumPyClient
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    NDArrays,
+    Parameters,
+    Scalar,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+
+from fedexec.executor import Executor
+from fedexec.flower.grpc.client_auth import CHALLENGE, PROOF, REFUSED, prove
+from fedexec.flower.history import TaskRecord, cost_of
+
+__all__ = ["ExecutorClient", "RecordingExecutor", "decoded", "failed_evaluation", "failed_fit"]
+
+log = logging.getLogger("fedexec.flower")
+
+_OK = Status(Code.OK, "Success")
+
+Config = dict[str, Scalar]
+Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
+Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
+
+
+class RecordingExecutor:
+    """Runs tasks and remembers what each cost. Shared by the clients and the server of a process.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor
+        Any; only fedexec's tells what a task cost.
+    """
+
+    def __init__(self, executor: concurrent.futures.Executor) -> None:
+        self.executor = executor
+        self.records: list[TaskRecord] = []
+        self._lock = threading.Lock()
+
+    def call(
+        self, fn: Callable[..., Any], *args: Any, kind: str, client: int | None, server_round: int | None
+    ) -> Any:
+        """Run ``fn(*args)`` on the executor, wait, and return what it returns or raise what it raises."""
+        executor = self.executor
+        if isinstance(executor, Executor) and client is not None:
+            executor = executor.with_options(tag=f"client {client}")
+        future = executor.submit(fn, *args)
+        error = future.exception()
+        text = None if error is None else _one_line(error)
+        with self._lock:
+            self.records.append(TaskRecord(kind, client, server_round, text, **cost_of(future)))
+        return future.result()
+
+
+class ExecutorClient(NumPyClient):
+    """A NumPyClient that does its work on an executor.
+
+    A task that raises, dies or takes too long makes a failed result for the server; the client lives on.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor or RecordingExecutor
+        Shared by all clients of a machine, so that its ``max_workers`` bounds what runs at once.
+    fit : callable
+        ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient's.
+    evaluate : callable, optional
+        ``evaluate(parameters, config) -> (loss, num_examples, metrics)``.
+    index : int, optional
+        This client's number, told to the server as the property ``client``: Flower's own ids are random, and
+        a run can only be repeated if clients are sampled and averaged by something that stays.
+    secret : bytes, optional
+        Shared with the server, which admits only clients that know it; see :func:`fedexec.flower.grpc.serve`.
+    """
+
+    def __init__(
+        self,
+        executor: concurrent.futures.Executor | RecordingExecutor,
+        *,
+        fit: Fit,
+        evaluate: Evaluate | None = None,
+        index: int | None = None,
+        secret: bytes | None = None,
+    ) -> None:
+        self._tasks = executor if isinstance(executor, RecordingExecutor) else RecordingExecutor(executor)
+        self._fit = fit
+        self._evaluate = evaluate
+        self._secret = secret
+        self.index = index
+        self.parameters: NDArrays = []
+        self.refusal: str | None = None  # as the server has told it
+        self.has_worked = False
+
+    def get_properties(self, config: Config) -> Config:
+        """Tell the server which client this is, and that it may take part."""
+        properties: Config = {} if self.index is None else {"client": self.index}
+        if config.get(REFUSED):
+            self.refusal = str(config[REFUSED])
+        if self._secret is not None and CHALLENGE in config:
+            properties[PROOF] = prove(self._secret, str(config[CHALLENGE]))
+        return properties
+
+    def get_parameters(self, config: Config) -> NDArrays:
+        """Return the weights last seen; empty before the first round."""
+        return self.parameters
+
+    def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
+        """Train in a worker."""
+        self.has_worked = True
+        self.parameters = parameters
+        new, examples, metrics = self._call("fit", self._fit, parameters, config, list)
+        self.parameters = new
+        return new, examples, metrics
+
+    def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, Config]:
+        """Validate in a worker."""
+        if self._evaluate is None:
+            raise TypeError("this client was made without evaluate=")
+        self.has_worked = True
+        self.parameters = parameters
+        loss, examples, metrics = self._call("evaluate", self._evaluate, parameters, config, numbers.Real)
+        return float(loss), examples, metrics
+
+    def to_client(self) -> Client:
+        """Return the Client that Flower's ``start_client`` takes."""
+        return _ReportingClient(self)
+
+    def _call(
+        self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config, first: type
+    ) -> Any:
+        config = dict(config)  # Flower's own record would have every worker import Flower
+        server_round = config.get("server_round")
+        result = self._tasks.call(
+            fn, parameters, config, kind=kind, client=self.index,
+            server_round=server_round if isinstance(server_round, int) else None,
+        )  # fmt: skip
+        match result:
+            case (one, int(), dict() as metrics) if isinstance(one, first):
+                for name, value in metrics.items():
+                    if not isinstance(value, bool | bytes | float | int | str):
+                        raise TypeError(f"{kind}: metric {name!r} is a {type(value).__name__}, no scalar")
+                return result
+        raise TypeError(f"{kind} must return what NumPyClient.{kind} does; got {result!r:.80}")
+
+
+_decoding = threading.Lock()
+
+
+def decoded(parameters: Parameters) -> NDArrays:
+    """Read arrays, one thread at a time.
+
+    numpy parses an array's header by ``ast``. Python 3.11 counts how deep that is in one number for all
+    threads: if another parses meanwhile, and the collector runs, one of them gets a SystemError.
+    """
+    with _decoding:
+        return parameters_to_ndarrays(parameters)
+
+
+class _ReportingClient(Client):
+    """Turns an exception into a failed result: one that left a Client would end its process."""
+
+    def __init__(self, client: ExecutorClient) -> None:
+        self._client = client
+
+    def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
+        return GetPropertiesRes(_OK, self._client.get_properties(ins.config))
+
+    def get_parameters(self, ins: GetParametersIns) -> GetParametersRes:
+        return GetParametersRes(_OK, ndarrays_to_parameters(self._client.get_parameters(ins.config)))
+
+    def fit(self, ins: FitIns) -> FitRes:
+        try:
+            new, examples, metrics = self._client.fit(decoded(ins.parameters), ins.config)
+            return FitRes(_OK, ndarrays_to_parameters(new), examples, metrics)
+        except Exception as exc:
+            return failed_fit(self._report("fit", exc))
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        try:
+            loss, examples, metrics = self._client.evaluate(decoded(ins.parameters), ins.config)
+            return EvaluateRes(_OK, loss, examples, metrics)
+        except Exception as exc:
+            return failed_evaluation(self._report("evaluate", exc))
+
+    def _report(self, what: str, error: Exception) -> str:
+        reason = _one_line(error)
+        log.warning("client %s: %s failed: %s", self._client.index, what, reason)
+        log.debug("client %s", self._client.index, exc_info=error)
+        return reason
+
+
+def failed_fit(reason: str) -> FitRes:
+    """Make the result of a fit that failed. Flower has no code for that; any but OK counts as a failure."""
+    empty = Parameters(tensors=[], tensor_type="numpy.ndarray")
+    return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, reason), empty, num_examples=0, metrics={})
+
+
+def failed_evaluation(reason: str) -> EvaluateRes:
+    """Make the result of an evaluation that failed."""
+    return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, reason), loss=0.0, num_examples=0, metrics={})
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,142 @@
+"""The server's side of the tutorial's way: evaluation on an executor, a server that can fail."""
+
+import concurrent.futures
+import functools
+import logging
+from collections.abc import Callable
+
+from flwr.common import NDArrays, Scalar
+from flwr.server import History, Server
+from flwr.server.strategy import Strategy
+
+from fedexec.errors import WorkerError
+from fedexec.flower.grpc.address import check_listening
+from fedexec.flower.grpc.client import Evaluate, RecordingExecutor
+from fedexec.flower.grpc.client_auth import STRANGERS, AdmittedClients
+from fedexec.flower.grpc.service import start_service
+
+__all__ = ["executor_evaluate_fn", "serve"]
+
+log = logging.getLogger("fedexec.flower")
+
+ROOM_AT_LEAST = 1000  # clients
+FAREWELL_SECONDS = 10.0  # to say that it goes
+STOP_SECONDS = 3.0  # for connections to end
+LARGEST_MESSAGE = 512 << 20  # as Flower's
+BESIDE_MODEL = 4 << 20  # metrics, and the reason for a failure
+
+Config = dict[str, Scalar]
+EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
+
+
+def executor_evaluate_fn(
+    executor: concurrent.futures.Executor | RecordingExecutor, evaluate: Evaluate
+) -> EvaluateFn:
+    """Make the ``evaluate_fn`` a strategy takes out of a function that shall run in a worker.
+
+    It is tried once more if its worker dies, runs out of time or of memory.
+
+    Parameters
+    ----------
+    executor : concurrent.futures.Executor or RecordingExecutor
+    evaluate : callable
+        ``evaluate(parameters, config) -> (loss, num_examples, metrics)``, as a client's.
+
+    Returns
+    -------
+    callable
+        ``evaluate_fn(server_round, parameters, config) -> (loss, metrics)``.
+    """
+    tasks = executor if isinstance(executor, RecordingExecutor) else RecordingExecutor(executor)
+
+    def evaluate_fn(server_round: int, parameters: NDArrays, config: Config) -> tuple[float, Config]:
+        call = functools.partial(
+            tasks.call, evaluate, parameters, config,
+            kind="server evaluate", client=None, server_round=server_round,
+        )  # fmt: skip
+        try:
+            loss, _, metrics = call()
+        except WorkerError as exc:
+            log.warning("round %s: server evaluation is tried again: %s", server_round, str(exc))
+            loss, _, metrics = call()
+        return float(loss), metrics
+
+    return evaluate_fn
+
+
+def serve(
+    strategy: Strategy,
+    *,
+    address: str,
+    num_rounds: int,
+    max_clients: int,
+    round_timeout: float | None = None,
+    numbers: int | None = None,
+    message_bytes: int | None = None,
+    certificates: tuple[bytes, bytes, bytes] | None = None,
+    secret: bytes | None = None,
+    on_ready: Callable[[], object] = lambda: None,
+) -> History:
+    """Run a Flower server for some rounds.
+
+    Parameters
+    ----------
+    strategy : flwr.server.strategy.Strategy
+    address : str
+        ``host:port`` to listen at.
+    num_rounds : int
+    max_clients : int
+        How many clients may be talked to at once; Flower's default would serve six at a time on two cores.
+    round_timeout : float, optional
+        Seconds that a client has to train, or to evaluate; one that takes longer is a failure of the round,
+        and takes part no more.
+    numbers : int, optional
+        Clients with a number that is not below this are refused, as is a second one with the same.
+    message_bytes : int, optional
+        How large what a client sends may be; by default it follows from the strategy's `initial_parameters`.
+    certificates : tuple of (bytes, bytes, bytes), optional
+        CA certificate, server certificate, private key, in PEM: serve with TLS.
+    secret : bytes, optional
+        Let only clients take part that know it; see :class:`fedexec.flower.grpc.ExecutorClient`. It does not
+        encrypt: beyond one machine, use TLS too.
+    on_ready : callable
+        Called when clients can connect.
+
+    Returns
+    -------
+    flwr.server.History
+
+    Raises
+    ------
+    AddressError
+        Nobody can listen there.
+    Exception
+        Whatever the strategy raised; the clients are sent away first.
+    """
+    check_listening(address)
+    room = max(ROOM_AT_LEAST, max_clients)
+    clients = AdmittedClients(secret, numbers=numbers, room=room)
+    server = Server(client_manager=clients, strategy=strategy)
+    server.set_max_workers(max_clients)
+    service = start_service(
+        clients,
+        address,
+        room=room + 2 * STRANGERS,  # those that are on their way out count too
+        message_bytes=message_bytes or _message_bytes(strategy),
+        certificates=certificates,
+    )
+    try:
+        on_ready()
+        history, _ = server.fit(num_rounds, round_timeout)
+    finally:
+        server.disconnect_all_clients(FAREWELL_SECONDS)
+        service.stop(grace=1).wait(STOP_SECONDS)  # one that takes nothing more would hold it for longer
+    return history
+
+
+def _message_bytes(strategy: Strategy) -> int:
+    """Return how large a message may be that a client sends: twice the model, and something beside."""
+    model = getattr(strategy, "initial_parameters", None)
+    if model is None:
+        return LARGEST_MESSAGE
+    return min(LARGEST_MESSAGE, 2 * sum(map(len, model.tensors)) + BESIDE_MODEL)

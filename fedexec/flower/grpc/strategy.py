@@ -1,0 +1,312 @@
+"""FedAvg for a run that can be repeated, and that tells what happened in each round.
+
+Flower's node ids are random and results arrive in any order. So clients are told apart by the property
+``client`` of :class:`~fedexec.flower.grpc.ExecutorClient`; they are sampled and averaged in that order.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    FitIns,
+    FitRes,
+    Parameters,
+    Scalar,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import FedAvg
+
+from fedexec.errors import WorkerError
+from fedexec.flower.grpc.client_proxy import Awaited, NumberedProxy, ask_index
+from fedexec.flower.grpc.result_checks import (
+    DueMetrics,
+    RoundFailedError,
+    UnsoundError,
+    as_model,
+    check_evaluation,
+    check_fit,
+    limits_of,
+    mean_evaluation,
+)
+from fedexec.flower.history import Round
+
+__all__ = ["FedAvgMp"]
+
+log = logging.getLogger("fedexec.flower")
+
+LONGEST_REASON = 20_000  # characters: a client may have written it
+
+Results = list[tuple[ClientProxy, Any]]
+Failures = list[tuple[ClientProxy, Any] | BaseException]
+
+
+class FedAvgMp(FedAvg):
+    """FedAvg without client evaluation unless asked for (the tutorial's choice), sampling by seed.
+
+    Parameters
+    ----------
+    fit_clients : int
+        How many train in each round; fewer if fewer are connected.
+    available_clients : int
+        How many must be connected before the first round.
+    seed : int
+        Which clients are sampled follows from it, the round, and the clients that are there.
+    evaluate_clients : int
+        How many evaluate after each round; 0 is none.
+    on_progress : callable
+        ``on_progress(round, done)`` after each sampled client's answer and, with the number of sampled
+        clients, when the round is over.
+    still_coming : callable
+        Called once a second while clients are awaited; raises to give up.
+    min_results : int
+        How many clients must give a result, or the round, and the run with it, fails.
+    stall_seconds : float
+        After so long without an answer in a round, the log names the clients it waits for.
+    done : sequence of Round
+        Rounds of a run that goes on: Flower's first becomes the one after the last of these, whose model
+        `initial_parameters` is.
+    **fedavg
+        What Flower's FedAvg takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        fit_clients: int,
+        available_clients: int,
+        seed: int = 0,
+        evaluate_clients: int = 0,
+        on_progress: Callable[[Round, int], object] = lambda round_, done: None,
+        still_coming: Callable[[], object] = lambda: None,
+        min_results: int = 1,
+        stall_seconds: float = 60.0,
+        done: Sequence[Round] = (),
+        **fedavg: Any,
+    ) -> None:
+        super().__init__(min_available_clients=available_clients, **fedavg)
+        self.rounds: list[Round] = list(done)
+        self._before = done[-1].server_round if done else 0  # rounds that Flower does not know of
+        self._min_results = min_results
+        self.parameters: Parameters | None = None  # the global model, as last evaluated
+        self._fit_clients = fit_clients
+        self._evaluate_clients = evaluate_clients
+        self._seed = seed
+        self._on_progress = on_progress
+        self._still_coming = still_coming
+        self._indices: dict[str, int] = {}  # cid -> index
+        self._started = time.perf_counter()
+        self._awaited = Awaited(stall_seconds)
+        self._done = 0
+        self._done_lock = threading.Lock()
+
+    # ------------------------------------------------------------ what Flower calls, in its order
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        """Choose who trains."""
+        server_round += self._before
+        if server_round == self._before + 1:
+            while not client_manager.wait_for(self.min_available_clients, timeout=1):
+                self._still_coming()
+        self._begin(server_round)
+        self.parameters = parameters
+        chosen = self._sample(server_round, "fit", self._fit_clients, client_manager)
+        if not chosen:
+            raise RoundFailedError(server_round, ())
+        self.rounds[-1].clients = [client.index for client in chosen]
+        self._on_progress(self.rounds[-1], 0)
+        ins = FitIns(parameters, self._config(server_round))
+        return [(client, ins) for client in chosen]
+
+    def aggregate_fit(
+        self, server_round: int, results: Results, failures: Failures
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Average what came back and fits the model, in the order of the clients' numbers."""
+        server_round += self._before
+        assert self.parameters is not None
+        model = parameters_to_ndarrays(self.parameters)
+        limits = limits_of(model)
+        due = DueMetrics.of([res.metrics for _, res in results], {})
+
+        def check(res: FitRes) -> str | None:
+            if self.fit_metrics_aggregation_fn is not None:
+                due.check(res.metrics)
+            return check_fit(model, limits, res)
+
+        sound, failures = self._sift(results, failures, check)
+        parameters, metrics = self._average(server_round, sound, failures)
+        if parameters is None:
+            return None, metrics
+        average = as_model(model, parameters_to_ndarrays(parameters))
+        if average is None:  # without those that can be the reason
+            sound = self._without_odd(sound)
+            parameters, metrics = self._average(server_round, sound, failures)
+            average = None if parameters is None else as_model(model, parameters_to_ndarrays(parameters))
+            if average is None:
+                raise RoundFailedError(server_round, ("The average overflows.",))
+        return ndarrays_to_parameters(average), metrics
+
+    def _average(
+        self, server_round: int, sound: Results, failures: Failures
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        if len(sound) < self._min_results:
+            reasons = tuple(str(failure["reason"]) for failure in self.rounds[-1].failures)
+            raise RoundFailedError(server_round, reasons, len(sound), self._min_results)
+        return super().aggregate_fit(server_round, sound, failures)
+
+    def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
+        """Evaluate the global model on the server."""
+        self.parameters = parameters
+        if server_round == 0 and self.rounds:  # of a run that goes on: it has been evaluated
+            last = self.rounds[-1]
+            return None if last.loss is None else (last.loss, last.metrics)
+        server_round += self._before
+        if server_round == 0:
+            self._begin(0)
+        try:
+            result = super().evaluate(server_round, parameters)
+        except WorkerError as exc:  # the model is not lost for it: the run goes on
+            result = None
+            self.rounds[-1].failures.append({"client": None, "reason": f"server evaluation: {exc}"})
+            log.warning("round %s: server evaluation failed: %s", server_round, str(exc))
+        if result is not None:
+            self.rounds[-1].loss, self.rounds[-1].metrics = result
+        if server_round == 0 or not self._evaluate_clients:
+            self._end()
+        return result
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Choose who evaluates: nobody, unless asked for."""
+        server_round += self._before
+        if not self._evaluate_clients:
+            return []
+        chosen = self._sample(server_round, "evaluate", self._evaluate_clients, client_manager)
+        ins = EvaluateIns(parameters, self._config(server_round))
+        return [(client, ins) for client in chosen]
+
+    def aggregate_evaluate(
+        self, server_round: int, results: Results, failures: Failures
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Average the clients' losses and numeric metrics, weighted by their samples."""
+        server_round += self._before
+        due = DueMetrics.of([res.metrics for _, res in results], self.rounds[-1].metrics)
+        total = sum(max(0, res.num_examples) for _, res in results)
+        ordered, failures = self._sift(results, failures, partial(check_evaluation, due, total))
+        loss: float | None = None
+        metrics: dict[str, Scalar] = {}
+        if ordered and (self.accept_failures or not failures):
+            loss, metrics = mean_evaluation([res for _, res in ordered])
+        self.rounds[-1].client_loss, self.rounds[-1].client_metrics = loss, metrics
+        self._end()
+        return loss, metrics
+
+    # ------------------------------------------------------------ the record
+
+    def _begin(self, server_round: int) -> None:
+        self._started = time.perf_counter()
+        self.rounds.append(Round(server_round))
+
+    def _end(self) -> None:
+        current = self.rounds[-1]
+        current.seconds = time.perf_counter() - self._started
+        self._on_progress(current, len(current.clients))
+
+    def _sift(
+        self, results: Results, failures: Failures, check: Callable[[Any], str | None]
+    ) -> tuple[Results, Failures]:
+        """Put results that are rubbish to the failures, and those on record; note what is odd."""
+        sound: Results = []
+        failures = list(failures)
+        for client, res in _in_order(results):
+            index = getattr(client, "index", None)
+            try:
+                odd = check(res)
+            except UnsoundError as exc:
+                res.status = Status(Code.FIT_NOT_IMPLEMENTED, str(exc))
+                failures.append((client, res))
+                log.warning("client %s: %s", index, exc)
+                continue
+            sound.append((client, res))
+            if odd is not None:
+                self.rounds[-1].remarks.append({"client": index, "reason": odd})
+                log.warning("client %s: %s; it counts all the same", index, odd)
+        for failure in failures:
+            index, reason = _reason(failure)
+            self.rounds[-1].failures.append({"client": index, "reason": reason})
+        return sound, failures
+
+    def _without_odd(self, sound: Results) -> Results:
+        """Put results that were odd to the failures after all: their average overflows."""
+        current = self.rounds[-1]
+        odd, current.remarks = current.remarks, []
+        for remark in odd:
+            current.failures.append(remark | {"reason": f"{remark['reason']}; the average overflows"})
+        culprits = {remark["client"] for remark in odd}
+        return [(client, res) for client, res in sound if getattr(client, "index", None) not in culprits]
+
+    def _answered(self, index: int, *, trained: bool) -> None:
+        """Note one more answer; called from the thread that talked to that client."""
+        self._awaited.answered(index)
+        if trained:
+            with self._done_lock:
+                self._done += 1
+                self._on_progress(self.rounds[-1], self._done)
+
+    # ------------------------------------------------------------ who takes part
+
+    def _config(self, server_round: int) -> dict[str, Scalar]:
+        config = self.on_fit_config_fn(server_round) if self.on_fit_config_fn else {}
+        return {"server_round": server_round, **config}
+
+    def _sample(
+        self, server_round: int, purpose: str, wanted: int, client_manager: ClientManager
+    ) -> list["NumberedProxy"]:
+        clients = self._numbered(client_manager)
+        rng = random.Random(f"{self._seed}/{server_round}/{purpose}")
+        chosen = rng.sample(clients, min(wanted, len(clients)))
+        self._done = 0
+        self._awaited.begin(server_round, {client.index for client in chosen})
+        return sorted(chosen, key=lambda client: client.index)
+
+    def _numbered(self, client_manager: ClientManager) -> list["NumberedProxy"]:
+        """Return every connected client with its number; those without one come last, by Flower's id."""
+        proxies = sorted(client_manager.all().values(), key=lambda proxy: proxy.cid)
+        unknown = [proxy for proxy in proxies if proxy.cid not in self._indices]
+        if unknown:
+            with ThreadPoolExecutor(max_workers=min(32, len(unknown))) as pool:
+                answers = list(pool.map(ask_index, unknown))
+            spare = 1 + max(
+                [*self._indices.values(), *(index for index in answers if index is not None)], default=-1
+            )
+            for proxy, index in zip(unknown, answers, strict=True):
+                if index is None:
+                    index, spare = spare, spare + 1
+                self._indices[proxy.cid] = index
+        numbered = [NumberedProxy(proxy, self._indices[proxy.cid], self._answered) for proxy in proxies]
+        return sorted(numbered, key=lambda client: client.index)
+
+
+def _in_order(results: Results) -> Results:
+    return sorted(results, key=lambda result: getattr(result[0], "index", 0))
+
+
+def _reason(failure: tuple[ClientProxy, Any] | BaseException) -> tuple[int | None, str]:
+    if isinstance(failure, BaseException):
+        return None, f"{type(failure).__name__}: {failure}"
+    client, res = failure
+    return getattr(client, "index", None), str(res.status.message)[:LONGEST_REASON]

@@ -1,0 +1,392 @@
+"""Flower's Grid over an Executor: a ServerApp talks to ClientApps, without a SuperLink and without Ray."""
+
+import functools
+import logging
+import queue
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedexec.errors import FedexecError, InitializerError, PreloadError
+from fedexec.executor import Executor
+from fedexec.flower._private import (
+    NUM_PARTITIONS_KEY,
+    PARTITION_ID_KEY,
+    ErrorCode,
+    Run,
+    empty_run,
+    stamp,
+)
+from fedexec.flower.history import TaskRecord, cost_of
+from fedexec.flower.record_packing import Packed, pack
+from fedexec.flower.run_recorder import RunRecorder, server_round_of
+from fedexec.flower.simulation.client_app import Answer, AppFirst, AppRef, Job, answer_or_raise, run
+from fedexec.flower.simulation.module_caches import Refills
+from fedexec.flower.simulation.pending_message import PendingMessage, failed, make_reply
+from fedexec.interface import Capability
+
+__all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
+
+log = logging.getLogger("fedexec.flower")
+
+REHEARSALS = 3  # of one type of message, until one goes well
+
+NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
+
+
+class NodeConfigError(FedexecError, ValueError):
+    """A node_config that Flower could not carry; the message names the node."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """What is remembered of a node that has had a message."""
+
+    state: bytes = b""
+    messages: int = 0
+    waiting: deque[PendingMessage] = field(default_factory=deque)
+    busy: bool = False
+
+
+class ExecutorGrid(Grid):
+    """Sends each message to a worker of an executor. Safe to use from many threads.
+
+    A node that fails (its ClientApp raises, its worker dies or takes too long) gives one error reply, with
+    one of Flower's codes, and takes the next message as if nothing had happened. The messages of one node run
+    one after the other. Replies come in the order of the partitions.
+
+    Parameters
+    ----------
+    executor : Executor
+    client_app : ClientApp or str
+        The app, or where it is: ``"module:attribute"``.
+    num_nodes : int
+    run_config : mapping, optional
+        What the app finds in ``context.run_config``.
+    node_config : mapping, or callable ``(partition_id) -> mapping``, optional
+        What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
+    seed : int, optional
+        Node ids follow from it and, where workers are processes, the state of the global random generators
+        for each message. Default: another one each time.
+    journal : RunRecorder, optional
+        Is told what happens.
+    rehearse : bool
+        Whether the first message of each type is handled once more, before it is sent, in the process that
+        workers are forked from; see :meth:`fedexec.Executor.rehearse`.
+    run_id : int
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        client_app: ClientApp | str,
+        *,
+        num_nodes: int,
+        run_config: Mapping[str, Any] | None = None,
+        node_config: NodeConfig | None = None,
+        seed: int | None = None,
+        journal: RunRecorder | None = None,
+        rehearse: bool = False,
+        run_id: int = 1,
+    ) -> None:
+        self.executor = executor
+        self.num_nodes = num_nodes
+        self.journal = journal or RunRecorder()
+        self._isolated = Capability.ISOLATED in executor.capabilities
+        if isinstance(client_app, str):
+            self.app: ClientApp | AppRef = AppRef(client_app)
+        else:
+            self.app = AppRef.of(client_app) if self._isolated else client_app
+        self._run_config = dict(run_config or {})
+        self._node_config = node_config or {}
+        # Forked workers are born with equal generators: they are seeded in any case, to differ.
+        self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+        self._run = empty_run(run_id)
+        ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
+        self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
+        self._rehearses = rehearse
+        self._rehearsing = threading.Lock()  # guards the next
+        self._rehearsals: Counter[str] = Counter()  # that were tried, by the type of message
+        self._refills = Refills()
+        self._lock = threading.RLock()  # guards everything below
+        self._nodes: dict[int, _Node] = {}  # those that have had a message
+        self._flights: dict[str, PendingMessage] = {}
+
+    # ------------------------------------------------------------ what Flower's Grid is
+
+    @property
+    def run(self) -> Run:
+        """Run information."""
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid operates in."""
+        self._run = run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message; ``Message(...)`` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the id of every node, in the order of their partitions."""
+        return list(self._partitions)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages to their nodes; return their ids.
+
+        Raises
+        ------
+        ValueError
+            A message that is a reply, or whose time is up before it is sent.
+        """
+        return [flight.id for flight in self._push(messages, lambda message_id: None)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there, each once. A message whose ``ttl`` is over gets an error."""
+        with self._lock:
+            flights = [self._flights[each] for each in dict.fromkeys(message_ids) if each in self._flights]
+        self._expire(flights)
+        return self._deliver([flight for flight in flights if flight.answer is not None])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and wait for the replies; give up those that are missing after `timeout` seconds."""
+        landed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        pending: dict[str, PendingMessage] = {}
+        try:
+            for flight in self._push(messages, landed.put):
+                pending[flight.id] = flight
+            sent = list(pending.values())
+            while pending and time.monotonic() < deadline:
+                first = min(flight.expires for flight in pending.values())
+                _await_landing(landed, pending, min(deadline, first))
+                self._expire(pending.values())
+        finally:  # Ctrl+C too
+            late = f"no reply within {timeout:g} s" if timeout is not None else "nobody waits for it any more"
+            for flight in pending.values():
+                self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
+                self._flights.pop(flight.id, None)
+        return self._deliver([flight for flight in sent if flight.id not in pending])
+
+    def close(self) -> None:
+        """Give up what is still on its way."""
+        with self._lock:
+            flights = list(self._flights.values())
+        for flight in flights:
+            late = "the run was over before it was done"
+            self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late, failed=False)
+
+    # ------------------------------------------------------------ out
+
+    def _push(self, messages: Iterable[Message], landed: Callable[[str], object]) -> Iterator[PendingMessage]:
+        messages = list(messages)
+        for message in messages:  # Before any is sent: to send one may take long, if it is rehearsed first.
+            _require_time_left(message)
+        last: tuple[RecordDict, Packed] | None = None
+        for message in messages:
+            if last is None or last[0] is not message.content:  # a round's messages share their content
+                last = message.content, pack(message.content)
+            flight = self._prepare(message, last[1], landed)
+            self._take_off(flight)
+            yield flight
+
+    def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> PendingMessage:
+        metadata = message.metadata
+        left = metadata.created_at + metadata.ttl - time.time()
+        stamp(message)
+        partition = self._partitions.get(metadata.dst_node_id, -1)
+        expires = time.monotonic() + left
+        return PendingMessage(metadata, content, partition, server_round_of(message), expires, landed)
+
+    def _take_off(self, flight: PendingMessage) -> None:
+        with self._lock:
+            self._flights[flight.id] = flight
+            if flight.partition < 0:
+                reason = f"it is none of the {self.num_nodes} nodes of this simulation"
+                self._answer(flight, Answer(error=(ErrorCode.NODE_UNAVAILABLE, reason)))
+                return
+            flight.round = self.journal.sent(flight.kind, flight.partition, flight.server_round)
+            node = self._nodes.setdefault(flight.node_id, _Node())
+            node.waiting.append(flight)
+            if node.busy:
+                return
+            node.busy = True
+        self._send_next(node)
+
+    def _send_next(self, node: _Node) -> None:
+        """Send a node its next message, if there is one."""
+        with self._lock:
+            node.busy = bool(node.waiting)
+            if not node.busy:
+                return
+            flight = node.waiting.popleft()
+        try:
+            executor = self.executor.with_options(tag=f"partition {flight.partition}")
+            job = self._job(flight, node)
+            if self._rehearses:
+                self._rehearse(job)
+            flight.future = executor.submit(run, job)
+        except Exception as exc:  # the executor is broken or shut down; a node_config makes no sense
+            self._answer(flight, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
+            self._send_next(node)
+            return
+        finally:
+            flight.content = None
+        if flight.answer is not None:  # given up meanwhile
+            self.executor.end(flight.future)
+        flight.future.add_done_callback(functools.partial(self._land, flight, node))
+
+    def _rehearse(self, job: Job) -> None:
+        kind = job.metadata.message_type
+        with self._rehearsing:  # Other messages of this type wait: their workers are to inherit it.
+            if self._rehearsals[kind] >= REHEARSALS:
+                return
+            self._rehearsals[kind] += 1
+            try:
+                self.executor.rehearse(AppFirst(job.app, functools.partial(answer_or_raise, job)))
+                self._rehearsals[kind] = REHEARSALS
+            except PreloadError as exc:
+                log.warning("workers inherit nothing of the rehearsal of %r: %s", kind, str(exc))
+
+    def _job(self, flight: PendingMessage, node: _Node) -> Job:
+        seed = None
+        if self._isolated:  # where threads share the generators it would only look reproducible
+            seed = random.Random(f"{self._seed}/{flight.partition}/{node.messages}").getrandbits(32)
+        node.messages += 1
+        assert flight.content is not None
+        return Job(
+            app=self.app,
+            content=flight.content,
+            metadata=flight.metadata,
+            node_config=self._config_of(flight.partition),
+            run_config=self._run_config,
+            state=node.state,
+            seed=seed,
+            isolated=self._isolated,
+        )
+
+    def _config_of(self, partition: int) -> dict[str, Any]:
+        given = self._node_config(partition) if callable(self._node_config) else self._node_config
+        for key, value in dict(given).items():
+            if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
+                raise NodeConfigError(
+                    f"The node_config of partition {partition} has {key!r}: {value!r}; "
+                    "Flower carries str, int, float and bool, under names."
+                )
+        return {PARTITION_ID_KEY: partition, NUM_PARTITIONS_KEY: self.num_nodes, **given}
+
+    # ------------------------------------------------------------ back
+
+    def _land(self, flight: PendingMessage, node: _Node, future: Future[Answer]) -> None:
+        """Take an answer in, and send the node its next message. A callback: it must not raise."""
+        try:
+            answer, fatal = future.result(), None
+        except BaseException as exc:
+            answer, fatal = failed(exc), exc if isinstance(exc, InitializerError | PreloadError) else None
+        with self._lock:
+            if self._answer(flight, answer, future, fatal=fatal):
+                node.state = node.state if answer.state is None else answer.state
+        self._send_next(node)
+
+    def _answer(
+        self,
+        flight: PendingMessage,
+        answer: Answer,
+        future: Future[Answer] | None = None,
+        fatal: BaseException | None = None,
+        *,
+        failed: bool = True,
+    ) -> bool:
+        """Settle what becomes of a message; False if that is settled already.
+
+        An error is no failure, if `failed` says so, where nobody has waited for the reply.
+        """
+        with self._lock:
+            if flight.answer is not None:
+                return False
+            flight.answer, flight.fatal = answer, fatal
+            error = None if answer.error is None else answer.error[1]
+            start = flight.round.start if flight.round is not None else 1
+            record = TaskRecord(
+                flight.kind, flight.partition, flight.server_round, error, start=start, **cost_of(future)
+            )
+            self.journal.answered(record, flight.round, failed=failed and error is not None)
+            self._advise(record, answer.filled)
+        if failed and error is not None:
+            log.warning("%s: %s", flight.where, str(error))
+            log.debug("%s", answer.traceback)
+        flight.landed(flight.id)
+        return True
+
+    def _advise(self, record: TaskRecord, filled: tuple[str, ...]) -> None:
+        usage = record.usage
+        if usage is None or self._rehearses or Capability.FRESH_PROCESS not in self.executor.capabilities:
+            return
+        hint = self._refills.note(record.kind, filled, usage.wall_seconds - (usage.import_seconds or 0.0))
+        if hint:
+            log.warning("%s", hint)
+
+    def _expire(self, flights: Iterable[PendingMessage]) -> None:
+        now = time.monotonic()
+        for flight in flights:
+            if flight.expires <= now:
+                ttl = flight.metadata.ttl
+                self._give_up(flight, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
+
+    def _give_up(self, flight: PendingMessage, code: int, reason: str, *, failed: bool = True) -> None:
+        """Answer a message with an error, and end its worker: nobody needs what that still does."""
+        if not self._answer(flight, Answer(error=(code, reason)), failed=failed):
+            return
+        with self._lock:
+            node = self._nodes[flight.node_id]
+            if flight in node.waiting:
+                node.waiting.remove(flight)
+        if flight.future is not None:
+            self.executor.end(flight.future)
+
+    def _deliver(self, flights: Iterable[PendingMessage]) -> list[Message]:
+        """Make the replies, in an order that does not depend on who was first."""
+        replies = []
+        for flight in sorted(flights, key=lambda flight: flight.partition):
+            with self._lock:
+                del self._flights[flight.id]
+            if flight.fatal is not None:
+                raise flight.fatal
+            assert flight.answer is not None
+            replies.append(make_reply(flight, flight.answer))
+            flight.answer = Answer()  # what it held of shared memory is free for the next
+        return replies
+
+
+def _require_time_left(message: Message) -> None:
+    metadata = message.metadata
+    if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
+        raise ValueError(f"A message to node {metadata.dst_node_id} that cannot be sent: {metadata}")
+
+
+def _await_landing(
+    landed: "queue.SimpleQueue[str]", pending: dict[str, PendingMessage], until: float
+) -> None:
+    """Take what has landed off `pending`, until nothing is left or it is too late."""
+    while pending:
+        left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
+        try:
+            pending.pop(landed.get(timeout=left) if left > 0 else landed.get_nowait(), None)
+        except queue.Empty:
+            return

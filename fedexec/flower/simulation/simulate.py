@@ -1,0 +1,214 @@
+"""A ServerApp and its ClientApps on one machine: the server here, each message in a worker of an executor."""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedexec import _registry
+from fedexec._scheduling.futures import Stats
+from fedexec._worker.seeding import seeded
+from fedexec._worker.setup import environment
+from fedexec._worker.threads import limit_threads
+from fedexec.executor import Executor
+from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
+from fedexec.flower.history import Round, TaskRecord
+from fedexec.flower.offloading import app_settings
+from fedexec.flower.run_recorder import RunRecorder
+from fedexec.flower.simulation.client_app import AppFirst, AppRef, check, import_app, place_of, warm
+from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfig
+from fedexec.flower.simulation.strategy_hooks import observed
+from fedexec.interface import Capability, Hooks
+from fedexec.settings import Settings, resolve
+
+__all__ = ["Simulation", "app_executor", "simulate", "start"]
+
+RUN_ID = 1
+_one_at_a_time = threading.Lock()  # Flower's task identity belongs to the process
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a simulation leaves.
+
+    Attributes
+    ----------
+    result : flwr.serverapp.strategy.Result, flwr.server.History or None
+        What the strategy's ``start`` returned, or a History from an older app; None where there was neither.
+        Where an app starts several, that of the last.
+    rounds : list of Round
+        Their ``clients`` are partitions; ``start`` tells them apart where an app starts several strategies.
+    tasks : list of TaskRecord
+        One a message, with its usage.
+    stats : Stats
+        What the executor has done.
+    context : flwr.app.Context
+        The ServerApp's, as it left it.
+    arrays : flwr.app.ArrayRecord or None
+        The global model, as the strategy left it; None where there was none.
+    """
+
+    result: Any
+    rounds: list[Round]
+    tasks: list[TaskRecord]
+    stats: Stats
+    context: Context
+    arrays: ArrayRecord | None = None
+
+
+def simulate(
+    server_app: ServerApp | str,
+    client_app: ClientApp | str,
+    *,
+    num_nodes: int,
+    executor: Executor | None = None,
+    run_config: Mapping[str, Any] | None = None,
+    node_config: NodeConfig | None = None,
+    seed: int | None = None,
+    journal: RunRecorder | None = None,
+    rehearse: bool = False,
+) -> Simulation:
+    """Run a ServerApp against `num_nodes` nodes of a ClientApp, each message in a worker.
+
+    Parameters
+    ----------
+    server_app, client_app : ServerApp, ClientApp, or str
+        Apps as Flower's own engine runs them, of the message API or with ``server_fn`` and ``client_fn``; or
+        where they are: ``"module:attribute"``.
+    num_nodes : int
+    executor : Executor, optional
+        Default: one for this simulation, whose workers are born with the ClientApp imported; its settings
+        come from the environment, or from ``executor-backend`` and the like in `run_config`.
+    run_config : mapping, optional
+        What both apps find in ``context.run_config``.
+    node_config : mapping, or callable ``(partition_id) -> mapping``, optional
+        What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
+    seed : int, optional
+        Two runs with the same seed are equal, whatever the backend: node ids follow from it, and the global
+        random generators (Python, numpy, torch) are seeded, here and for each message in its worker. On
+        backends without isolation a ClientApp that uses these is on its own.
+    journal : RunRecorder, optional
+        Is told what happens, when it does.
+    rehearse : bool
+        For a ClientApp that keeps something costly in a module, such as its data set. The first message of
+        each type is handled once more, before it is sent, in the process that workers are forked from: they
+        find in memory what it has left there. :meth:`fedexec.Executor.rehearse` says what this gives up.
+
+    Returns
+    -------
+    Simulation
+
+    Raises
+    ------
+    LoadServerAppError, LoadClientAppError
+        Flower's: an app that does not exist, or is none.
+    TooFewNodesError
+        The strategy would wait for ever.
+    Exception
+        Whatever the ServerApp raised. What a ClientApp raises, and how its worker dies, is an error reply.
+    """
+    if executor is not None and not isinstance(executor, Executor):
+        made = f" Make one: create_executor({executor!r})." if isinstance(executor, str) else ""
+        raise TypeError(f"executor must be an Executor of fedexec, got {type(executor).__name__}.{made}")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
+    config = dict(run_config or {})
+    with _one_at_a_time, contextlib.ExitStack() as stack:
+        if executor is None:
+            settings = resolve(config=app_settings(config))
+            server, chosen = start(server_app, client_app, settings)
+            stack.enter_context(_ending(chosen))
+        else:
+            server, chosen = _load_server(server_app), executor
+            _warm_workers_of(chosen, client_app)
+        become_server(RUN_ID)
+        grid = ExecutorGrid(
+            chosen,
+            client_app,
+            num_nodes=num_nodes,
+            run_config=config,
+            node_config=node_config,
+            seed=seed,
+            journal=journal,
+            rehearse=rehearse,
+            run_id=RUN_ID,
+        )
+        chosen.submit(check, grid.app).result()
+        context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), config)
+        try:
+            with observed(grid), seeded(seed):
+                server(grid, context)
+        finally:
+            grid.close()
+            grid.journal.finish()
+        told = grid.journal
+        return Simulation(told.result, told.rounds, told.tasks, chosen.stats(), context, told.arrays)
+
+
+def start(
+    server_app: ServerApp | str, client_app: ClientApp | str, settings: Settings
+) -> tuple[ServerApp, Executor]:
+    """Load the server's app, and meanwhile make an executor for the client's: each takes seconds.
+
+    Without isolation this process is held to a worker's threads: their number changes how torch rounds.
+    """
+    if Capability.ISOLATED not in _registry.load(settings.backend).capabilities:
+        limit_threads(environment(settings))
+    with ThreadPoolExecutor(1) as aside:
+        starting = aside.submit(app_executor, settings, client_app)
+        try:
+            server = _load_server(server_app)
+        except BaseException:
+            starting.result().kill_workers()
+            raise
+        return server, starting.result()
+
+
+def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
+    """Make an executor whose workers are born with a ClientApp imported."""
+    return Executor(settings, Hooks(warmup=functools.partial(warm, _ref(client_app))))
+
+
+def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
+    """Have the workers of somebody else's executor be born as those of an executor of ours."""
+    settings = executor.settings
+    if settings.learn and settings.start_method == "forkserver":
+        ref = _ref(client_app)
+        executor.rehearse(AppFirst(ref, functools.partial(warm, ref)))
+
+
+def _ref(app: ClientApp | str) -> AppRef:
+    return AppRef(app) if isinstance(app, str) else AppRef.of(app)
+
+
+@contextlib.contextmanager
+def _ending(executor: Executor) -> Iterator[None]:
+    """End an executor with what it is for; at once if that fails."""
+    try:
+        yield
+    except BaseException:
+        executor.kill_workers()
+        raise
+    executor.shutdown()
+
+
+def _load_server(app: ServerApp | str) -> ServerApp:
+    """Return the app that is meant; LoadServerAppError names it where there is none."""
+    name = app if isinstance(app, str) else "the ServerApp"
+    try:
+        found = import_app(app) if isinstance(app, str) else app
+    except (Exception, SystemExit) as exc:
+        error = " ".join(f"{type(exc).__name__}: {exc}".split())
+        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}{place_of(exc)}") from exc
+    if not isinstance(found, ServerApp):
+        raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(found).__name__}.")
+    if not has_main(found):
+        raise LoadServerAppError(f"{name!r} has nothing to run: give it a function with @app.main().")
+    return found

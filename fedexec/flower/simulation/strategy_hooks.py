@@ -1,0 +1,238 @@
+"""What a ServerApp does not return: the strategy's result, its evaluations, in time for whoever watches.
+
+``ServerApp.main`` returns nothing, and a strategy tells nobody what it has found. So while one of our
+simulations runs, ``Strategy.start`` is listened to, and of older apps ``Server.fit`` and ``DefaultWorkflow``,
+on our grid alone; within these also what a strategy says of an evaluation.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.common import Parameters, parameters_to_ndarrays
+from flwr.server import Server
+from flwr.server.strategy import Strategy as OlderStrategy
+from flwr.serverapp.strategy import Strategy
+
+from fedexec.errors import FedexecError
+from fedexec.flower._private import DefaultWorkflow, workflow_arrays
+from fedexec.flower.simulation.grid import ExecutorGrid
+
+__all__ = ["TooFewNodesError", "observed"]
+
+
+class TooFewNodesError(FedexecError, ValueError):
+    """A strategy waits for more nodes than there are, and would for ever.
+
+    Parameters
+    ----------
+    strategy : str
+    attribute : str
+        What asks for them.
+    wanted, there : int
+        Nodes.
+    """
+
+    def __init__(self, strategy: str, attribute: str, wanted: int, there: int) -> None:
+        super().__init__(strategy, attribute, wanted, there)
+        self.strategy, self.attribute, self.wanted, self.there = strategy, attribute, wanted, there
+
+    def __str__(self) -> str:
+        return (
+            f"{self.strategy} waits for {self.wanted} nodes ({self.attribute}={self.wanted}), but there are "
+            f"{self.there}. Simulate {self.wanted}, or lower {self.attribute}."
+        )
+
+
+@contextlib.contextmanager
+def observed(grid: ExecutorGrid) -> Iterator[None]:
+    """Have the grid's journal told what strategies say while this lasts."""
+    observer = _Observer(grid)
+    with contextlib.ExitStack() as stack:
+        for base, name, listen in (
+            (Strategy, "start", observer.start),
+            (Strategy, "aggregate_evaluate", observer.aggregate_evaluate),
+            (Server, "fit", observer.fit),
+            (DefaultWorkflow, "__call__", observer.work),
+            (OlderStrategy, "evaluate", observer.evaluate),
+            (OlderStrategy, "aggregate_evaluate", observer.aggregate_evaluate),
+        ):
+            for kind in _family(base):
+                if name in vars(kind):
+                    original = vars(kind)[name]
+                    setattr(kind, name, _listening(original, _Ear(listen)))
+                    stack.callback(setattr, kind, name, original)
+        yield
+
+
+def _family(kind: Any) -> Iterator[Any]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+class _Ear:
+    """What listens here: in a worker, to which a script's classes travel with their methods, nothing does."""
+
+    def __init__(self, listen: Callable[..., Any] | None = None) -> None:
+        self.listen = listen
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+def _listening(original: Callable[..., Any], ear: _Ear) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if ear.listen is None:
+            return original(self, *args, **kwargs)
+        return ear.listen(original, self, *args, **kwargs)
+
+    return method
+
+
+def _bind(
+    function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[inspect.BoundArguments, ChainMap[str, Any]]:
+    """Return a call's arguments, and all of them by name: those too that go through ``**options``."""
+    signature = inspect.signature(function)
+    call = signature.bind(*args, **kwargs)
+    call.apply_defaults()
+    rest = [
+        name for name, parameter in signature.parameters.items() if parameter.kind is parameter.VAR_KEYWORD
+    ]
+    return call, ChainMap(call.arguments, *(call.arguments[name] for name in rest))
+
+
+class _Observer:
+    def __init__(self, grid: ExecutorGrid) -> None:
+        self._grid = grid
+        self._journal = grid.journal
+
+    def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``Strategy.start``."""
+        call, given = _bind(original, strategy, *args, **kwargs)
+        if given.get("grid") is not self._grid:
+            return original(strategy, *args, **kwargs)
+        _check_nodes(strategy, self._grid.num_nodes)
+        evaluate_fn = given.get("evaluate_fn")
+        if evaluate_fn is not None:
+            where = next(place for place in given.maps if "evaluate_fn" in place)
+            where["evaluate_fn"] = self._reported(evaluate_fn)
+        with self._journal.start(given.get("num_rounds")) as start:
+            result = original(*call.args, **call.kwargs)
+        self._journal.returned(start, result, getattr(result, "arrays", None) or None)
+        return result
+
+    def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``Server.fit``."""
+        _, given = _bind(original, server, *args, **kwargs)
+        _check_nodes(server.strategy, self._grid.num_nodes)
+        sorting = _sorted_results(server.strategy, self._grid.get_node_ids())
+        with self._journal.start(given.get("num_rounds")) as start, sorting:
+            answer = original(server, *args, **kwargs)
+        history = answer[0] if isinstance(answer, tuple) else answer
+        self._journal.returned(start, history, _arrays(getattr(server, "parameters", None)))
+        return answer
+
+    def work(self, original: Callable[..., Any], workflow: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``DefaultWorkflow.__call__``."""
+        _, given = _bind(original, workflow, *args, **kwargs)
+        context = given["context"]
+        if given["grid"] is not self._grid or not hasattr(context, "strategy"):
+            return original(workflow, *args, **kwargs)
+        _check_nodes(context.strategy, self._grid.num_nodes)
+        with self._journal.start(context.config.num_rounds) as start:
+            answer = original(workflow, *args, **kwargs)
+        self._journal.returned(start, context.history, workflow_arrays(context))
+        return answer
+
+    def evaluate(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for ``evaluate`` of an older strategy: of the global model, on the server."""
+        answer = original(strategy, *args, **kwargs)
+        if answer is not None and self._journal.within() is not None:
+            self._journal.evaluated(_server_round(args, kwargs), *answer)
+        return answer
+
+    def aggregate_evaluate(
+        self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Stand in for ``aggregate_evaluate``, which returns metrics; older ones, a loss first."""
+        answer = original(strategy, *args, **kwargs)
+        loss, metrics = answer if isinstance(answer, tuple) else (None, answer)
+        if self._journal.within() is not None and (loss is not None or metrics):
+            self._journal.evaluated_by_clients(_server_round(args, kwargs), loss, metrics or {})
+        return answer
+
+    def _reported(self, evaluate_fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(evaluate_fn)
+        def evaluate(server_round: int, *args: Any, **kwargs: Any) -> Any:
+            answer = evaluate_fn(server_round, *args, **kwargs)
+            metrics = dict(answer) if isinstance(answer, Mapping) else {}
+            loss = metrics.pop("loss") if isinstance(metrics.get("loss"), int | float) else None
+            self._journal.evaluated(server_round, loss, metrics, closes=True)
+            return answer
+
+        return evaluate
+
+
+def _server_round(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return int(args[0] if args else kwargs["server_round"])
+
+
+def _arrays(parameters: Parameters | None) -> ArrayRecord | None:
+    """Return an older app's parameters as newer ones have them; as bytes, if they are no arrays."""
+    if parameters is None:
+        return None
+    try:
+        arrays = parameters_to_ndarrays(parameters)
+    except Exception:  # a tree of XGBoost, say: whatever numpy says to these bytes
+        arrays = [np.frombuffer(tensor, np.uint8) for tensor in parameters.tensors]
+    return ArrayRecord(arrays) if arrays else None
+
+
+@contextlib.contextmanager
+def _sorted_results(strategy: Any, node_ids: list[int]) -> Iterator[None]:
+    """Have an older strategy aggregate in the order of the partitions, not of whoever came first."""
+    rank = {str(node_id): index for index, node_id in enumerate(node_ids)}
+
+    def in_order(aggregate: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(aggregate)
+        def ordered(server_round: int, results: list[Any], failures: list[Any]) -> Any:
+            results = sorted(results, key=lambda result: rank.get(result[0].cid, -1))
+            return aggregate(server_round, results, failures)
+
+        return ordered
+
+    names = ("aggregate_fit", "aggregate_evaluate")
+    for name in names:
+        setattr(strategy, name, in_order(getattr(strategy, name)))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(strategy, name)
+
+
+def _check_nodes(strategy: Any, there: int) -> None:
+    """Raise TooFewNodesError where a strategy says, in one of Flower's own attributes, that it would wait."""
+    for attribute, fraction in (
+        ("min_available_nodes", None),
+        ("min_train_nodes", "fraction_train"),
+        ("min_evaluate_nodes", "fraction_evaluate"),
+        ("min_available_clients", None),
+        ("min_fit_clients", "fraction_fit"),
+        ("min_evaluate_clients", "fraction_evaluate"),
+    ):
+        wanted = getattr(strategy, attribute, 0)
+        used = fraction is None or getattr(strategy, fraction, 1.0) > 0
+        if isinstance(wanted, int) and wanted > there and used:
+            raise TooFewNodesError(type(strategy).__name__, attribute, wanted, there)
+    inner = getattr(strategy, "strategy", None)  # of one that wraps another
+    if inner is not None:
+        _check_nodes(inner, there)
