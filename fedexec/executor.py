@@ -12,15 +12,18 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from fedexec import registry
+from fedexec import _registry
+from fedexec._scheduling.admission import Admission, Footprint, ceiling
+from fedexec._scheduling.exit_hooks import drain_before_exit_of
+from fedexec._scheduling.futures import Future, Stats
+from fedexec._scheduling.scheduler import Scheduler
+from fedexec._system.machine import open_files
+from fedexec._worker.seeding import call_seeded
+from fedexec.devices.device import is_emulated
+from fedexec.devices.discovery import find_devices
 from fedexec.errors import SettingsError
 from fedexec.interface import Capability, Hooks, Task, function_name, once
-from fedexec.machine import open_files
-from fedexec.memory.admission import Admission, Footprint, ceiling
-from fedexec.memory.device import devices, is_emulated
-from fedexec.scheduler import Future, Scheduler, Stats, drain_before_exit_of
-from fedexec.seeding import call_seeded
-from fedexec.settings import Settings, resolve
+from fedexec.settings import Settings, options, resolve
 
 __all__ = ["Executor", "create_executor"]
 
@@ -33,7 +36,7 @@ def create_executor(
     *,
     max_workers: int | str | None = None,
     start_method: str | None = None,
-    preload: Sequence[str] = (),
+    preload: str | Sequence[str] = (),
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
     timeout: float | None = None,
@@ -56,52 +59,18 @@ def create_executor(
 
     Parameters
     ----------
-    backend : str, optional
-        A name that :func:`fedexec.backends` lists. Default: "standby" where fork is safe, else "process".
-    max_workers : int or "auto", optional
-        How many tasks run at once. Default: the cores this process may use. "auto": as many as memory allows,
-        the host's and the devices'; see :mod:`fedexec.memory.admission`.
-    start_method : {"forkserver", "spawn"}, optional
-        How worker processes start. Neither imports the caller's ``__main__`` again.
-    preload : sequence of str, optional
-        Modules a worker has imported before its first task; with forkserver, once for all workers.
+    backend, max_workers, start_method, preload, timeout, retries, memory_limit, device_memory_limit, \
+    enforce_limits, device, threads_per_worker, max_tasks_per_child, standby, shared_memory, \
+    preload_timeout, log_level, learn, seed : optional
+        The settings; :class:`fedexec.Settings` says of each what it means and what its default is. Sizes are
+        bytes, or text such as ``"512MiB"``; times are seconds. `preload` takes one name or several.
     initializer, initargs : callable and tuple, optional
         Called in every worker before its first task. If it raises, the executor is broken.
-    timeout : float, optional
-        Seconds a task may take; then its worker is ended. Default: no limit.
-    retries : int, optional
-        How often a task is run again when its *worker* died. Default 0.
-    memory_limit, device_memory_limit : int or str, optional
-        ``"512MiB"``; a reused worker that holds more of the host's, or of a device's, memory after a task is
-        replaced.
-    enforce_limits : bool, optional
-        End a task that exceeds one of these limits while it *runs* (WorkerMemoryError). Default: no.
-    device : str, optional
-        The devices to use, as :func:`fedexec.memory.device.devices` reads it. Default: all that are visible.
-    threads_per_worker : int, optional
-        Default: ``cores // max_workers``, at least 1.
     warmup : callable, optional
         Called once, after the preload, in the process that workers are forked from: what it imports, loads
         and caches every worker has. What it does must survive a fork: where it leaves a thread that a worker
-        would miss, or starts CUDA (see :func:`fedexec.memory.device.hidden`), workers start as fresh
-        interpreters instead, without it.
-    max_tasks_per_child : int, optional
-        How many tasks a worker of ``standby`` runs before it ends. Default 1.
-    standby : int, optional
-        How many workers of ``standby`` wait ahead of need. Default: `max_workers`.
-    shared_memory : bool, optional
-        Large arrays go through shared memory. Default: yes, but on ``process``.
-    preload_timeout : float, optional
-        Seconds that the preload and the warm-up may take. Default 120.
-    log_level : str, optional
-        Level of the logger ``fedexec``.
-    learn : bool, optional
-        Where workers are forked, later ones are born with the modules of installed packages that tasks have
-        imported; see :mod:`fedexec.learning`. Default: yes.
-    seed : int, optional
-        At least 0. Each task's global generators (:mod:`random`, numpy, torch) follow from it and from how
-        many tasks were submitted before, the same on every isolating backend. Default: those of different
-        tasks are independent.
+        would miss, or starts CUDA (see :func:`fedexec.devices.hidden`), workers start as fresh interpreters
+        instead, without it.
 
     Returns
     -------
@@ -120,29 +89,11 @@ def create_executor(
     PreloadError
         A module of `preload` cannot be imported.
     """
-    settings = resolve(
-        {
-            "backend": backend,
-            "max_workers": max_workers,
-            "start_method": start_method,
-            "preload": (preload,) if isinstance(preload, str) else tuple(preload),
-            "timeout": timeout,
-            "retries": retries,
-            "memory_limit": memory_limit,
-            "device_memory_limit": device_memory_limit,
-            "enforce_limits": enforce_limits,
-            "device": device,
-            "threads_per_worker": threads_per_worker,
-            "max_tasks_per_child": max_tasks_per_child,
-            "standby": standby,
-            "shared_memory": shared_memory,
-            "preload_timeout": preload_timeout,
-            "log_level": log_level,
-            "learn": learn,
-            "seed": seed,
-        }
+    given = locals()  # the arguments: a setting that the signature lacks fails here
+    return Executor(
+        resolve({option.name: given[option.name] for option in options()}),
+        Hooks(initializer, initargs, warmup),
     )
-    return Executor(settings, Hooks(initializer, initargs, warmup))
 
 
 SPARE_DESCRIPTORS = 128  # beside those of workers: of results that are kept, and the caller's own
@@ -183,12 +134,12 @@ class Executor(concurrent.futures.Executor):
         for name in ("initializer", "warmup"):
             if getattr(hooks, name) is not None and not callable(getattr(hooks, name)):
                 raise TypeError(f"{name} must be a callable")
-        backend_class = registry.load(settings.backend)
+        backend_class = _registry.load(settings.backend)
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self._tag: str | None = None
         self._whole: Executor | None = None  # of which this is a view, and which lives as long as it
-        self.devices = devices(settings.device)
+        self.devices = find_devices(settings.device)
         if Capability.ISOLATED not in backend_class.capabilities:
             self.devices = self.devices[:1]  # all tasks share this process, and its device
         if settings.device and self.devices and not is_emulated(settings.device):

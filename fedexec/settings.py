@@ -1,23 +1,26 @@
 """What an executor was told to do, and by whom: argument > flag > environment > config > default.
 
-Every field of :class:`Settings` can be given in the environment as ``FEDEXEC_`` and its name in capitals.
+Each setting is described once, where :class:`Settings` declares it. From there follow its flag on the command
+line and the text of ``--help``, its variable in the environment (``FEDEXEC_`` and its name in capitals), its
+key in an app's configuration (``executor-`` and its name with hyphens) and its row in the documentation.
 """
 
+import dataclasses
 import difflib
 import functools
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedexec._system.machine import available_cores
+from fedexec._system.sizes import parse_size
+from fedexec._system.visible import visible
 from fedexec.errors import SettingsError
-from fedexec.machine import available_cores
-from fedexec.visible import visible
 
-__all__ = ["Settings", "format_size", "parse_size", "resolve", "setting_names", "unknown_variables"]
+__all__ = ["PREFIX", "Option", "Settings", "options", "resolve", "unknown_variables"]
 
 log = logging.getLogger("fedexec")
 
@@ -26,137 +29,10 @@ DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
 AUTO = "auto"
 PREFIX = "FEDEXEC_"
 START_METHODS = ("forkserver", "spawn")
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+LARGEST = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The resolved settings of one executor.
-
-    Attributes
-    ----------
-    backend : str
-        Name of the backend.
-    max_workers : int
-        How many tasks run at once; where `auto`, at most.
-    auto : bool
-        ``max_workers="auto"``: as many run at once as memory allows.
-    start_method : {"forkserver", "spawn"}
-        How worker processes start.
-    preload : tuple of str
-        Modules a worker has imported before its first task.
-    timeout : float or None
-        Seconds a task may take from the moment it is handed to the backend; None is for ever.
-    retries : int
-        How often a task is run again when its worker died under it.
-    memory_limit, device_memory_limit : int or None
-        Bytes of the host's memory and of a device's; a reused worker that holds more after a task is
-        replaced.
-    enforce_limits : bool
-        Whether a task that exceeds one of them while it *runs* is ended.
-    device : str or None
-        Which devices tasks compute on, as :func:`fedexec.memory.device.devices` reads it.
-    threads_per_worker : int
-        Given to OpenMP, MKL and OpenBLAS in each worker.
-    max_tasks_per_child : int
-        How many tasks a worker of ``standby`` runs before it ends.
-    standby : int
-        How many workers wait ahead of need.
-    shared_memory : bool
-        Whether large arrays go through shared memory.
-    preload_timeout : float
-        Seconds that the preload and the warm-up may take.
-    log_level : str or None
-        Level of the ``fedexec`` logger; None leaves it to the application.
-    learn : bool
-        Whether later workers are born with the modules that tasks have imported.
-    seed : int or None
-        What each task's random numbers follow from, with its number; None leaves them to the system.
-    sources : mapping of str to str
-        Field name to who set it: "argument", "flag", the environment variable, "config" or "default".
-    """
-
-    backend: str = DEFAULT_BACKEND
-    max_workers: int = 1
-    auto: bool = False
-    start_method: str = "forkserver" if FORK_IS_SAFE else "spawn"
-    preload: tuple[str, ...] = ()
-    timeout: float | None = None
-    retries: int = 0
-    memory_limit: int | None = None
-    device_memory_limit: int | None = None
-    enforce_limits: bool = False
-    device: str | None = None
-    threads_per_worker: int = 1
-    max_tasks_per_child: int = 1
-    standby: int = 1
-    shared_memory: bool = True
-    preload_timeout: float = 120.0
-    log_level: str | None = None
-    learn: bool = True
-    seed: int | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON knows them."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        shown: tuple[str, ...] = (
-            "backend",
-            "max_workers",
-            "start_method",
-            "timeout",
-            "memory_limit",
-            "threads_per_worker",
-        )
-        shown += ("device",) if self.device else ()
-        return ", ".join(
-            f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown
-        )
-
-
-def parse_size(text: str | int) -> int:
-    """Read a number of bytes as people write it.
-
-    Parameters
-    ----------
-    text : str or int
-        ``"512MiB"``, ``"1.5 GB"``, ``"800m"`` or plain bytes. KiB, MiB, GiB, TiB are powers of 1024; KB,
-        MB, GB, TB (and one letter) powers of 1000.
-
-    Returns
-    -------
-    int
-        Bytes, more than 0.
-
-    Raises
-    ------
-    SettingsError
-        Not a size.
-    """
-    match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
-    if match is None or (match[2] and match[2].lower() not in _UNITS):
-        raise SettingsError(f"{text!r} is not a size. Write it like 512MiB, 1.5GB or a number of bytes")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if size <= 0:
-        raise SettingsError(f"a size must be greater than 0, got {text!r}")
-    return size
-
-
-def format_size(size: int | None) -> str:
-    """Write a number of bytes for people; None, which was not measured, says so."""
-    if size is None:
-        return "not measured"
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+# ---------------------------------------------------------------- how a value is read
 
 
 def _whole(minimum: int, complaint: str) -> Callable[[Any], int]:
@@ -169,12 +45,15 @@ def _whole(minimum: int, complaint: str) -> Callable[[Any], int]:
             raise SettingsError(f"must be a whole number, got {value!r}") from None
         if number < minimum:
             raise SettingsError(f"{complaint}, got {number}")
+        if number > LARGEST:
+            raise SettingsError(f"must be at most {LARGEST}, got {number}")
         return number
 
     return read
 
 
 _at_least_one = _whole(1, "must be greater than 0")
+_not_negative = _whole(0, "must not be negative")
 
 
 def _workers(value: Any) -> int | str:
@@ -230,31 +109,201 @@ def _name(value: Any) -> str:
     return value.strip()
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "backend": _name,
-    "max_workers": _workers,
-    "start_method": _start_method,
-    "preload": _modules,
-    "timeout": _seconds,
-    "retries": _whole(0, "must not be negative"),
-    "memory_limit": parse_size,
-    "device_memory_limit": parse_size,
-    "enforce_limits": _switch,
-    "device": _device,
-    "threads_per_worker": _at_least_one,
-    "max_tasks_per_child": _at_least_one,
-    "standby": _whole(0, "must not be negative"),
-    "shared_memory": _switch,
-    "preload_timeout": _seconds,
-    "log_level": _log_level,
-    "learn": _switch,
-    "seed": _whole(0, "must not be negative"),
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting, as it is described wherever a user meets it.
+
+    Attributes
+    ----------
+    name : str
+        The field of :class:`Settings`, and the argument of :func:`fedexec.create_executor`.
+    read : callable
+        Turns what was given into the value; raises SettingsError.
+    metavar : str
+        What stands for a value in ``--help``.
+    text : str
+        What it does: a sentence or two in Markdown.
+    default : str
+        The default, in words.
+    """
+
+    name: str
+    read: Callable[[Any], Any]
+    metavar: str
+    text: str
+    default: str
+
+    @property
+    def flag(self) -> str:
+        """How the command line spells it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """How the environment spells it."""
+        return PREFIX + self.name.upper()
+
+
+def _setting(value: Any, read: Callable[[Any], Any], metavar: str, text: str, default: str) -> Any:
+    """Declare a field of :class:`Settings`."""
+    return field(default=value, metadata={"option": (read, metavar, text, default)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The resolved settings of one executor.
+
+    Each field says what it means where it is declared. Sizes are bytes here, and times are seconds.
+
+    Attributes
+    ----------
+    auto : bool
+        ``max_workers="auto"`` was asked for: as many tasks run at once as memory allows.
+    sources : mapping of str to str
+        Field name to who set it: "argument", "flag", the environment variable, "config" or "default".
+    """
+
+    backend: str = _setting(
+        DEFAULT_BACKEND,
+        _name,
+        "NAME",
+        "Where tasks run: a name that `fedexec backends` lists.",
+        "`standby` on Linux, `process` elsewhere",
+    )
+    max_workers: int = _setting(
+        1,
+        _workers,
+        "N",
+        "How many tasks run at once; `auto`: as many as the memory of the host and of the devices allows.",
+        "the cores that this process may use",
+    )
+    start_method: str = _setting(
+        "forkserver" if FORK_IS_SAFE else "spawn",
+        _start_method,
+        "METHOD",
+        "How worker processes start: `forkserver` forks them from a template that has imported the preload, "
+        "`spawn` starts a fresh interpreter for each.",
+        "`forkserver` on Linux, `spawn` elsewhere",
+    )
+    preload: tuple[str, ...] = _setting(
+        (),
+        _modules,
+        "MODULES",
+        "Modules that a worker has imported before its first task, separated by commas.",
+        "none",
+    )
+    timeout: float | None = _setting(
+        None,
+        _seconds,
+        "SECONDS",
+        "How long a task may take from the moment it is given to a worker; then its worker is ended.",
+        "no limit",
+    )
+    retries: int = _setting(
+        0, _not_negative, "N", "How often a task runs again when its worker died under it.", "0"
+    )
+    memory_limit: int | None = _setting(
+        None,
+        parse_size,
+        "SIZE",
+        "Host memory, such as `2GiB`; a reused worker that holds more after a task is replaced.",
+        "no limit",
+    )
+    device_memory_limit: int | None = _setting(
+        None,
+        parse_size,
+        "SIZE",
+        "The same for what a reused worker holds of its device after a task.",
+        "no limit",
+    )
+    enforce_limits: bool = _setting(
+        False,
+        _switch,
+        "BOOL",
+        "Whether a task that exceeds one of these two limits while it runs is ended.",
+        "`false`",
+    )
+    device: str | None = _setting(
+        None,
+        _device,
+        "NAME",
+        "The devices that tasks compute on: `none`, UUIDs or indices separated by commas, or "
+        "`emulated:24GiB`.",
+        "all that are visible",
+    )
+    threads_per_worker: int = _setting(
+        1,
+        _at_least_one,
+        "N",
+        "How many threads OpenMP, MKL, OpenBLAS and torch may use in each worker.",
+        "cores / `max_workers`, at least 1",
+    )
+    max_tasks_per_child: int = _setting(
+        1, _at_least_one, "N", "How many tasks a worker of `standby` runs before it ends.", "1"
+    )
+    standby: int = _setting(
+        1, _not_negative, "N", "How many workers of `standby` wait ahead of need.", "`max_workers`"
+    )
+    shared_memory: bool = _setting(
+        True,
+        _switch,
+        "BOOL",
+        "Whether arrays and CPU tensors of a megabyte and more go through shared memory.",
+        "`true`, except on `process`",
+    )
+    preload_timeout: float = _setting(
+        120.0, _seconds, "SECONDS", "How long the preload and the warm-up may take.", "120"
+    )
+    log_level: str | None = _setting(
+        None,
+        _log_level,
+        "LEVEL",
+        "Level of the logger `fedexec`: `DEBUG`, `INFO`, `WARNING` or `ERROR`. `INFO` shows what was chosen, "
+        "and by whom.",
+        "as the application has it",
+    )
+    learn: bool = _setting(
+        True,
+        _switch,
+        "BOOL",
+        "Whether later workers are born with the modules of installed packages that tasks have imported.",
+        "`true`",
+    )
+    seed: int | None = _setting(
+        None,
+        _not_negative,
+        "N",
+        "What the random numbers of each task follow from, together with the task's number; not on `inline`.",
+        "the random numbers of different tasks are independent",
+    )
+    auto: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON knows them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shown = ["backend", "max_workers", "start_method", "timeout", "memory_limit", "threads_per_worker"]
+        shown += ["device"] if self.device else []
+        return ", ".join(
+            f"{name}={getattr(self, name)} ({self.sources.get(name, 'default')})" for name in shown
+        )
+
+
+_OPTIONS = {
+    each.name: Option(each.name, *each.metadata["option"])
+    for each in dataclasses.fields(Settings)
+    if "option" in each.metadata
 }
 
 
-def setting_names() -> tuple[str, ...]:
-    """Return the name of every setting."""
-    return tuple(_READERS)
+def options() -> tuple[Option, ...]:
+    """Return the description of every setting, in the order in which they are declared."""
+    return tuple(_OPTIONS.values())
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -269,7 +318,7 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     dict of str to str
         Each with what to do about it.
     """
-    known = [name.upper() for name in _READERS]
+    known = [name.upper() for name in _OPTIONS]
     found = {}
     for variable in environ:
         name = variable.removeprefix(PREFIX)
@@ -315,15 +364,15 @@ def resolve(
     """
     arguments, flags, config = arguments or {}, flags or {}, config or {}
     for name in (*arguments, *flags, *config):
-        if name not in _READERS:
-            raise TypeError(f"there is no setting {name!r}; known: {', '.join(_READERS)}")
+        if name not in _OPTIONS:
+            raise TypeError(f"there is no setting {name!r}; known: {', '.join(_OPTIONS)}")
     variables = os.environ if environ is None else environ
     for unknown in unknown_variables(variables).items():
         _warn_of(*unknown)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for name, read in _READERS.items():
-        variable = PREFIX + name.upper()
+    for name, option in _OPTIONS.items():
+        variable = option.variable
         candidates = {
             "argument": arguments.get(name),
             "flag": flags.get(name),
@@ -334,7 +383,7 @@ def resolve(
         sources[name] = next(iter(given), "default")
         if given:
             try:
-                values[name] = read(given[sources[name]])
+                values[name] = option.read(given[sources[name]])
             except SettingsError as exc:
                 origin = "" if sources[name] == "argument" else f" ({sources[name]})"
                 raise SettingsError(f"{name} {exc}{origin}") from None

@@ -29,11 +29,11 @@ import cloudpickle
 from flwr.app import Context
 
 from fedexec import settings
+from fedexec.devices.device import hidden
 from fedexec.errors import SettingsError
 from fedexec.executor import Executor
-from fedexec.flower.records import Packed, pack, unpack
+from fedexec.flower.record_packing import Packed, pack, unpack
 from fedexec.interface import Capability, Hooks
-from fedexec.memory.device import hidden
 
 __all__ = ["app_settings", "offload", "set_isolated", "warm_torch"]
 
@@ -184,7 +184,7 @@ def app_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
     SettingsError
         No setting has this name.
     """
-    known = {PREFIX + name.replace("_", "-"): name for name in settings.setting_names()}
+    known = {PREFIX + option.name.replace("_", "-"): option.name for option in settings.options()}
     given = {key: value for key, value in run_config.items() if key.startswith(PREFIX)}
     for key in given:
         if key not in known:
