@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from typing import Any
 
 from fedexec.errors import BackendUnavailableError, UnknownBackendError
@@ -123,7 +123,13 @@ _BUILTIN = {
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    # Not by `entry_points`, which fails on what import ignores in sys.path: bytes, Path objects, None.
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    found: dict[str, EntryPoint] = {}
+    for distribution in distributions(path=path):
+        for entry in distribution.entry_points.select(group=GROUP):
+            found.setdefault(entry.name, entry)  # the first on the path, as import has it
+    return found
 
 
 def backends() -> tuple[BackendInfo, ...]:

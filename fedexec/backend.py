@@ -14,7 +14,10 @@ Register the class in the entry-point group ``fedexec.backends``, and inherit th
 :mod:`fedexec.testing`: they show that it keeps its promises.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedexec._channel.stderr import rehearse as rehearse_stderr
@@ -70,7 +73,7 @@ __all__ = [
 
 
 class IsolatingBackend(Backend):
-    """What backends whose tasks run in processes have in common. A subclass adds ``run`` and ``kill``.
+    """What backends whose tasks run in processes have in common. A subclass adds ``run``.
 
     Parameters
     ----------
@@ -104,10 +107,41 @@ class IsolatingBackend(Backend):
             shared_memory=settings.shared_memory if shared_memory is None else shared_memory,
             learner=self.launcher.learner(self.renew_workers),
         )
+        self._workers_lock = threading.Lock()
+        self._workers: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
 
     def start(self) -> None:
         """Import the preload, where workers are forked from a template."""
         self.launcher.start()
+
+    @contextlib.contextmanager
+    def running(self, task: Task, worker: WorkerProcess) -> Iterator[None]:
+        """Have :meth:`kill` end this worker while it runs the task; it is ended here if that came before.
+
+        Parameters
+        ----------
+        task : Task
+            Learns the worker's pid.
+        worker : WorkerProcess
+            It has been started.
+        """
+        task.pid = worker.pid
+        with self._workers_lock:
+            self._workers[task.id] = worker
+        try:
+            if task.doomed:
+                end_process(worker)
+            yield
+        finally:
+            with self._workers_lock:
+                del self._workers[task.id]
+
+    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
+        """End the worker of a task, and what it started; see :meth:`Backend.kill`."""
+        with self._workers_lock:
+            worker = self._workers.get(task.id)
+        if worker is not None:
+            end_process(worker, number)
 
     def renew_workers(self) -> None:
         """Replace the workers that wait: the next ones are born with more. Nothing, if none wait."""

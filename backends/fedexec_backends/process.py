@@ -8,7 +8,6 @@ Manager (one for all tasks, where the tutorial starts one for each) ends with th
 import functools
 import os
 import secrets
-import signal
 import socket
 import struct
 import sys
@@ -62,9 +61,8 @@ class ProcessBackend(IsolatingBackend):
         # Everything through the Manager, as the tutorial has it, unless asked otherwise.
         asked = settings.sources.get("shared_memory", "default") != "default"
         super().__init__(settings, hooks, shared_memory=asked and settings.shared_memory)
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the Manager
         self._manager: _Manager | None = None
-        self._processes: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
 
     def run(self, task: Task) -> Outcome:
         """Run one task in one process."""
@@ -74,16 +72,8 @@ class ProcessBackend(IsolatingBackend):
         return_dict = self._return_dict(task)
         process = self.context.Process(target=_work, args=(self.worker_setup, message, return_dict))
         process.start()
-        task.pid = process.pid
-        with self._lock:
-            self._processes[task.id] = process
-        try:
-            if task.doomed:
-                end_process(process)
+        with self.running(task, process):
             process.join()
-        finally:
-            with self._lock:
-                del self._processes[task.id]
         pid, exitcode = process.pid, exit_code(process)
         process.close()
         gone = None
@@ -100,13 +90,6 @@ class ProcessBackend(IsolatingBackend):
             raise died from gone
         finally:
             del died  # no cycle
-
-    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
-        """End the process of `task`."""
-        with self._lock:
-            process = self._processes.get(task.id)
-        if process is not None:
-            end_process(process, number)
 
     def shutdown(self) -> None:
         """End Manager and template."""

@@ -13,7 +13,13 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexec._bench import tasks
-from fedexec.flower._private import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, become_server, ray_backend, stamp
+from fedexec.flower.flower_internals import (
+    NUM_PARTITIONS_KEY,
+    PARTITION_ID_KEY,
+    become_server,
+    ray_backend,
+    stamp,
+)
 
 __all__ = ["engine"]
 

@@ -30,7 +30,7 @@ from fedexec.flower import (
     read_app,
     simulate,
 )
-from fedexec.flower._private import is_from_server
+from fedexec.flower.flower_internals import is_from_server
 from fedexec.flower.simulation.simulate import start
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import resolve
@@ -76,7 +76,7 @@ def command(arguments: argparse.Namespace) -> int:
                 executor=executor,
                 run_config=app.run_config,
                 seed=arguments.seed,
-                journal=RunRecorder(progress),
+                recorder=RunRecorder(progress),
                 rehearse=arguments.rehearse,
             )
         except BaseException as exc:

@@ -17,12 +17,12 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 if TYPE_CHECKING:
-    from fedexec.flower._private import LoadClientAppError, LoadServerAppError
+    from fedexec.flower.flower_internals import LoadClientAppError, LoadServerAppError
     from fedexec.flower.history import Round, TaskRecord
     from fedexec.flower.offloading import app_settings, offload
-    from fedexec.flower.run_recorder import RunRecorder
     from fedexec.flower.simulation.app_directory import AppDirectoryError, FlowerApp, read_app
     from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfigError
+    from fedexec.flower.simulation.run_recorder import RunRecorder
     from fedexec.flower.simulation.simulate import Simulation, app_executor, simulate
     from fedexec.flower.simulation.strategy_hooks import TooFewNodesError
 
@@ -48,10 +48,10 @@ __all__ = [
 __getattr__ = importer(
     __name__,
     {
-        "_private": ("LoadClientAppError", "LoadServerAppError"),
+        "flower_internals": ("LoadClientAppError", "LoadServerAppError"),
         "history": ("Round", "TaskRecord"),
         "offloading": ("app_settings", "offload"),
-        "run_recorder": ("RunRecorder",),
+        "simulation.run_recorder": ("RunRecorder",),
         "simulation.app_directory": ("AppDirectoryError", "FlowerApp", "read_app"),
         "simulation.grid": ("ExecutorGrid", "NodeConfigError"),
         "simulation.simulate": ("Simulation", "app_executor", "simulate"),

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from fedexec.interface import Capability
-from fedexec.testing import tasks
-from fedexec.testing.leaks import Footprint, living, memory_of, new_children, still_named
+from fedexec.testing import bad_tasks, tasks
+from fedexec.testing.leaks import HeldResources, living, memory_of, new_children, still_named
 from fedexec.testing.refusals import without_warnings
 from fedexec.testing.suite import Suite
 from fedexec.testing.tasks import DEADLINE, Gate
@@ -79,7 +79,7 @@ class CallerDeaths(Suite):
             import sys
             from pathlib import Path
             from fedexec import create_executor
-            from fedexec.testing.tasks import hang_with_grandchild
+            from fedexec.testing.bad_tasks import hang_with_grandchild
 
             create_executor().submit(hang_with_grandchild, Path(sys.argv[1])).result()
             """
@@ -190,19 +190,19 @@ class CallerDeaths(Suite):
             for future in futures:
                 future.exception(DEADLINE)
             if how == "kill_workers" and self.promises(Capability.KILLS_ONE):
-                executor.submit(tasks.hang)
+                executor.submit(bad_tasks.hang)
                 executor.kill_workers()
             executor.shutdown()
 
         use()  # starts what stays: the resource tracker
         self.alone()
-        before = Footprint.now(temp)
+        before = HeldResources.now(temp)
         for _ in range(2):
             use()
         assert not new_children(before.children), "no process when shutdown has returned"
         tasks.poll(
-            lambda: not Footprint.now(temp).growth(before),
-            f"all was given back, but {Footprint.now(temp).growth(before)}",
+            lambda: not HeldResources.now(temp).growth(before),
+            f"all was given back, but {HeldResources.now(temp).growth(before)}",
             seconds=5,
         )
 

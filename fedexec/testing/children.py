@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fedexec.interface import Capability
-from fedexec.testing import tasks
+from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.suite import Create, Suite
 
 __all__ = ["ChildrenConformance"]
@@ -100,14 +100,14 @@ class ChildrenConformance(Suite):
 
     def test_what_a_task_leaves_running_does_not_keep_the_executor(self, create: Create) -> None:
         self.need(Capability.ISOLATED)
-        executor = create(max_workers=1, initializer=tasks.hurry_to_leave, initargs=(HURRY,))
+        executor = create(max_workers=1, initializer=bad_tasks.hurry_to_leave, initargs=(HURRY,))
         executor.submit(int).result()
         begun = time.monotonic()
         for leave in (
-            tasks.leave_a_thread,
-            tasks.leave_a_pool,
-            tasks.leave_an_executor,
-            tasks.leave_a_process,
+            bad_tasks.leave_a_thread,
+            bad_tasks.leave_a_pool,
+            bad_tasks.leave_an_executor,
+            bad_tasks.leave_a_process,
         ):
             assert executor.submit(leave).result(tasks.DEADLINE) > 0
         executor.shutdown()
@@ -115,8 +115,8 @@ class ChildrenConformance(Suite):
 
     def test_what_a_task_leaves_running_ends_with_its_worker(self, create: Create) -> None:
         self.need(Capability.ISOLATED)
-        executor = create(max_workers=1, initializer=tasks.hurry_to_leave, initargs=(HURRY,))
-        child = executor.submit(tasks.leave_a_process).result(tasks.DEADLINE)
+        executor = create(max_workers=1, initializer=bad_tasks.hurry_to_leave, initargs=(HURRY,))
+        child = executor.submit(bad_tasks.leave_a_process).result(tasks.DEADLINE)
         executor.shutdown()
         tasks.poll(lambda: not _is_alive(child), "the process that the task had left ended")
 
@@ -124,13 +124,15 @@ class ChildrenConformance(Suite):
         """A checkpoint that is still being written, say."""
         self.need(Capability.ISOLATED)
         executor = create(max_workers=1)
-        executor.submit(tasks.write_later, str(tmp_path / "checkpoint")).result(tasks.DEADLINE)
+        executor.submit(bad_tasks.write_later, str(tmp_path / "checkpoint")).result(tasks.DEADLINE)
         executor.shutdown()
         assert (tmp_path / "checkpoint").read_text() == "whole"
 
     def test_a_handler_of_its_own_works_in_a_tasks_children(self, create: Create) -> None:
         self.need(Capability.ISOLATED)
-        assert create(max_workers=1).submit(tasks.end_child_that_handles_sigterm).result(tasks.DEADLINE) == 7
+        assert (
+            create(max_workers=1).submit(bad_tasks.end_child_that_handles_sigterm).result(tasks.DEADLINE) == 7
+        )
 
 
 def _is_alive(pid: int) -> bool:

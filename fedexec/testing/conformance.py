@@ -2,6 +2,7 @@
 
 from fedexec.testing.calls import CallConformance
 from fedexec.testing.children import ChildrenConformance
+from fedexec.testing.definitions import DefinitionConformance
 from fedexec.testing.forks import ForkConformance
 from fedexec.testing.lifecycle import LifecycleConformance
 from fedexec.testing.pickling import PicklingConformance
@@ -9,13 +10,16 @@ from fedexec.testing.preloads import PreloadConformance
 from fedexec.testing.randomness import RandomnessConformance
 from fedexec.testing.scripts import ScriptConformance
 from fedexec.testing.surroundings import SurroundingsConformance
+from fedexec.testing.usage import UsageConformance
 
 __all__ = ["ExecutorConformance"]
 
 
 class ExecutorConformance(
     CallConformance,
+    UsageConformance,
     PicklingConformance,
+    DefinitionConformance,
     LifecycleConformance,
     ScriptConformance,
     ChildrenConformance,

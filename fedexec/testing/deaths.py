@@ -1,6 +1,7 @@
 """The death suite: workers, helpers and callers that end in every way a process can end."""
 
 from fedexec.testing.caller import CallerDeaths
+from fedexec.testing.helpers import HelperDeaths
 from fedexec.testing.memory import MemoryDeaths
 from fedexec.testing.stops import StoppedProcesses
 from fedexec.testing.workers import WorkerDeaths
@@ -8,7 +9,7 @@ from fedexec.testing.workers import WorkerDeaths
 __all__ = ["ExecutorDeaths"]
 
 
-class ExecutorDeaths(WorkerDeaths, MemoryDeaths, StoppedProcesses, CallerDeaths):
+class ExecutorDeaths(WorkerDeaths, HelperDeaths, MemoryDeaths, StoppedProcesses, CallerDeaths):
     """Every test of deaths; inherit from it and name your backend.
 
     Attributes

@@ -10,7 +10,7 @@ import psutil
 
 from fedexec._system.leftovers import mapped_shared_memory, shared_memory
 
-__all__ = ["Footprint", "living", "memory_of", "new_children", "still_named"]
+__all__ = ["HeldResources", "living", "memory_of", "new_children", "still_named"]
 
 
 def _is_tracker(process: psutil.Process) -> bool:
@@ -59,7 +59,7 @@ def still_named(inodes: set[int]) -> set[Path]:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class HeldResources:
     """What this process holds.
 
     Attributes
@@ -81,7 +81,7 @@ class Footprint:
     files: frozenset[str]
 
     @classmethod
-    def now(cls, temp: Path) -> "Footprint":
+    def now(cls, temp: Path) -> "HeldResources":
         """Measure this process and the temporary directory `temp`."""
         descriptors = set()
         for link in Path("/proc/self/fd").iterdir():
@@ -97,7 +97,7 @@ class Footprint:
             frozenset(str(path) for path in temp.rglob("*")),
         )
 
-    def growth(self, before: "Footprint") -> dict[str, list[str]]:
+    def growth(self, before: "HeldResources") -> dict[str, list[str]]:
         """Return what there is more than `before`."""
         grown = {}
         for field in ("children", "descriptors", "threads", "shared", "files"):

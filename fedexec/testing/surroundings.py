@@ -31,7 +31,7 @@ class SurroundingsConformance(Suite):
 
             def use(number):
                 from fedexec import Capability, create_executor
-                from fedexec.testing.tasks import end_child_that_handles_sigterm
+                from fedexec.testing.bad_tasks import end_child_that_handles_sigterm
                 with create_executor(max_workers=1) as executor:
                     if Capability.ISOLATED in executor.capabilities:  # its tasks may start processes
                         assert executor.submit(end_child_that_handles_sigterm).result(30) == 7

@@ -19,12 +19,11 @@ import psutil
 import pytest
 
 import fedexec
-from fedexec import _registry
 from fedexec._scheduling.futures import Future
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerError
 from fedexec.executor import Executor
 from fedexec.interface import Capability
-from fedexec.testing import tasks
+from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.leaks import living, new_children
 from fedexec.testing.suite import Create, Suite
 from fedexec.testing.tasks import DEADLINE, Gate
@@ -42,8 +41,8 @@ class WorkerDeaths(Suite):
         [
             (os._exit, (7,), 7),
             (os._exit, (0,), 0),
-            (tasks.kill_self, (), -signal.SIGKILL),
-            (tasks.kill_self, (signal.SIGTERM,), -signal.SIGTERM),
+            (bad_tasks.kill_self, (), -signal.SIGKILL),
+            (bad_tasks.kill_self, (signal.SIGTERM,), -signal.SIGTERM),
             (tasks.segfault, (), -signal.SIGSEGV),
         ],
         ids=["exit 7", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV"],
@@ -68,7 +67,7 @@ class WorkerDeaths(Suite):
 
     def test_the_pid_is_that_of_the_worker_that_died(self, create: Create, gate: Gate) -> None:
         self.need(Capability.SURVIVES_DEATH)
-        future = create().submit(tasks.die_at, gate)
+        future = create().submit(bad_tasks.die_at, gate)
         (pid,) = gate.wait_for(1)
         gate.open()
         error = future.exception(DEADLINE)
@@ -90,7 +89,7 @@ class WorkerDeaths(Suite):
     def test_a_worker_that_dies_over_its_answer_is_reported(self, create: Create) -> None:
         self.need(Capability.SURVIVES_DEATH)
         executor = create()
-        error = executor.submit(tasks.die_answering).exception(DEADLINE)
+        error = executor.submit(bad_tasks.die_answering).exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
         assert error.signal == signal.SIGKILL
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
@@ -102,7 +101,7 @@ class WorkerDeaths(Suite):
         executor = create(max_workers=4)
         running = [executor.submit(gate.enter, i) for i in range(3)]
         gate.wait_for(3)
-        dying = [executor.submit(tasks.kill_self) for _ in range(3)]
+        dying = [executor.submit(bad_tasks.kill_self) for _ in range(3)]
         waiting = [executor.submit(tasks.add, i, 0) for i in range(20)]
         assert all(isinstance(future.exception(DEADLINE), WorkerDiedError) for future in dying)
         assert not any(future.done() for future in running)
@@ -131,7 +130,7 @@ class WorkerDeaths(Suite):
         if sys.platform != "linux":
             pytest.skip("nobody listens here")
         executor = create()
-        error = executor.submit(tasks.complain_and_die, 3).exception(DEADLINE)
+        error = executor.submit(bad_tasks.complain_and_die, 3).exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
         assert error.stderr.splitlines() == ["complaint 0", "complaint 1", "complaint 2"]
         assert error.stderr in "".join(traceback.format_exception(error))
@@ -146,7 +145,7 @@ class WorkerDeaths(Suite):
     ) -> None:
         executor = create(max_workers=1)
         for count in (1, 0, 2, 200):
-            executor.submit(tasks.complain, count).result(DEADLINE)
+            executor.submit(bad_tasks.complain, count).result(DEADLINE)
             lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("complaint")]
             assert lines == [f"complaint {number}" for number in range(count)]
 
@@ -155,16 +154,20 @@ class WorkerDeaths(Suite):
         if sys.platform != "linux":
             pytest.skip("nobody listens here")
         executor = create(max_workers=1, max_tasks_per_child=10)
-        for fn in (tasks.silence_stderr, functools.partial(tasks.complain, 5), tasks.silence_stderr):
+        for fn in (
+            bad_tasks.silence_stderr,
+            functools.partial(bad_tasks.complain, 5),
+            bad_tasks.silence_stderr,
+        ):
             executor.submit(fn).result(DEADLINE)
-        error = executor.submit(tasks.complain_and_die, 1).exception(DEADLINE)
+        error = executor.submit(bad_tasks.complain_and_die, 1).exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
         assert error.stderr.splitlines() == ["complaint 0"]
 
     def test_a_task_that_does_not_heed_sigterm_is_killed(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
         timeout = self._ample_timeout(create)
-        error = create(timeout=timeout).submit(tasks.hang_for_good).exception(DEADLINE)
+        error = create(timeout=timeout).submit(bad_tasks.hang_for_good).exception(DEADLINE)
         assert isinstance(error, TaskTimeoutError)
 
     # ------------------------------------------------------------ retries
@@ -172,14 +175,14 @@ class WorkerDeaths(Suite):
     def test_a_task_whose_worker_died_is_run_again(self, create: Create, tmp_path: Path) -> None:
         self.need(Capability.SURVIVES_DEATH)
         executor = create(retries=1)
-        assert executor.submit(tasks.die_once, tmp_path / "marker").result(DEADLINE) == 1
+        assert executor.submit(bad_tasks.die_once, tmp_path / "marker").result(DEADLINE) == 1
         stats = executor.stats()
         assert (stats.retries, stats.worker_deaths, stats.succeeded, stats.failed) == (1, 1, 1, 0)
 
     def test_a_task_is_run_again_no_more_often_than_asked(self, create: Create, tmp_path: Path) -> None:
         self.need(Capability.SURVIVES_DEATH)
         marker = tmp_path / "marker"
-        error = create(retries=2).submit(tasks.die_always, marker).exception(DEADLINE)
+        error = create(retries=2).submit(bad_tasks.die_always, marker).exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
         assert marker.read_text() == "xxx"
 
@@ -194,11 +197,13 @@ class WorkerDeaths(Suite):
         self.need(Capability.KILLS_ONE)
         executor = create(timeout=DEADLINE)
         view = executor.with_options(retries=1, tag="client 7")
-        assert view.submit(tasks.die_once, tmp_path / "first").result(DEADLINE) == 1
-        error = executor.submit(tasks.die_once, tmp_path / "second").exception(DEADLINE)
+        assert view.submit(bad_tasks.die_once, tmp_path / "first").result(DEADLINE) == 1
+        error = executor.submit(bad_tasks.die_once, tmp_path / "second").exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
         assert error.task == "die_once"
-        error = view.with_options(timeout=self._ample_timeout(create)).submit(tasks.hang).exception(DEADLINE)
+        error = (
+            view.with_options(timeout=self._ample_timeout(create)).submit(bad_tasks.hang).exception(DEADLINE)
+        )
         assert isinstance(error, TaskTimeoutError)
         assert error.task == "hang [client 7]"
         assert executor.stats().retries == view.stats().retries == 1
@@ -215,12 +220,14 @@ class WorkerDeaths(Suite):
         executor = create(retries=3)
         markers = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
         futures = [
-            executor.submit(fedexec.once(functools.partial(tasks.die_always, markers[0]))),
-            executor.submit(functools.partial(fedexec.once(functools.partial(tasks.die_always)), markers[1])),
+            executor.submit(fedexec.once(functools.partial(bad_tasks.die_always, markers[0]))),
+            executor.submit(
+                functools.partial(fedexec.once(functools.partial(bad_tasks.die_always)), markers[1])
+            ),
         ]
         for future in futures:
             assert isinstance(future.exception(DEADLINE), WorkerDiedError)
-        each = executor.map(fedexec.once(functools.partial(tasks.die_always)), [markers[2]], chunksize=2)
+        each = executor.map(fedexec.once(functools.partial(bad_tasks.die_always)), [markers[2]], chunksize=2)
         with pytest.raises(WorkerDiedError):
             next(each)
         assert [marker.read_text() for marker in markers] == ["x", "x", "x"]
@@ -233,7 +240,7 @@ class WorkerDeaths(Suite):
         executor = create(timeout=timeout, retries=1)
         ended: list[float] = []
         start = time.monotonic()
-        slow = executor.submit(tasks.hang)
+        slow = executor.submit(bad_tasks.hang)
         slow.add_done_callback(lambda future: ended.append(time.monotonic() - start))
         others = [executor.submit(tasks.add, i, 0) for i in range(20)]
         assert [other.result(DEADLINE) for other in others] == list(range(20))
@@ -263,13 +270,13 @@ class WorkerDeaths(Suite):
     def test_a_timeout_shorter_than_the_start_of_a_worker_holds(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
         executor = create(timeout=0.001)
-        for future in [executor.submit(tasks.hang) for _ in range(6)]:
+        for future in [executor.submit(bad_tasks.hang) for _ in range(6)]:
             assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
 
     def test_what_a_task_started_dies_with_it(self, create: Create, tmp_path: Path) -> None:
         self.need(Capability.KILLS_ONE)
         note = tmp_path / "grandchild"
-        future = create(timeout=self._ample_timeout(create)).submit(tasks.hang_with_grandchild, note)
+        future = create(timeout=self._ample_timeout(create)).submit(bad_tasks.hang_with_grandchild, note)
         tasks.poll(note.exists, "the task started a process")
         grandchild = psutil.Process(int(note.read_text()))
         assert isinstance(future.exception(DEADLINE), TaskTimeoutError)
@@ -279,7 +286,7 @@ class WorkerDeaths(Suite):
         self.need(Capability.ISOLATED)
         executor = create()
         left = []
-        for pid in executor.submit(tasks.leave_behind, 3).result(DEADLINE):
+        for pid in executor.submit(bad_tasks.leave_behind, 3).result(DEADLINE):
             with contextlib.suppress(psutil.NoSuchProcess):  # gone already
                 left.append(psutil.Process(pid))
         executor.shutdown()
@@ -290,7 +297,7 @@ class WorkerDeaths(Suite):
     def test_one_task_is_ended_alone_and_not_run_again(self, create: Create, gate: Gate) -> None:
         self.need(Capability.KILLS_ONE)
         executor = create(retries=5)
-        ended, other = executor.submit(tasks.hang), executor.submit(gate.enter, "other")
+        ended, other = executor.submit(bad_tasks.hang), executor.submit(gate.enter, "other")
         waiting = executor.submit(gate.enter, "waiting")
         gate.wait_for(1)
         executor.end(waiting)
@@ -328,7 +335,7 @@ class WorkerDeaths(Suite):
         self.need(Capability.KILLS_ONE)
         before = self.alone()
         executor = create(max_workers=4)
-        futures = [executor.submit(tasks.hang) for _ in range(4)]
+        futures = [executor.submit(bad_tasks.hang) for _ in range(4)]
         executor.kill_workers()
         assert all(future.done() for future in futures)
         assert not new_children(before)
@@ -344,63 +351,3 @@ class WorkerDeaths(Suite):
         waiting.join(DEADLINE)
         assert not waiting.is_alive()
         assert isinstance(future.exception(0), WorkerDiedError)
-
-    # ------------------------------------------------------------ helpers and idle workers
-
-    @pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
-    def test_a_worker_needs_no_more_descriptors_than_its_backend_declares(self, create: Create) -> None:
-        before = len(list(Path("/proc/self/fd").iterdir()))
-        executor = create(max_workers=4)
-        futures = [executor.submit(abs, number) for number in range(32)]
-        most = 0
-        while not all(future.done() for future in futures):
-            most = max(most, len(list(Path("/proc/self/fd").iterdir())))
-        declared = _registry.load(executor.settings.backend).descriptors_per_worker
-        assert most - before <= 4 * declared + 12  # the template, the relay of stderr, a tracker
-
-    def test_no_idle_process_is_indispensable(self, create: Create) -> None:
-        """Idle workers, a template, a Manager: whatever the backend keeps may be killed between tasks."""
-        self.need(Capability.SURVIVES_DEATH)
-        before = self.alone()
-        executor = create()
-        assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
-        for victim in sorted(new_children(before), key=lambda process: process.pid):
-            tasks.poll(lambda it=victim: not self._kill_all({it}), "it was killed")  # type: ignore[misc]
-            assert list(executor.map(abs, range(6))) == list(range(6)), f"{victim} was indispensable"
-        tasks.poll(lambda: not self._kill_all(new_children(before)), "all were killed at once")
-        futures = [executor.submit(abs, number) for number in range(6)]
-        assert [future.result(DEADLINE) for future in futures] == list(range(6))
-
-    @staticmethod
-    def _kill_all(processes: set[psutil.Process]) -> set[psutil.Process]:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        return living(processes)
-
-    def test_a_killed_helper_does_not_hang_what_runs(self, create: Create, gate: Gate) -> None:
-        """The tasks that run meanwhile may fail, with the right error; later ones may not."""
-        self.need(Capability.SURVIVES_DEATH)
-        before = self.alone()
-        executor = create()
-        running = [executor.submit(gate.enter, i) for i in range(2)]
-        workers = set(gate.wait_for(2))
-        for helper in new_children(before):
-            if helper.pid not in workers:
-                self._kill_all({helper})
-        gate.open()
-        for number, future in enumerate(running):
-            error = future.exception(DEADLINE)
-            assert error is None or isinstance(error, WorkerDiedError)
-            assert error is not None or future.result() == number
-        assert list(executor.map(abs, range(6))) == list(range(6))
-
-    def test_processes_killed_again_and_again_lose_nothing_that_is_retried(self, create: Create) -> None:
-        self.need(Capability.SURVIVES_DEATH)
-        before = self.alone()
-        executor = create(retries=100)
-        futures = [executor.submit(tasks.add, i, 0) for i in range(40)]
-        for done in range(0, 35, 7):
-            futures[done].result(DEADLINE)  # it works again
-            self._kill_all(new_children(before))
-        assert [future.result(DEADLINE) for future in futures] == list(range(40))

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-import fedexec
 from fedexec._channel import learning
 from fedexec._processes.forkserver_client import Template
 from fedexec.errors import WorkerDiedError
@@ -350,47 +349,7 @@ def test_an_executor_that_ends_just_before_it_learns_leaves_nothing(create, pack
     assert not new_children(before)
 
 
-VERSIONS = "import time\ntime.sleep(0.15)\nVERSION = {}\n"
-
-
-def version_found(*, prepend=None):
-    """Return a task that tells which version of a package it finds; it may look somewhere else first."""
-
-    def task():
-        if prepend is not None:
-            sys.path.insert(0, prepend)
-        import versioned
-
-        return versioned.VERSION
-
-    return task
-
-
-@pytest.mark.parametrize("who", ["caller", "task", "caller, later"])
-def test_another_version_on_the_path_is_found_learnt_or_not(create, tmp_path, monkeypatch, who):
-    folders = [tmp_path / name / "site-packages" for name in ("one", "two")]
-    for number, folder in enumerate(folders, 1):
-        folder.mkdir(parents=True)
-        (folder / "versioned.py").write_text(VERSIONS.format(number))
-    one, two = map(str, folders)
-    monkeypatch.syspath_prepend(one)
-    executor = create()
-    if who == "task":
-        found = [run(executor, version_found(prepend=two)).result() for _ in range(3)]
-        assert found == [2, 2, 2]
-        assert executor.stats().learning["modules"] == 0
-        return
-    if who == "caller, later":
-        if fedexec.Capability.FRESH_PROCESS not in executor.capabilities:
-            pytest.skip("a worker that is used again keeps what it has imported")
-        run(executor, version_found())
-        poll(lambda: is_learnt(executor), "it was learnt")
-        assert run(executor, version_found()).result() == 1
-    monkeypatch.syspath_prepend(two)
-    assert [run(executor, version_found()).result() for _ in range(3)] == [2, 2, 2]
-
-
-@pytest.mark.parametrize("create", ["standby"], indirect=True)  # the courier waits, everywhere the same
+@pytest.mark.parametrize("create", ["standby"], indirect=True)  # the channel waits, everywhere the same
 def test_the_time_that_a_task_waits_for_a_lesson_is_not_its_own(create, package):
     package(second="time.sleep(0.5)")  # which the template takes
     executor = create(timeout=4)

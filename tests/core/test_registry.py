@@ -1,5 +1,6 @@
 """Names, plug-ins, and what is imported when."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -43,6 +44,12 @@ def test_a_plugin_is_listed_without_being_imported_and_runs_when_chosen(plugin):
     assert infos["reversing"].capabilities is None
     assert infos["reversing"].available
     assert "reversing_backend" not in sys.modules
+    with fedexec.create_executor("reversing") as executor:
+        assert executor.submit(str.upper, "abc").result() == "CBA"
+
+
+def test_a_plugin_is_found_though_the_path_has_what_import_ignores(plugin, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, pathlib.Path("/nowhere"), b"bytes", None])
     with fedexec.create_executor("reversing") as executor:
         assert executor.submit(str.upper, "abc").result() == "CBA"
 

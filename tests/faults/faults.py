@@ -23,7 +23,7 @@ import psutil
 
 import fedexec
 from fedexec.errors import TaskTimeoutError, WorkerDiedError
-from fedexec.testing import tasks
+from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.leaks import living, memory_of, new_children, still_named
 
 __all__ = ["FAULTS", "KILL", "Report", "plan_of", "soak"]
@@ -109,14 +109,14 @@ class DiesPickled:
     """Ends the process that pickles it."""
 
     def __reduce__(self) -> Any:
-        tasks.kill_self()
+        bad_tasks.kill_self()
 
 
 class DiesUnpickled:
     """Ends the process that unpickles it."""
 
     def __reduce__(self) -> Any:
-        return tasks.kill_self, ()
+        return bad_tasks.kill_self, ()
 
 
 class _limit:  # noqa: N801
@@ -172,10 +172,10 @@ def _returned(wanted: Any) -> Callable[[Any, BaseException | None], bool]:
 FAULTS = {
     "raise": Fault(divmod, _raised(ZeroDivisionError), (1, 0)),
     "exit": Fault(os._exit, _died(3), (3,)),
-    "SIGKILL": Fault(tasks.kill_self, _died(-signal.SIGKILL)),
+    "SIGKILL": Fault(bad_tasks.kill_self, _died(-signal.SIGKILL)),
     "SIGSTOP": Fault(stop, _raised(TaskTimeoutError), timeout=TIMEOUT),
     "segfault": Fault(tasks.segfault, _died(-signal.SIGSEGV)),
-    "hang": Fault(tasks.hang, _raised(TaskTimeoutError), timeout=TIMEOUT),
+    "hang": Fault(bad_tasks.hang, _raised(TaskTimeoutError), timeout=TIMEOUT),
     "slow exit": Fault(exit_slowly, _returned("slow")),
     "no memory": Fault(exhaust_memory, _raised(MemoryError)),
     "full disk": Fault(exhaust_disk, lambda value, error: isinstance(error, OSError)),

@@ -22,11 +22,11 @@ GRACE_SECONDS = 2.0
 LONGEST_SECONDS = 2.5  # from the start of a caller to its end: imports, template, tasks
 CALLER = """
 import sys, threading, numpy, fedexec
-from fedexec.testing import tasks
+from fedexec.testing import bad_tasks, tasks
 with fedexec.create_executor(sys.argv[1], max_workers=2) as executor:
     while True:
         futures = [executor.submit(numpy.sort, numpy.arange(100_000)) for _ in range(20)]
-        futures.append(executor.submit(tasks.leave_behind, 2))
+        futures.append(executor.submit(bad_tasks.leave_behind, 2))
         for future in futures:
             future.result()
 """

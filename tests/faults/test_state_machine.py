@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multi
 import fedexec
 from fedexec.errors import WorkerDiedError
 from fedexec.interface import Capability
-from fedexec.testing import tasks
+from fedexec.testing import bad_tasks, tasks
 
 
 class ExecutorMachine(RuleBasedStateMachine):
@@ -52,7 +52,7 @@ class ExecutorMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.is_open and self.dies)
     @rule(target=futures)
     def submit_what_dies(self):
-        return self.give(tasks.kill_self, (), WorkerDiedError)
+        return self.give(bad_tasks.kill_self, (), WorkerDiedError)
 
     @rule(future=futures)
     def cancel(self, future):

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedexec.flower import offload
-from fedexec.testing.tasks import end_child
+from fedexec.testing.bad_tasks import end_child
 
 
 def weights(message: Message) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 import fedexec
 from fedexec.flower import ExecutorGrid, NodeConfigError, RunRecorder
-from fedexec.flower._private import ErrorCode, become_server
+from fedexec.flower.flower_internals import ErrorCode, become_server
 from flower import apps
 
 BACKENDS = ["inline", "standby", "pool", "loky"]
@@ -140,9 +140,13 @@ def test_an_app_with_mods_and_one_from_a_function_travel(standby):
     ],
 )
 def test_a_node_that_fails_is_one_error_and_lives_in_the_next_round(standby, how, code, reason):
-    journal = RunRecorder()
+    recorder = RunRecorder()
     grid = ExecutorGrid(
-        standby, "flower.apps:faulty", num_nodes=4, run_config={"culprits": "1", "how": how}, journal=journal
+        standby,
+        "flower.apps:faulty",
+        num_nodes=4,
+        run_config={"culprits": "1", "how": how},
+        recorder=recorder,
     )
     replies = grid.send_and_receive(train(grid))
     assert [reply.has_error() for reply in replies] == [False, True, False, False]
@@ -151,8 +155,8 @@ def test_a_node_that_fails_is_one_error_and_lives_in_the_next_round(standby, how
     assert f"node {grid.get_node_ids()[1]} (partition 1)" in replies[1].error.reason
     assert replies[1].metadata.src_node_id == grid.get_node_ids()[1]
     assert not any(reply.has_error() for reply in grid.send_and_receive(train(grid, server_round=2)))
-    assert [[failure["client"] for failure in round_.failures] for round_ in journal.rounds] == [[1], []]
-    assert len(journal.tasks) == 8
+    assert [[failure["client"] for failure in round_.failures] for round_ in recorder.rounds] == [[1], []]
+    assert len(recorder.tasks) == 8
 
 
 def test_a_task_that_takes_too_long_is_one_error():
@@ -177,14 +181,14 @@ def test_after_the_timeout_the_others_are_there_and_the_late_one_is_ended(standb
 
 def test_a_message_that_outlives_its_ttl_is_an_error(standby):
     config = {"culprits": "0", "how": "hang"}
-    journal = RunRecorder()
-    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
+    recorder = RunRecorder()
+    grid = ExecutorGrid(standby, "flower.apps:faulty", num_nodes=2, run_config=config, recorder=recorder)
     replies = grid.send_and_receive(train(grid, ttl=5.0))
     assert replies[0].error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert "within its ttl of 5 s" in replies[0].error.reason
     assert metric(replies[1], "partition") == 1
     assert len(grid.send_and_receive(train(grid, server_round=2))) == 2
-    assert len(journal.tasks) == 4, "the end of the late one was noted as well"
+    assert len(recorder.tasks) == 4, "the end of the late one was noted as well"
     with pytest.raises(ValueError, match="cannot be sent"):
         expired = train(grid, [grid.get_node_ids()[0]])[0]
         expired.metadata.created_at -= expired.metadata.ttl
@@ -235,34 +239,34 @@ def test_replies_can_be_pulled_once(standby):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_messages_that_are_never_pulled_are_no_failures_and_keep_no_content(backend, caplog):
     with fedexec.create_executor(backend, max_workers=2) as executor:
-        journal = RunRecorder()
-        grid = ExecutorGrid(executor, "flower.apps:client", num_nodes=2, journal=journal)
+        recorder = RunRecorder()
+        grid = ExecutorGrid(executor, "flower.apps:client", num_nodes=2, recorder=recorder)
         messages = train(grid) + train(grid, server_round=2)
         contents = [weakref.ref(message.content) for message in messages]
         grid.push_messages(messages)
         deadline = time.monotonic() + 30
-        while len(journal.tasks) < 4 and time.monotonic() < deadline:
+        while len(recorder.tasks) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         del messages
         gc.collect()
         assert [content() for content in contents] == [None] * 4
         grid.push_messages(train(grid, server_round=3))
         grid.close()  # some run now, or wait
-    assert len(journal.tasks) == 6
-    assert [round_.failures for round_ in journal.rounds] == [[], [], []]
+    assert len(recorder.tasks) == 6
+    assert [round_.failures for round_ in recorder.rounds] == [[], [], []]
     assert caplog.messages == []
 
 
 def test_a_pushed_message_that_fails_is_a_failure_though_nobody_pulls_its_reply(inline):
-    journal = RunRecorder()
+    recorder = RunRecorder()
     config = {"culprits": "1", "how": "raise"}
-    grid = ExecutorGrid(inline, "flower.apps:faulty", num_nodes=2, run_config=config, journal=journal)
+    grid = ExecutorGrid(inline, "flower.apps:faulty", num_nodes=2, run_config=config, recorder=recorder)
     grid.push_messages(train(grid))
     deadline = time.monotonic() + 30
-    while len(journal.tasks) < 2 and time.monotonic() < deadline:
+    while len(recorder.tasks) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     grid.close()
-    assert [failure["client"] for failure in journal.rounds[0].failures] == [1]
+    assert [failure["client"] for failure in recorder.rounds[0].failures] == [1]
 
 
 def test_many_threads_may_send(inline):

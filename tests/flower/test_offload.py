@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 import fedexec
 from fedexec.errors import SettingsError
 from fedexec.flower import offload
-from fedexec.flower._private import become_server
+from fedexec.flower.flower_internals import become_server
 from flower import apps
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(3, 2), np.ones(4, np.float32)]

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 
 import fedexec
 from fedexec.flower import TooFewNodesError, simulate
-from fedexec.flower._private import LoadClientAppError, LoadServerAppError
+from fedexec.flower.flower_internals import LoadClientAppError, LoadServerAppError
 from fedexec.flower.simulation.simulate import app_executor
 from fedexec.settings import resolve
 from flower import apps, legacy

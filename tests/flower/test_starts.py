@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 import fedexec
 from fedexec.flower import Round, RunRecorder, TaskRecord, simulate
-from fedexec.flower._private import DefaultWorkflow
+from fedexec.flower.flower_internals import DefaultWorkflow
 from flower import apps, legacy
 
 
@@ -28,15 +28,15 @@ def inline():
 
 
 def simulated(executor, main, client=apps.client, num_nodes=3):
-    """Run an app with that main function; return the simulation, and what the journal has told meanwhile."""
+    """Run an app with that main function; return the simulation, and what the recorder has told meanwhile."""
     told, app = [], ServerApp()
     app.main()(main)
-    journal = RunRecorder(
+    recorder = RunRecorder(
         lambda current, done, planned: told.append(
             (current.start, current.server_round, done, planned, bool(current.seconds))
         )
     )
-    return simulate(app, client, num_nodes=num_nodes, executor=executor, journal=journal), told
+    return simulate(app, client, num_nodes=num_nodes, executor=executor, recorder=recorder), told
 
 
 def start(grid, rounds, kind=FedAvg, **options):
@@ -212,8 +212,8 @@ def watched(app, executor, client=legacy.client):
             client_accuracy = current.client_metrics.get("accuracy")
             seen.append((current.server_round, current.loss, client_accuracy, planned))
 
-    journal = RunRecorder(progress)
-    return seen, simulate(app, client, num_nodes=3, executor=executor, journal=journal)
+    recorder = RunRecorder(progress)
+    return seen, simulate(app, client, num_nodes=3, executor=executor, recorder=recorder)
 
 
 WEIGHTS = ndarrays_to_parameters([np.zeros(2, np.float32)])

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from nvml_driver import run
 
 STUB = Path(__file__).with_name("nvml_stub.c")
 
@@ -68,3 +69,15 @@ def cuda_library(tmp_path_factory):
     command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-"]
     subprocess.run([*command, "-o", str(folder / "libcuda.so.1")], input=CUDA_STUB, text=True, check=True)
     return folder
+
+
+@pytest.fixture
+def driver(library, tmp_path):
+    """Return a function that runs code on a machine with the devices of a scenario."""
+
+    def on(scenario, body, **env):
+        path = tmp_path / "scenario"
+        path.write_text(scenario)
+        return run(body, LD_LIBRARY_PATH=str(library), NVML_STUB=str(path), **env)
+
+    return on

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from fedexec.flower._private import (
+from fedexec.flower.flower_internals import (
     FlowerServiceServicer,
     GrpcBridge,
     GrpcBridgeClosed,

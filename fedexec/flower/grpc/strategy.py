@@ -7,7 +7,6 @@ Flower's node ids are random and results arrive in any order. So clients are tol
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,6 +40,7 @@ from fedexec.flower.grpc.result_checks import (
     mean_evaluation,
 )
 from fedexec.flower.history import Round
+from fedexec.flower.round_recorder import RoundRecorder
 
 __all__ = ["FedAvgMp"]
 
@@ -96,20 +96,24 @@ class FedAvgMp(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(min_available_clients=available_clients, **fedavg)
-        self.rounds: list[Round] = list(done)
+        self._recorder = RoundRecorder(
+            1, lambda current, done, planned: on_progress(current, done), by_strategy=True, rounds=done
+        )
         self._before = done[-1].server_round if done else 0  # rounds that Flower does not know of
         self._min_results = min_results
         self.parameters: Parameters | None = None  # the global model, as last evaluated
         self._fit_clients = fit_clients
         self._evaluate_clients = evaluate_clients
         self._seed = seed
-        self._on_progress = on_progress
         self._still_coming = still_coming
         self._indices: dict[str, int] = {}  # cid -> index
-        self._started = time.perf_counter()
         self._awaited = Awaited(stall_seconds)
-        self._done = 0
-        self._done_lock = threading.Lock()
+        self._answers = threading.Lock()  # guards what threads note that talk to clients
+
+    @property
+    def rounds(self) -> list[Round]:
+        """What happened so far, a round each; 0 is the initial model."""
+        return self._recorder.rounds
 
     # ------------------------------------------------------------ what Flower calls, in its order
 
@@ -121,13 +125,12 @@ class FedAvgMp(FedAvg):
         if server_round == self._before + 1:
             while not client_manager.wait_for(self.min_available_clients, timeout=1):
                 self._still_coming()
-        self._begin(server_round)
+        current = self._recorder.round(server_round)
         self.parameters = parameters
         chosen = self._sample(server_round, "fit", self._fit_clients, client_manager)
         if not chosen:
             raise RoundFailedError(server_round, ())
-        self.rounds[-1].clients = [client.index for client in chosen]
-        self._on_progress(self.rounds[-1], 0)
+        self._recorder.trains(current, [client.index for client in chosen])
         ins = FitIns(parameters, self._config(server_round))
         return [(client, ins) for client in chosen]
 
@@ -174,18 +177,17 @@ class FedAvgMp(FedAvg):
             last = self.rounds[-1]
             return None if last.loss is None else (last.loss, last.metrics)
         server_round += self._before
-        if server_round == 0:
-            self._begin(0)
+        current = self._recorder.round(server_round)
         try:
             result = super().evaluate(server_round, parameters)
         except WorkerError as exc:  # the model is not lost for it: the run goes on
             result = None
-            self.rounds[-1].failures.append({"client": None, "reason": f"server evaluation: {exc}"})
+            self._recorder.failed(current, None, f"server evaluation: {exc}")
             log.warning("round %s: server evaluation failed: %s", server_round, str(exc))
         if result is not None:
-            self.rounds[-1].loss, self.rounds[-1].metrics = result
+            self._recorder.evaluated(server_round, *result, closes=False)
         if server_round == 0 or not self._evaluate_clients:
-            self._end()
+            self._recorder.close_now()
         return result
 
     def configure_evaluate(
@@ -211,20 +213,11 @@ class FedAvgMp(FedAvg):
         metrics: dict[str, Scalar] = {}
         if ordered and (self.accept_failures or not failures):
             loss, metrics = mean_evaluation([res for _, res in ordered])
-        self.rounds[-1].client_loss, self.rounds[-1].client_metrics = loss, metrics
-        self._end()
+        self._recorder.evaluated_by_clients(server_round, loss, metrics)
+        self._recorder.close_now()
         return loss, metrics
 
     # ------------------------------------------------------------ the record
-
-    def _begin(self, server_round: int) -> None:
-        self._started = time.perf_counter()
-        self.rounds.append(Round(server_round))
-
-    def _end(self) -> None:
-        current = self.rounds[-1]
-        current.seconds = time.perf_counter() - self._started
-        self._on_progress(current, len(current.clients))
 
     def _sift(
         self, results: Results, failures: Failures, check: Callable[[Any], str | None]
@@ -247,7 +240,7 @@ class FedAvgMp(FedAvg):
                 log.warning("client %s: %s; it counts all the same", index, odd)
         for failure in failures:
             index, reason = _reason(failure)
-            self.rounds[-1].failures.append({"client": index, "reason": reason})
+            self._recorder.failed(self.rounds[-1], index, reason)
         return sound, failures
 
     def _without_odd(self, sound: Results) -> Results:
@@ -255,7 +248,7 @@ class FedAvgMp(FedAvg):
         current = self.rounds[-1]
         odd, current.remarks = current.remarks, []
         for remark in odd:
-            current.failures.append(remark | {"reason": f"{remark['reason']}; the average overflows"})
+            self._recorder.failed(current, remark["client"], f"{remark['reason']}; the average overflows")
         culprits = {remark["client"] for remark in odd}
         return [(client, res) for client, res in sound if getattr(client, "index", None) not in culprits]
 
@@ -263,9 +256,8 @@ class FedAvgMp(FedAvg):
         """Note one more answer; called from the thread that talked to that client."""
         self._awaited.answered(index)
         if trained:
-            with self._done_lock:
-                self._done += 1
-                self._on_progress(self.rounds[-1], self._done)
+            with self._answers:
+                self._recorder.answered(self.rounds[-1], "train")
 
     # ------------------------------------------------------------ who takes part
 
@@ -279,7 +271,6 @@ class FedAvgMp(FedAvg):
         clients = self._numbered(client_manager)
         rng = random.Random(f"{self._seed}/{server_round}/{purpose}")
         chosen = rng.sample(clients, min(wanted, len(clients)))
-        self._done = 0
         self._awaited.begin(server_round, {client.index for client in chosen})
         return sorted(chosen, key=lambda client: client.index)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexec.errors import FedexecError
-from fedexec.flower._private import flatten_dict, fuse_dicts, get_project_config, parse_config_args
+from fedexec.flower.flower_internals import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 
 __all__ = ["AppDirectoryError", "FlowerApp", "read_app"]
 

@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from fedexec._channel.pickling import dumps
 from fedexec._system.installed import is_installed_file
 from fedexec._worker.seeding import seeded
-from fedexec.flower._private import ErrorCode, LoadClientAppError, arrived
+from fedexec.flower.flower_internals import ErrorCode, LoadClientAppError, arrived
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.record_packing import Packed, pack, unpack
 from fedexec.flower.simulation import module_caches
@@ -31,7 +31,7 @@ __all__ = [
     "Answer",
     "AppFirst",
     "AppRef",
-    "Job",
+    "MessageTask",
     "answer_or_raise",
     "check",
     "load",
@@ -141,9 +141,9 @@ def _app_first(app: ClientApp | AppRef, call: Callable[[], object]) -> Callable[
     return call
 
 
-def answer_or_raise(job: "Job") -> None:
+def answer_or_raise(task: "MessageTask") -> None:
     """Run a message, and raise RuntimeError where the answer is an error."""
-    error = run(job).error
+    error = run(task).error
     if error is not None:
         raise RuntimeError(error[1])
 
@@ -154,7 +154,7 @@ def _rehearse() -> None:
     app = ClientApp()
     app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
     metadata = Metadata(0, "id", 1, 2, "", "", time.time(), 3600.0, "train")
-    run(Job(app, pack(RecordDict()), metadata, {}, {}, b"", seed=0, isolated=True))
+    run(MessageTask(app, pack(RecordDict()), metadata, {}, {}, b"", seed=0, isolated=True))
 
 
 def check(app: ClientApp | AppRef) -> None:
@@ -171,7 +171,7 @@ def check(app: ClientApp | AppRef) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class MessageTask:
     """One message and its node, on their way to a worker.
 
     Attributes
@@ -224,32 +224,32 @@ class Answer:
     filled: tuple[str, ...] = ()
 
 
-def run(job: Job) -> Answer:
+def run(task: MessageTask) -> Answer:
     """Give a message to the app. What that raises is an answer, as in Flower."""
-    if job.isolated:
+    if task.isolated:
         set_isolated()
     try:
-        app = load(job.app)
+        app = load(task.app)
     except LoadClientAppError as exc:
         return Answer(error=(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)))
-    with seeded(job.seed):  # numpy.random too, which numpy imports when it is first used
-        return _run(app, job)
+    with seeded(task.seed):  # numpy.random too, which numpy imports when it is first used
+        return _run(app, task)
 
 
-def _run(app: ClientApp, job: Job) -> Answer:
-    state = unpack(Packed.from_bytes(job.state)) if job.state else RecordDict()
-    run_config = dict(job.run_config)
-    context = Context(job.metadata.run_id, job.metadata.dst_node_id, job.node_config, state, run_config)
+def _run(app: ClientApp, task: MessageTask) -> Answer:
+    state = unpack(Packed.from_bytes(task.state)) if task.state else RecordDict()
+    run_config = dict(task.run_config)
+    context = Context(task.metadata.run_id, task.metadata.dst_node_id, task.node_config, state, run_config)
     before = module_caches.empty()
     try:
-        reply = app(arrived(unpack(job.content), job.metadata), context)
-        _check_reply(reply, job.metadata)
+        reply = app(arrived(unpack(task.content), task.metadata), context)
+        _check_reply(reply, task.metadata)
         packed = pack(reply)
         after = pack(context.state).to_bytes() if context.state else b""
     except (Exception, SystemExit) as exc:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Answer(error=(code, _line(exc)), traceback=traceback.format_exc())
-    return Answer(packed, state=None if after == job.state else after, filled=module_caches.filled(before))
+    return Answer(packed, state=None if after == task.state else after, filled=module_caches.filled(before))
 
 
 def _check_reply(reply: Any, metadata: Metadata) -> None:

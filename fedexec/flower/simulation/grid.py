@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fedexec.errors import FedexecError, InitializerError, PreloadError
 from fedexec.executor import Executor
-from fedexec.flower._private import (
+from fedexec.flower.flower_internals import (
     NUM_PARTITIONS_KEY,
     PARTITION_ID_KEY,
     ErrorCode,
@@ -28,10 +28,10 @@ from fedexec.flower._private import (
 )
 from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.record_packing import Packed, pack
-from fedexec.flower.run_recorder import RunRecorder, server_round_of
-from fedexec.flower.simulation.client_app import Answer, AppFirst, AppRef, Job, answer_or_raise, run
+from fedexec.flower.simulation.client_app import Answer, AppFirst, AppRef, MessageTask, answer_or_raise, run
 from fedexec.flower.simulation.module_caches import Refills
 from fedexec.flower.simulation.pending_message import PendingMessage, failed, make_reply
+from fedexec.flower.simulation.run_recorder import RunRecorder, server_round_of
 from fedexec.interface import Capability
 
 __all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
@@ -77,7 +77,7 @@ class ExecutorGrid(Grid):
     seed : int, optional
         Node ids follow from it and, where workers are processes, the state of the global random generators
         for each message. Default: another one each time.
-    journal : RunRecorder, optional
+    recorder : RunRecorder, optional
         Is told what happens.
     rehearse : bool
         Whether the first message of each type is handled once more, before it is sent, in the process that
@@ -94,13 +94,13 @@ class ExecutorGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         node_config: NodeConfig | None = None,
         seed: int | None = None,
-        journal: RunRecorder | None = None,
+        recorder: RunRecorder | None = None,
         rehearse: bool = False,
         run_id: int = 1,
     ) -> None:
         self.executor = executor
         self.num_nodes = num_nodes
-        self.journal = journal or RunRecorder()
+        self.recorder = recorder or RunRecorder()
         self._isolated = Capability.ISOLATED in executor.capabilities
         if isinstance(client_app, str):
             self.app: ClientApp | AppRef = AppRef(client_app)
@@ -119,7 +119,7 @@ class ExecutorGrid(Grid):
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
         self._nodes: dict[int, _Node] = {}  # those that have had a message
-        self._flights: dict[str, PendingMessage] = {}
+        self._pending: dict[str, PendingMessage] = {}
 
     # ------------------------------------------------------------ what Flower's Grid is
 
@@ -155,42 +155,44 @@ class ExecutorGrid(Grid):
         ValueError
             A message that is a reply, or whose time is up before it is sent.
         """
-        return [flight.id for flight in self._push(messages, lambda message_id: None)]
+        return [pending.id for pending in self._push(messages, lambda message_id: None)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there, each once. A message whose ``ttl`` is over gets an error."""
         with self._lock:
-            flights = [self._flights[each] for each in dict.fromkeys(message_ids) if each in self._flights]
-        self._expire(flights)
-        return self._deliver([flight for flight in flights if flight.answer is not None])
+            pending_messages = [
+                self._pending[each] for each in dict.fromkeys(message_ids) if each in self._pending
+            ]
+        self._expire(pending_messages)
+        return self._deliver([pending for pending in pending_messages if pending.answer is not None])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and wait for the replies; give up those that are missing after `timeout` seconds."""
         landed: queue.SimpleQueue[str] = queue.SimpleQueue()
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        pending: dict[str, PendingMessage] = {}
+        unanswered: dict[str, PendingMessage] = {}
         try:
-            for flight in self._push(messages, landed.put):
-                pending[flight.id] = flight
-            sent = list(pending.values())
-            while pending and time.monotonic() < deadline:
-                first = min(flight.expires for flight in pending.values())
-                _await_landing(landed, pending, min(deadline, first))
-                self._expire(pending.values())
+            for pending in self._push(messages, landed.put):
+                unanswered[pending.id] = pending
+            sent = list(unanswered.values())
+            while unanswered and time.monotonic() < deadline:
+                first = min(pending.expires for pending in unanswered.values())
+                _await_landing(landed, unanswered, min(deadline, first))
+                self._expire(unanswered.values())
         finally:  # Ctrl+C too
             late = f"no reply within {timeout:g} s" if timeout is not None else "nobody waits for it any more"
-            for flight in pending.values():
-                self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
-                self._flights.pop(flight.id, None)
-        return self._deliver([flight for flight in sent if flight.id not in pending])
+            for pending in unanswered.values():
+                self._give_up(pending, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
+                self._pending.pop(pending.id, None)
+        return self._deliver([pending for pending in sent if pending.id not in unanswered])
 
     def close(self) -> None:
         """Give up what is still on its way."""
         with self._lock:
-            flights = list(self._flights.values())
-        for flight in flights:
+            pending_messages = list(self._pending.values())
+        for pending in pending_messages:
             late = "the run was over before it was done"
-            self._give_up(flight, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late, failed=False)
+            self._give_up(pending, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late, failed=False)
 
     # ------------------------------------------------------------ out
 
@@ -202,9 +204,9 @@ class ExecutorGrid(Grid):
         for message in messages:
             if last is None or last[0] is not message.content:  # a round's messages share their content
                 last = message.content, pack(message.content)
-            flight = self._prepare(message, last[1], landed)
-            self._take_off(flight)
-            yield flight
+            pending = self._prepare(message, last[1], landed)
+            self._take_off(pending)
+            yield pending
 
     def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> PendingMessage:
         metadata = message.metadata
@@ -214,16 +216,16 @@ class ExecutorGrid(Grid):
         expires = time.monotonic() + left
         return PendingMessage(metadata, content, partition, server_round_of(message), expires, landed)
 
-    def _take_off(self, flight: PendingMessage) -> None:
+    def _take_off(self, pending: PendingMessage) -> None:
         with self._lock:
-            self._flights[flight.id] = flight
-            if flight.partition < 0:
+            self._pending[pending.id] = pending
+            if pending.partition < 0:
                 reason = f"it is none of the {self.num_nodes} nodes of this simulation"
-                self._answer(flight, Answer(error=(ErrorCode.NODE_UNAVAILABLE, reason)))
+                self._answer(pending, Answer(error=(ErrorCode.NODE_UNAVAILABLE, reason)))
                 return
-            flight.round = self.journal.sent(flight.kind, flight.partition, flight.server_round)
-            node = self._nodes.setdefault(flight.node_id, _Node())
-            node.waiting.append(flight)
+            pending.round = self.recorder.sent(pending.kind, pending.partition, pending.server_round)
+            node = self._nodes.setdefault(pending.node_id, _Node())
+            node.waiting.append(pending)
             if node.busy:
                 return
             node.busy = True
@@ -235,46 +237,46 @@ class ExecutorGrid(Grid):
             node.busy = bool(node.waiting)
             if not node.busy:
                 return
-            flight = node.waiting.popleft()
+            pending = node.waiting.popleft()
         try:
-            executor = self.executor.with_options(tag=f"partition {flight.partition}")
-            job = self._job(flight, node)
+            executor = self.executor.with_options(tag=f"partition {pending.partition}")
+            task = self._task_of(pending, node)
             if self._rehearses:
-                self._rehearse(job)
-            flight.future = executor.submit(run, job)
+                self._rehearse(task)
+            pending.future = executor.submit(run, task)
         except Exception as exc:  # the executor is broken or shut down; a node_config makes no sense
-            self._answer(flight, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
+            self._answer(pending, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
             self._send_next(node)
             return
         finally:
-            flight.content = None
-        if flight.answer is not None:  # given up meanwhile
-            self.executor.end(flight.future)
-        flight.future.add_done_callback(functools.partial(self._land, flight, node))
+            pending.content = None
+        if pending.answer is not None:  # given up meanwhile
+            self.executor.end(pending.future)
+        pending.future.add_done_callback(functools.partial(self._land, pending, node))
 
-    def _rehearse(self, job: Job) -> None:
-        kind = job.metadata.message_type
+    def _rehearse(self, task: MessageTask) -> None:
+        kind = task.metadata.message_type
         with self._rehearsing:  # Other messages of this type wait: their workers are to inherit it.
             if self._rehearsals[kind] >= REHEARSALS:
                 return
             self._rehearsals[kind] += 1
             try:
-                self.executor.rehearse(AppFirst(job.app, functools.partial(answer_or_raise, job)))
+                self.executor.rehearse(AppFirst(task.app, functools.partial(answer_or_raise, task)))
                 self._rehearsals[kind] = REHEARSALS
             except PreloadError as exc:
                 log.warning("workers inherit nothing of the rehearsal of %r: %s", kind, str(exc))
 
-    def _job(self, flight: PendingMessage, node: _Node) -> Job:
+    def _task_of(self, pending: PendingMessage, node: _Node) -> MessageTask:
         seed = None
         if self._isolated:  # where threads share the generators it would only look reproducible
-            seed = random.Random(f"{self._seed}/{flight.partition}/{node.messages}").getrandbits(32)
+            seed = random.Random(f"{self._seed}/{pending.partition}/{node.messages}").getrandbits(32)
         node.messages += 1
-        assert flight.content is not None
-        return Job(
+        assert pending.content is not None
+        return MessageTask(
             app=self.app,
-            content=flight.content,
-            metadata=flight.metadata,
-            node_config=self._config_of(flight.partition),
+            content=pending.content,
+            metadata=pending.metadata,
+            node_config=self._config_of(pending.partition),
             run_config=self._run_config,
             state=node.state,
             seed=seed,
@@ -293,20 +295,20 @@ class ExecutorGrid(Grid):
 
     # ------------------------------------------------------------ back
 
-    def _land(self, flight: PendingMessage, node: _Node, future: Future[Answer]) -> None:
+    def _land(self, pending: PendingMessage, node: _Node, future: Future[Answer]) -> None:
         """Take an answer in, and send the node its next message. A callback: it must not raise."""
         try:
             answer, fatal = future.result(), None
         except BaseException as exc:
             answer, fatal = failed(exc), exc if isinstance(exc, InitializerError | PreloadError) else None
         with self._lock:
-            if self._answer(flight, answer, future, fatal=fatal):
+            if self._answer(pending, answer, future, fatal=fatal):
                 node.state = node.state if answer.state is None else answer.state
         self._send_next(node)
 
     def _answer(
         self,
-        flight: PendingMessage,
+        pending: PendingMessage,
         answer: Answer,
         future: Future[Answer] | None = None,
         fatal: BaseException | None = None,
@@ -318,20 +320,20 @@ class ExecutorGrid(Grid):
         An error is no failure, if `failed` says so, where nobody has waited for the reply.
         """
         with self._lock:
-            if flight.answer is not None:
+            if pending.answer is not None:
                 return False
-            flight.answer, flight.fatal = answer, fatal
+            pending.answer, pending.fatal = answer, fatal
             error = None if answer.error is None else answer.error[1]
-            start = flight.round.start if flight.round is not None else 1
+            start = pending.round.start if pending.round is not None else 1
             record = TaskRecord(
-                flight.kind, flight.partition, flight.server_round, error, start=start, **cost_of(future)
+                pending.kind, pending.partition, pending.server_round, error, start=start, **cost_of(future)
             )
-            self.journal.answered(record, flight.round, failed=failed and error is not None)
+            self.recorder.answered(record, pending.round, failed=failed and error is not None)
             self._advise(record, answer.filled)
         if failed and error is not None:
-            log.warning("%s: %s", flight.where, str(error))
+            log.warning("%s: %s", pending.where, str(error))
             log.debug("%s", answer.traceback)
-        flight.landed(flight.id)
+        pending.landed(pending.id)
         return True
 
     def _advise(self, record: TaskRecord, filled: tuple[str, ...]) -> None:
@@ -342,35 +344,35 @@ class ExecutorGrid(Grid):
         if hint:
             log.warning("%s", hint)
 
-    def _expire(self, flights: Iterable[PendingMessage]) -> None:
+    def _expire(self, pending_messages: Iterable[PendingMessage]) -> None:
         now = time.monotonic()
-        for flight in flights:
-            if flight.expires <= now:
-                ttl = flight.metadata.ttl
-                self._give_up(flight, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
+        for pending in pending_messages:
+            if pending.expires <= now:
+                ttl = pending.metadata.ttl
+                self._give_up(pending, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
 
-    def _give_up(self, flight: PendingMessage, code: int, reason: str, *, failed: bool = True) -> None:
+    def _give_up(self, pending: PendingMessage, code: int, reason: str, *, failed: bool = True) -> None:
         """Answer a message with an error, and end its worker: nobody needs what that still does."""
-        if not self._answer(flight, Answer(error=(code, reason)), failed=failed):
+        if not self._answer(pending, Answer(error=(code, reason)), failed=failed):
             return
         with self._lock:
-            node = self._nodes[flight.node_id]
-            if flight in node.waiting:
-                node.waiting.remove(flight)
-        if flight.future is not None:
-            self.executor.end(flight.future)
+            node = self._nodes[pending.node_id]
+            if pending in node.waiting:
+                node.waiting.remove(pending)
+        if pending.future is not None:
+            self.executor.end(pending.future)
 
-    def _deliver(self, flights: Iterable[PendingMessage]) -> list[Message]:
+    def _deliver(self, pending_messages: Iterable[PendingMessage]) -> list[Message]:
         """Make the replies, in an order that does not depend on who was first."""
         replies = []
-        for flight in sorted(flights, key=lambda flight: flight.partition):
+        for pending in sorted(pending_messages, key=lambda pending: pending.partition):
             with self._lock:
-                del self._flights[flight.id]
-            if flight.fatal is not None:
-                raise flight.fatal
-            assert flight.answer is not None
-            replies.append(make_reply(flight, flight.answer))
-            flight.answer = Answer()  # what it held of shared memory is free for the next
+                del self._pending[pending.id]
+            if pending.fatal is not None:
+                raise pending.fatal
+            assert pending.answer is not None
+            replies.append(make_reply(pending, pending.answer))
+            pending.answer = Answer()  # what it held of shared memory is free for the next
         return replies
 
 
@@ -381,12 +383,12 @@ def _require_time_left(message: Message) -> None:
 
 
 def _await_landing(
-    landed: "queue.SimpleQueue[str]", pending: dict[str, PendingMessage], until: float
+    landed: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
 ) -> None:
-    """Take what has landed off `pending`, until nothing is left or it is too late."""
-    while pending:
+    """Take what has landed off `unanswered`, until nothing is left or it is too late."""
+    while unanswered:
         left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
         try:
-            pending.pop(landed.get(timeout=left) if left > 0 else landed.get_nowait(), None)
+            unanswered.pop(landed.get(timeout=left) if left > 0 else landed.get_nowait(), None)
         except queue.Empty:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr.app import Error, Message, Metadata, RecordDict
 
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
-from fedexec.flower._private import ErrorCode, arrived, stamp
+from fedexec.flower.flower_internals import ErrorCode, arrived, stamp
 from fedexec.flower.history import Round
 from fedexec.flower.record_packing import Packed, unpack
 from fedexec.flower.simulation.client_app import Answer
@@ -28,7 +28,7 @@ class PendingMessage:
     server_round: int | None
     expires: float  # by time.monotonic
     landed: Callable[[str], object]  # called with its id when it has an answer
-    round: Round | None = None  # the journal's
+    round: Round | None = None  # the recorder's
     future: Future[Answer] | None = None
     answer: Answer | None = None
     fatal: BaseException | None = None  # no message can be answered any more
@@ -61,14 +61,14 @@ def failed(error: BaseException) -> Answer:
     return Answer(error=(code, " ".join(f"{type(error).__name__}: {error}".split())))
 
 
-def make_reply(flight: PendingMessage, answer: Answer) -> Message:
+def make_reply(pending: PendingMessage, answer: Answer) -> Message:
     """Return the ClientApp's own reply, or an error that names the node."""
     reply: Message
     if answer.reply is not None:
         reply = unpack(answer.reply)
     else:
         code, reason = answer.error or (ErrorCode.UNKNOWN, "no answer")
-        request = arrived(RecordDict(), flight.metadata)
-        reply = Message(Error(code, f"{flight.where}: {reason}"), reply_to=request)
+        request = arrived(RecordDict(), pending.metadata)
+        reply = Message(Error(code, f"{pending.where}: {reason}"), reply_to=request)
     stamp(reply)
     return reply

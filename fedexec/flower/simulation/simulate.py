@@ -18,12 +18,12 @@ from fedexec._worker.seeding import seeded
 from fedexec._worker.setup import environment
 from fedexec._worker.threads import limit_threads
 from fedexec.executor import Executor
-from fedexec.flower._private import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
+from fedexec.flower.flower_internals import SUPERLINK_NODE_ID, LoadServerAppError, become_server, has_main
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.offloading import app_settings
-from fedexec.flower.run_recorder import RunRecorder
 from fedexec.flower.simulation.client_app import AppFirst, AppRef, check, import_app, place_of, warm
 from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfig
+from fedexec.flower.simulation.run_recorder import RunRecorder
 from fedexec.flower.simulation.strategy_hooks import observed
 from fedexec.interface import Capability, Hooks
 from fedexec.settings import Settings, resolve
@@ -72,7 +72,7 @@ def simulate(
     run_config: Mapping[str, Any] | None = None,
     node_config: NodeConfig | None = None,
     seed: int | None = None,
-    journal: RunRecorder | None = None,
+    recorder: RunRecorder | None = None,
     rehearse: bool = False,
 ) -> Simulation:
     """Run a ServerApp against `num_nodes` nodes of a ClientApp, each message in a worker.
@@ -94,7 +94,7 @@ def simulate(
         Two runs with the same seed are equal, whatever the backend: node ids follow from it, and the global
         random generators (Python, numpy, torch) are seeded, here and for each message in its worker. On
         backends without isolation a ClientApp that uses these is on its own.
-    journal : RunRecorder, optional
+    recorder : RunRecorder, optional
         Is told what happens, when it does.
     rehearse : bool
         For a ClientApp that keeps something costly in a module, such as its data set. The first message of
@@ -136,7 +136,7 @@ def simulate(
             run_config=config,
             node_config=node_config,
             seed=seed,
-            journal=journal,
+            recorder=recorder,
             rehearse=rehearse,
             run_id=RUN_ID,
         )
@@ -147,8 +147,8 @@ def simulate(
                 server(grid, context)
         finally:
             grid.close()
-            grid.journal.finish()
-        told = grid.journal
+            grid.recorder.finish()
+        told = grid.recorder
         return Simulation(told.result, told.rounds, told.tasks, chosen.stats(), context, told.arrays)
 
 

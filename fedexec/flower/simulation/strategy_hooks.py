@@ -20,7 +20,7 @@ from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Strategy
 
 from fedexec.errors import FedexecError
-from fedexec.flower._private import DefaultWorkflow, workflow_arrays
+from fedexec.flower.flower_internals import DefaultWorkflow, workflow_arrays
 from fedexec.flower.simulation.grid import ExecutorGrid
 
 __all__ = ["TooFewNodesError", "observed"]
@@ -51,7 +51,7 @@ class TooFewNodesError(FedexecError, ValueError):
 
 @contextlib.contextmanager
 def observed(grid: ExecutorGrid) -> Iterator[None]:
-    """Have the grid's journal told what strategies say while this lasts."""
+    """Have the grid's recorder told what strategies say while this lasts."""
     observer = _Observer(grid)
     with contextlib.ExitStack() as stack:
         for base, name, listen in (
@@ -112,7 +112,7 @@ def _bind(
 class _Observer:
     def __init__(self, grid: ExecutorGrid) -> None:
         self._grid = grid
-        self._journal = grid.journal
+        self._recorder = grid.recorder
 
     def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``Strategy.start``."""
@@ -124,9 +124,9 @@ class _Observer:
         if evaluate_fn is not None:
             where = next(place for place in given.maps if "evaluate_fn" in place)
             where["evaluate_fn"] = self._reported(evaluate_fn)
-        with self._journal.start(given.get("num_rounds")) as start:
+        with self._recorder.start(given.get("num_rounds")) as start:
             result = original(*call.args, **call.kwargs)
-        self._journal.returned(start, result, getattr(result, "arrays", None) or None)
+        self._recorder.returned(start, result, getattr(result, "arrays", None) or None)
         return result
 
     def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,10 +134,10 @@ class _Observer:
         _, given = _bind(original, server, *args, **kwargs)
         _check_nodes(server.strategy, self._grid.num_nodes)
         sorting = _sorted_results(server.strategy, self._grid.get_node_ids())
-        with self._journal.start(given.get("num_rounds")) as start, sorting:
+        with self._recorder.start(given.get("num_rounds")) as start, sorting:
             answer = original(server, *args, **kwargs)
         history = answer[0] if isinstance(answer, tuple) else answer
-        self._journal.returned(start, history, _arrays(getattr(server, "parameters", None)))
+        self._recorder.returned(start, history, _arrays(getattr(server, "parameters", None)))
         return answer
 
     def work(self, original: Callable[..., Any], workflow: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,16 +147,16 @@ class _Observer:
         if given["grid"] is not self._grid or not hasattr(context, "strategy"):
             return original(workflow, *args, **kwargs)
         _check_nodes(context.strategy, self._grid.num_nodes)
-        with self._journal.start(context.config.num_rounds) as start:
+        with self._recorder.start(context.config.num_rounds) as start:
             answer = original(workflow, *args, **kwargs)
-        self._journal.returned(start, context.history, workflow_arrays(context))
+        self._recorder.returned(start, context.history, workflow_arrays(context))
         return answer
 
     def evaluate(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
         """Stand in for ``evaluate`` of an older strategy: of the global model, on the server."""
         answer = original(strategy, *args, **kwargs)
-        if answer is not None and self._journal.within() is not None:
-            self._journal.evaluated(_server_round(args, kwargs), *answer)
+        if answer is not None and self._recorder.within() is not None:
+            self._recorder.evaluated(_server_round(args, kwargs), *answer)
         return answer
 
     def aggregate_evaluate(
@@ -165,8 +165,8 @@ class _Observer:
         """Stand in for ``aggregate_evaluate``, which returns metrics; older ones, a loss first."""
         answer = original(strategy, *args, **kwargs)
         loss, metrics = answer if isinstance(answer, tuple) else (None, answer)
-        if self._journal.within() is not None and (loss is not None or metrics):
-            self._journal.evaluated_by_clients(_server_round(args, kwargs), loss, metrics or {})
+        if self._recorder.within() is not None and (loss is not None or metrics):
+            self._recorder.evaluated_by_clients(_server_round(args, kwargs), loss, metrics or {})
         return answer
 
     def _reported(self, evaluate_fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,7 +175,7 @@ class _Observer:
             answer = evaluate_fn(server_round, *args, **kwargs)
             metrics = dict(answer) if isinstance(answer, Mapping) else {}
             loss = metrics.pop("loss") if isinstance(metrics.get("loss"), int | float) else None
-            self._journal.evaluated(server_round, loss, metrics, closes=True)
+            self._recorder.evaluated(server_round, loss, metrics, closes=True)
             return answer
 
         return evaluate

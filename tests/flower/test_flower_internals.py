@@ -12,7 +12,7 @@ import pytest
 import fedexec.flower
 
 FOLDER = Path(fedexec.flower.__file__).parent
-PRIVATE = FOLDER / "_private.py"
+PRIVATE = FOLDER / "flower_internals.py"
 PUBLIC = (
     "flwr.app", "flwr.client", "flwr.clientapp", "flwr.common", "flwr.server", "flwr.serverapp",
     "flwr.server.client_manager", "flwr.server.client_proxy", "flwr.server.strategy",
@@ -50,24 +50,26 @@ def test_the_underscored_names_do_what_they_did():
     from flwr.app import ConfigRecord, Message, Metadata, RecordDict
     from flwr.serverapp import ServerApp
 
-    from fedexec.flower import _private
+    from fedexec.flower import flower_internals
 
-    _private.become_server(5)
+    flower_internals.become_server(5)
     message = Message(RecordDict(), dst_node_id=3, message_type="train")
     where = f"in flwr {version('flwr')}"
     assert message.metadata.run_id == 5, f"TaskIdentity no longer tells a message its run {where}"
-    identifier = _private.stamp(message)
+    identifier = flower_internals.stamp(message)
     assert message.metadata.message_id == identifier, f"metadata._message_id is gone {where}"
     reply = Message(RecordDict(), reply_to=message)
     assert reply.metadata.reply_to_message_id == identifier
     metadata = Metadata(1, "id", 1, 2, "", "", 0.0, 1.0, "train")
     content = RecordDict({"config": ConfigRecord({"a": 1})})
-    assert _private.arrived(content, metadata).content == content, f"Message(metadata=) is gone {where}"
+    assert flower_internals.arrived(content, metadata).content == content, (
+        f"Message(metadata=) is gone {where}"
+    )
     app = ServerApp()
-    assert not _private.has_main(app)
+    assert not flower_internals.has_main(app)
     app.main()(lambda grid, context: None)
-    assert _private.has_main(app), f"ServerApp._main is gone {where}"
-    assert _private.empty_run(5).run_id == 5
+    assert flower_internals.has_main(app), f"ServerApp._main is gone {where}"
+    assert flower_internals.empty_run(5).run_id == 5
 
 
 def test_every_name_of_the_package_is_found_and_a_worker_imports_little():

@@ -1,0 +1,58 @@
+"""A package of another version on the path is what tasks find, learnt or not."""
+
+import sys
+
+import pytest
+
+import fedexec
+from fedexec.testing.tasks import DEADLINE, poll
+
+VERSIONS = "import time\ntime.sleep(0.15)\nVERSION = {}\n"
+
+
+def is_learnt(executor):
+    learnt = executor.stats().learning
+    return learnt["modules"] or learnt["unfit"]
+
+
+def run(executor, task):
+    future = executor.submit(task)
+    future.result(DEADLINE)
+    return future
+
+
+def version_found(*, prepend=None):
+    """Return a task that tells which version of a package it finds; it may look somewhere else first."""
+
+    def task():
+        if prepend is not None:
+            sys.path.insert(0, prepend)
+        import versioned
+
+        return versioned.VERSION
+
+    return task
+
+
+@pytest.mark.parametrize("who", ["caller", "task", "caller, later"])
+def test_another_version_on_the_path_is_found_learnt_or_not(create, tmp_path, monkeypatch, who):
+    folders = [tmp_path / name / "site-packages" for name in ("one", "two")]
+    for number, folder in enumerate(folders, 1):
+        folder.mkdir(parents=True)
+        (folder / "versioned.py").write_text(VERSIONS.format(number))
+    one, two = map(str, folders)
+    monkeypatch.syspath_prepend(one)
+    executor = create()
+    if who == "task":
+        found = [run(executor, version_found(prepend=two)).result() for _ in range(3)]
+        assert found == [2, 2, 2]
+        assert executor.stats().learning["modules"] == 0
+        return
+    if who == "caller, later":
+        if fedexec.Capability.FRESH_PROCESS not in executor.capabilities:
+            pytest.skip("a worker that is used again keeps what it has imported")
+        run(executor, version_found())
+        poll(lambda: is_learnt(executor), "it was learnt")
+        assert run(executor, version_found()).result() == 1
+    monkeypatch.syspath_prepend(two)
+    assert [run(executor, version_found()).result() for _ in range(3)] == [2, 2, 2]
