@@ -1,7 +1,7 @@
 """Every name of Flower's that is not public; no other file of ours uses one.
 
-Seen where they are imported from here in flwr 1.38 to 1.42. ``tests/flower/testflower_internals.py`` says which of
-them a newer release has moved.
+Seen where they are imported from here in flwr 1.38 to 1.42; ``tests/flower/test_flower_internals.py`` says
+which of them a newer release has moved.
 """
 
 import logging
