@@ -7,6 +7,12 @@ import pytest
 import fedexec
 from fedexec.testing.tasks import DEADLINE, poll
 
+
+@pytest.fixture(params=["standby", "process", "pool", "loky"])
+def create(request, create_on):
+    return lambda **options: create_on(request.param, **{"max_workers": 1} | options)
+
+
 VERSIONS = "import time\ntime.sleep(0.15)\nVERSION = {}\n"
 
 
