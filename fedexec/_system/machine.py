@@ -2,13 +2,14 @@
 
 Of the machine, and of the container around it.
 
-Containers bound both by control groups, of version 1 or 2, which are read where Linux distributions mount
-them. What cannot be read bounds nothing.
+Containers bound both by control groups, of version 1 or 2, which are read where they are mounted, and where
+Linux distributions mount them. What cannot be read bounds nothing.
 """
 
 import functools
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
+MOUNTS = "/proc/self/mountinfo"
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # a space, say, in the path of a mount
 _DIGITS = 20  # of the largest number that the kernel writes; Python refuses to read one of thousands
 UNLIMITED = 1 << 60  # bytes; version 1 writes a number near 2**63 where there is no limit
 
@@ -131,26 +134,62 @@ def _statistic(path: str, name: str) -> int:
 
 def _groups(controller: str) -> tuple[str, ...]:
     """Return the directories of this process's control groups, and of those above, for a controller."""
-    return _find_groups(controller, TOP, MEMBERSHIP)
+    return _find_groups(controller, TOP, MEMBERSHIP, MOUNTS)
 
 
 @functools.cache
-def _find_groups(controller: str, top: str, membership: str) -> tuple[str, ...]:
+def _find_groups(controller: str, top: str, membership: str, mounts: str) -> tuple[str, ...]:
+    mounted = list(_mounted(mounts))
     found: dict[str, None] = dict.fromkeys((top, f"{top}/{controller}"))
     for line in _read(membership).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:  # version 2, alone or beside version 1
-            mounts = [top, f"{top}/unified"]
+            usual = [top, f"{top}/unified"]
         elif controller in controllers.split(","):
-            mounts = [f"{top}/{controllers}", f"{top}/{controller}"]
+            usual = [f"{top}/{controllers}", f"{top}/{controller}"]
         else:
             continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        # A container may see its own group as the top one, and its path from there not at all.
-        for mount in mounts:
-            found |= dict.fromkeys("/".join([mount, *parts[:depth]]) for depth in range(len(parts) + 1))
+        kind = controller if controllers else None
+        roots = dict.fromkeys(usual, "/") | {place: root for place, root, kinds in mounted if kind in kinds}
+        found |= dict.fromkeys(usual)
+        for place, root in roots.items():
+            found |= dict.fromkeys(_from_top(place, _parts(root), _parts(path)))
     return tuple(group for group in found if os.path.isdir(group))  # noqa: PTH112
+
+
+def _mounted(path: str) -> Iterator[tuple[str, str, tuple[str | None, ...]]]:
+    """Yield where control groups are mounted, which group is the top one there, and for which controllers.
+
+    None stands for version 2, where every controller is in the same place.
+    """
+    for line in _read(path).splitlines():
+        mount, _, system = line.partition(" - ")
+        kind, _, rest = system.partition(" ")
+        fields = [_ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in mount.split(" ")]
+        if kind in ("cgroup", "cgroup2") and len(fields) > 4:
+            controllers = (None,) if kind == "cgroup2" else tuple(rest.rpartition(" ")[2].split(","))
+            yield fields[4], fields[3], controllers
+
+
+def _from_top(place: str, root: list[str], path: list[str]) -> list[str]:
+    """Return the directories of the group `path`, and of those above it, where the group `root` is on top.
+
+    A container sees its own group as the top one, and the names above it in its path or not at all.
+    """
+    if path[: len(root)] == root:
+        below = path[len(root) :]
+    elif set(root) == {".."} and path.count("..") <= len(root):
+        below = []  # That group is above ours, and nobody tells the names between.
+    else:
+        return []
+    if ".." in below:
+        return []
+    return ["/".join([place, *below[:depth]]) for depth in range(len(below) + 1)]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def _is_number(text: str) -> bool:
@@ -159,7 +198,8 @@ def _is_number(text: str) -> bool:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123  # workers ask: it is cheap
+        # Workers ask for it, and this is cheaper than pathlib.
+        with open(path, encoding="ascii", errors="surrogateescape") as file:  # noqa: PTH123
             return file.read().strip()
     except OSError:
         return ""

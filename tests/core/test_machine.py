@@ -27,12 +27,14 @@ def plant(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_affinity", lambda: 8)
     monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
 
-    def write(membership, **files):
+    def write(membership, mounts="", **files):
         for path, text in files.items():
             file = tmp_path / "top" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         (tmp_path / "membership").write_text(membership)
+        (tmp_path / "mounts").write_text(mounts.format(here=tmp_path / "top"))
+        monkeypatch.setattr(machine, "MOUNTS", str(tmp_path / "mounts"))
         monkeypatch.setattr(machine, "TOP", str(tmp_path / "top"))
         monkeypatch.setattr(machine, "MEMBERSHIP", str(tmp_path / "membership"))
 
@@ -90,6 +92,68 @@ def test_a_limit_bounds_the_memory(plant, membership, files, total, available):
     plant(membership, **{name: str(n * MIB) if isinstance(n, int) else n for name, n in files.items()})
     assert machine.total_bytes() == total * MIB
     assert machine.available_bytes() == available * MIB
+
+
+def mounted(root, place, kind="cgroup2", options="rw"):
+    place = f"{{here}}/{place}".rstrip("/")
+    return f"35 31 0:32 {root} {place} rw,relatime shared:1 - {kind} cgroup {options}\n"
+
+
+V2_OF_CONTAINER = mounted("/docker/1", "")
+ELSEWHERE = mounted("/", "a\\040place")
+
+
+@pytest.mark.parametrize(
+    ("membership", "mounts", "group"),
+    [
+        ("0::/docker/1/sub", V2_OF_CONTAINER, "sub"),
+        ("0::/docker/1/sub/deeper", V2_OF_CONTAINER, "sub"),
+        ("0::/docker/1", V2_OF_CONTAINER, "."),
+        ("0::/a", ELSEWHERE, "a place/a"),
+        ("0::/../1/sub", mounted("/../1", "elsewhere"), "elsewhere/sub"),
+        ("0::/sub", mounted("/..", "elsewhere"), "elsewhere"),
+    ],
+)
+def test_a_group_is_found_where_it_is_mounted(plant, membership, mounts, group):
+    limits = {MAX: f"{600 * MIB}", USED: f"{500 * MIB}", "cpu.max": "100000 100000"}
+    plant(membership, mounts, **{f"{group}/{name}": text for name, text in limits.items()})
+    assert machine.available_cores() == 1
+    assert (machine.total_bytes(), machine.available_bytes()) == (600 * MIB, 100 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("root", "place", "group"),
+    [
+        ("/docker/1", "cpu,cpuacct", "sub"),  # as Docker mounts it
+        ("/docker/1", "cpuacct,cpu", "sub"),
+        ("/", "elsewhere", "docker/1"),
+        ("/docker", "elsewhere", "."),
+    ],
+)
+def test_a_group_of_version_1_is_found_where_it_is_mounted(plant, root, place, group):
+    membership = "4:cpu,cpuacct:/docker/1/sub\n3:memory:/\n0::/\n"
+    mounts = mounted("/", "memory", "cgroup", "rw,memory") + mounted(root, place, "cgroup", "rw,cpu,cpuacct")
+    quota = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
+    plant(membership, mounts, **{f"{place}/{group}/{name}": text for name, text in quota.items()})
+    assert machine.available_cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("membership", "mounts", "group"),
+    [
+        ("0::/docker/1", mounted("/docker/2", "elsewhere"), "elsewhere"),  # of another container
+        ("0::/docker/1/sub", V2_OF_CONTAINER, "docker/1"),  # of a container in this one
+        ("0::/../../a", mounted("/..", "elsewhere"), "elsewhere"),  # not above ours
+        ("0::/docker/1", mounted("/", "elsewhere", "cgroup", "rw,cpu,memory"), "elsewhere/docker/1"),
+        ("0::/docker/1", mounted("/", "elsewhere", "ext4"), "elsewhere"),
+        ("0::/docker/1", "35 31 - cgroup2 cgroup rw\n\nx", "elsewhere"),
+    ],
+)
+def test_a_group_that_is_not_ours_bounds_nothing(plant, membership, mounts, group):
+    limits = {MAX: f"{600 * MIB}", USED: f"{500 * MIB}", "cpu.max": "100000 100000"}
+    plant(membership, mounts, **{f"{group}/{name}": text for name, text in limits.items()})
+    assert machine.available_cores() == 8
+    assert machine.total_bytes() > 600 * MIB
 
 
 @pytest.mark.parametrize("text", ["max", "9223372036854771712", "garbage", ""])
