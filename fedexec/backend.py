@@ -25,7 +25,7 @@ from fedexec._channel.task_channel import TaskChannel, rehearsal
 from fedexec._processes.launcher import Launcher
 from fedexec._processes.mp_context import WorkerContext, WorkerProcess, end_process, exit_code
 from fedexec._processes.resource_trackers import start_tracker_apart
-from fedexec._processes.stopped import await_answer, await_reader
+from fedexec._processes.stopped import await_answer, await_reader, start_watching
 from fedexec._processes.worker_pipe import await_beginning, receive, serve
 from fedexec._scheduling.limits import Limits
 from fedexec._worker.ending import end_with_caller
@@ -69,6 +69,7 @@ __all__ = [
     "serve",
     "setup",
     "start_tracker_apart",
+    "start_watching",
 ]
 
 

@@ -40,6 +40,7 @@ from fedexec.backend import (
     exit_code,
     receive,
     serve,
+    start_watching,
 )
 
 __all__ = ["PooledBackend", "Slot"]
@@ -296,10 +297,9 @@ def _shut_down(pool: Pool, workers: "list[_Worker]", *, wait: bool = True) -> No
             if not await_answer([worker.sentinel], worker.pid):
                 end_process(worker)
 
-    watching = threading.Thread(target=watch, name="fedexec-watch-pool", daemon=True)
-    watching.start()
+    watching = start_watching(watch, "fedexec-watch-pool")
     pool.shutdown(wait=wait)
-    if wait:
+    if wait and watching is not None:
         watching.join()
 
 

@@ -10,13 +10,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
 import psutil
 
-__all__ = ["await_answer", "await_reader", "is_stopped", "kill_if_stopped"]
+__all__ = ["await_answer", "await_reader", "is_stopped", "kill_if_stopped", "start_watching"]
 
 _LOOKS, _SECONDS = 2, 1.0  # It is stopped for good if so many looks, so many seconds apart, find it stopped.
 _PIPE_BYTES = 4096  # Any empty pipe takes so much, and nobody waits for its reader.
@@ -67,11 +67,12 @@ def await_reader(pid: int | None, size: int) -> Iterator[None]:
         yield
     finally:
         is_written.set()
-        watching.join()
+        if watching is not None:
+            watching.join()
 
 
-def kill_if_stopped(pid: int, is_over: threading.Event) -> threading.Thread:
-    """Start a thread that kills a process which stays stopped, until `is_over` is set."""
+def kill_if_stopped(pid: int, is_over: threading.Event) -> threading.Thread | None:
+    """Start a thread that kills a process that stays stopped, until `is_over` is set, if one can be."""
 
     def watch() -> None:
         found = 0
@@ -82,8 +83,20 @@ def kill_if_stopped(pid: int, is_over: threading.Event) -> threading.Thread:
                     os.kill(pid, signal.SIGKILL)
                 return
 
-    watching = threading.Thread(target=watch, name="fedexec-watch-stopped", daemon=True)
-    watching.start()
+    return start_watching(watch, "fedexec-watch-stopped")
+
+
+def start_watching(watch: Callable[[], None], name: str) -> threading.Thread | None:
+    """Start a thread that looks after a process; None where it cannot be started.
+
+    CPython 3.12.0 to 3.12.2 start no thread once the main thread has ended (gh-113964). A process that is
+    stopped just then is waited for; tasks that were submitted before are done all the same.
+    """
+    watching = threading.Thread(target=watch, name=name, daemon=True)
+    try:
+        watching.start()
+    except RuntimeError:
+        return None
     return watching
 
 

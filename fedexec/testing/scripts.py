@@ -88,11 +88,12 @@ class ScriptConformance(Suite):
             print(list(executor.map(abs, [-1, -2])))
             for number in range(6):
                 executor.submit(print_line, number)
+            executor.submit(len, bytes(100_000)).add_done_callback(lambda done: print(done.result()))
             """,
             temp,
         )
         assert (err, code) == ("", 0)
-        assert sorted(out) == [*(str(number) for number in range(6)), "[1, 2]"]
+        assert sorted(out) == [*sorted(["100000", *(str(number) for number in range(6))]), "[1, 2]"]
 
     def test_a_worker_that_dies_at_the_end_is_replaced(self, temp: Path) -> None:
         self.need_threads_at_the_end()
