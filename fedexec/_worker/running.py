@@ -42,7 +42,7 @@ def run(message: bytes) -> bytes:
 def _run(delivery: Delivery, new: Imports) -> Reply:
     if delivery.stderr is not None:
         listen(delivery.stderr)
-    with seeding.seeded(delivery.seed):
+    with seeding.seeded(delivery.seed), seeding.passed_on(delivery.seed):
         return _run_seeded(delivery, new)
 
 

@@ -18,9 +18,20 @@ from typing import Any
 
 from fedexec._worker import imports
 
-__all__ = ["call_seeded", "derive", "renew", "restore", "seed_all", "seeded", "states", "when_imported"]
+__all__ = [
+    "call_seeded",
+    "derive",
+    "passed_on",
+    "renew",
+    "restore",
+    "seed_all",
+    "seeded",
+    "states",
+    "when_imported",
+]
 
 
+_VARIABLE = "FEDEXEC_SEED"  # of settings
 _MT19937_WORDS = 624  # of numpy's global generator
 
 
@@ -116,6 +127,30 @@ def seeded(seed: int | None) -> Iterator[None]:
     seed_all(seed)
     with when_imported(dict.fromkeys(_SEEDERS, lambda module: _SEEDERS[module.__name__](module, seed))):
         yield
+
+
+@contextlib.contextmanager
+def passed_on(seed: int | None) -> Iterator[None]:
+    """Have executors that a task makes follow from the task's seed, where all have that of ``FEDEXEC_SEED``.
+
+    Otherwise the tasks of each of them would draw the same numbers as those of every other, in every task.
+    Processes that the task starts inherit it.
+
+    Parameters
+    ----------
+    seed : int or None
+        The task's. None changes nothing.
+    """
+    ours, before = str(seed), os.environ.get(_VARIABLE)
+    if seed is None or not before:
+        yield
+        return
+    os.environ[_VARIABLE] = ours
+    try:
+        yield
+    finally:
+        if os.environ.get(_VARIABLE) == ours:  # else the task has changed it
+            os.environ[_VARIABLE] = before
 
 
 def call_seeded(seed: int, call: Callable[[], object]) -> object:

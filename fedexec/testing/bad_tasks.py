@@ -207,6 +207,14 @@ def drawn_by_the_first_task_of(seed: int) -> tuple[float, float]:
     return random.Random(derived).random(), float(np.random.RandomState(derived % 2**32).rand())
 
 
+def draw_in_an_executor() -> tuple[float, float]:
+    """Draw in a task of an executor that is made here."""
+    from fedexec.executor import create_executor
+
+    with create_executor(max_workers=1) as executor:
+        return executor.submit(draw).result()
+
+
 def draw_with(_: object) -> tuple[float, float]:
     """Draw, whatever the argument is."""
     return draw()

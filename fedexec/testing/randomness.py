@@ -35,6 +35,19 @@ class RandomnessConformance(Suite):
         assert create(seed=43).submit(bad_tasks.draw).result(DEADLINE) not in expected
         assert expected[0] == bad_tasks.drawn_by_the_first_task_of(42), "it is not as on every other backend"
 
+    def test_executors_that_tasks_make_follow_from_the_seed_and_the_task(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.need(Capability.ISOLATED)
+        monkeypatch.setenv("FEDEXEC_SEED", "42")
+        runs = []
+        for _ in range(2):
+            executor = create(max_workers=1)
+            inner = list(executor.map(tasks.make, [bad_tasks.draw_in_an_executor] * 2, timeout=DEADLINE))
+            runs.append([*inner, executor.submit(tasks.draw).result(DEADLINE)])
+        assert runs[0] == runs[1]
+        assert len({tasks.drawn_by_the_first_task_of(42), *runs[0]}) == 4
+
     def test_what_unpickling_draws_does_not_change_what_a_task_draws(self, create: Create) -> None:
         self.need(Capability.ISOLATED)
         plain = create(seed=1).submit(bad_tasks.draw_with, 0).result(DEADLINE)
