@@ -29,7 +29,7 @@ DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
 AUTO = "auto"
 PREFIX = "FEDEXEC_"
 START_METHODS = ("forkserver", "spawn")
-LARGEST = 2**63 - 1
+LARGEST = 2**64 - 1
 
 
 # ---------------------------------------------------------------- how a value is read

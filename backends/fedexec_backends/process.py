@@ -5,18 +5,21 @@ exception, a worker that dies as :class:`~fedexec.errors.WorkerDiedError` instea
 Manager (one for all tasks, where the tutorial starts one for each) ends with the executor or with the caller.
 """
 
+import contextlib
 import functools
 import os
 import secrets
 import socket
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import MutableMapping
-from multiprocessing import managers
+from multiprocessing import managers, util
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from multiprocessing.managers import SyncManager
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 from fedexec.backend import (
@@ -42,6 +45,9 @@ from fedexec.backend import (
 __all__ = ["ProcessBackend"]
 
 _MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
+_SOCKET = "socket"
+_LONGEST_PATH = 90  # bytes of a directory's path: the socket's path may have 103 on macOS
+_AFTER_THE_SOCKET = -100  # multiprocessing removes what a Manager listens to at priority 0
 _MANAGERS = 5  # so many may be killed as soon as they start, one after another
 
 
@@ -214,13 +220,14 @@ class _Manager(SyncManager):
     _Server = _Server
 
     def __init__(self, context: WorkerContext) -> None:
-        # An abstract socket: it has no name in the file system, where only a peaceful end would remove it.
-        # Elsewhere than on Linux multiprocessing makes a socket in a private directory.
-        address = f"\0fedexec-{secrets.token_hex(16)}" if sys.platform == "linux" else None
+        # An abstract socket has no name in the file system, so nobody has to remove it. Only Linux has them.
+        self._directory = None if sys.platform == "linux" else _new_directory()
+        abstract = f"\0fedexec-{secrets.token_hex(16)}"
+        address = abstract if self._directory is None else str(self._directory / _SOCKET)
         super().__init__(address=address, serializer=_SERIALIZER, ctx=context)
         self._process: WorkerProcess | None = None
         try:
-            self.start(_prepare_manager)
+            self.start(_prepare_manager, (self._directory,))
         except BaseException:
             self._forget()
             raise
@@ -240,11 +247,34 @@ class _Manager(SyncManager):
             end_process(process)
             process.join()
             process.close()
+        if self._directory is not None:  # It is there still if the process was killed.
+            _remove(self._directory)
 
 
-def _prepare_manager() -> None:
+def _prepare_manager(directory: Path | None) -> None:
     os.setpgid(0, 0)  # Ctrl+C is the caller's business
-    end_with_caller()
+    if directory is None:
+        end_with_caller()
+    else:
+        directory.mkdir(0o700)
+        util.Finalize(None, _remove, (directory,), exitpriority=_AFTER_THE_SOCKET)
+        end_with_caller(functools.partial(_remove, directory))
+
+
+def _new_directory() -> Path:
+    """Return a name that nobody has, or can guess, for the private directory of a Manager's socket."""
+    name = f"fedexec-{secrets.token_hex(8)}"
+    path = Path(tempfile.gettempdir(), name)
+    return path if len(os.fsencode(path)) <= _LONGEST_PATH else Path("/tmp", name)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a Manager's socket and its directory, as far as they are there, and nothing else."""
+    for _ in range(2):  # The Manager's main thread may make the socket just after the first attempt.
+        with contextlib.suppress(OSError):
+            (directory / _SOCKET).unlink()
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _work(wanted: WorkerSetup, message: bytes, return_dict: MutableMapping[str, bytes]) -> None:

@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing import util
 from typing import Any, NoReturn
 
@@ -35,16 +36,21 @@ def leave_the_callers_group() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def end_with_caller() -> None:
+def end_with_caller(tidy: Callable[[], object] | None = None) -> None:
     """End this process, and what it started, when the process that asked for it is gone, however it ended.
 
     Not by ``PR_SET_PDEATHSIG``, which follows the *thread* that started us.
+
+    Parameters
+    ----------
+    tidy : callable, optional
+        To be called first, by a thread. Without it the kernel ends this process where it can.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     sentinel = parent.sentinel
-    if signals_hangup(sentinel, signal.SIGKILL):
+    if tidy is None and signals_hangup(sentinel, signal.SIGKILL):
         poll = select.poll()
         poll.register(sentinel)
         if poll.poll(0):
@@ -53,6 +59,8 @@ def end_with_caller() -> None:
 
     def watch() -> None:
         multiprocessing.connection.wait([sentinel])
+        if tidy is not None:
+            tidy()
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)
         os._exit(1)

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from fedexec.testing.tasks import poll
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="plays other systems on Linux")
 
@@ -117,6 +120,61 @@ def test_as_on_macos_tasks_run_in_fresh_interpreters(as_on_macos):
     *results, refusal = json.loads(run(ON_MACOS, *backends, **as_on_macos))
     assert results == [[backend, [0, 1, 2], -1_250_000.0, 3] for backend in backends]
     assert 'start_method="forkserver" needs os.waitid' in refusal
+
+
+USES_A_MANAGER = """
+import os, signal, sys
+import fedexec
+executor = fedexec.create_executor("process", max_workers=1)
+assert executor.submit(abs, -1).result(60) == 1
+for line in sys.stdin:
+    if line == "kill the Manager\\n":
+        os.kill(executor._scheduler._backend._manager._process.pid, signal.SIGKILL)
+        assert executor.submit(abs, -2).result(60) == 2
+    elif line == "shut down\\n":
+        executor.shutdown()
+    print(*os.listdir(os.environ["TMPDIR"]), flush=True)
+"""
+
+
+@pytest.fixture
+def uses_a_manager(as_on_macos):
+    """A script on `process`, and its folder for temporary files, whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="t-") as temp:
+        command = [sys.executable, "-c", USES_A_MANAGER]
+        variables = os.environ | as_on_macos | {"TMPDIR": temp}
+        with subprocess.Popen(
+            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as script:
+            try:
+                yield script, Path(temp)
+            finally:
+                script.kill()
+
+
+def tell(script, line):
+    """Have the script do something; return what there is in its folder afterwards."""
+    script.stdin.write(line + "\n")
+    script.stdin.flush()
+    return script.stdout.readline().split()
+
+
+def test_as_on_macos_a_managers_socket_goes_with_its_caller_and_nothing_else_does(uses_a_manager):
+    script, temp = uses_a_manager
+    (directory,) = tell(script, "")
+    assert (temp / directory).stat().st_mode & 0o777 == 0o700
+    (temp / "somebody's").mkdir()
+    script.kill()
+    poll(lambda: not (temp / directory).exists(), "the directory of the socket was removed", seconds=5)
+    assert [path.name for path in temp.iterdir()] == ["somebody's"]
+
+
+def test_as_on_macos_a_managers_socket_goes_with_the_manager_and_with_the_executor(uses_a_manager):
+    script, _ = uses_a_manager
+    (first,) = tell(script, "")
+    (second,) = tell(script, "kill the Manager")
+    assert first != second
+    assert tell(script, "shut down") == []
 
 
 WAITS_FOR_AN_END = """
