@@ -7,6 +7,7 @@ thread of the caller reads the pipes. Linux only; elsewhere a worker writes wher
 import contextlib
 import faulthandler
 import os
+import re
 import select
 import signal
 import sys
@@ -25,6 +26,8 @@ PIPE_BYTES = 1 << 16  # what a pipe holds: one read takes all that is there
 NOTHING = bytes(4)  # unread, as the kernel says it
 KEPT_BYTES = 16 << 10
 KEPT_LINES = 40
+_FATAL = "Fatal Python error: "
+_C_STACK = re.compile(r"^Current thread's C stack trace .*\n(?:  .*\n?)*\n?", re.MULTILINE)
 
 
 class Relay:
@@ -127,7 +130,19 @@ class _Line:
             with contextlib.suppress(OSError):  # the caller has closed its own
                 while data and not is_ended:
                     data = data[os.write(2, data) :]
-            return "\n".join(self.kept.decode(errors="replace").splitlines()[-KEPT_LINES:])
+            return last_lines(self.kept.decode(errors="replace"))
+
+
+def last_lines(text: str) -> str:
+    """Return the last lines of what a worker has written, by which its end is explained.
+
+    Of the report of a fatal signal its first line is kept, which names the signal, and not the stack of C
+    functions, which Python adds from 3.14 on: it alone may have as many lines as are kept.
+    """
+    lines = _C_STACK.sub("", text).splitlines()
+    last = lines[-KEPT_LINES:]
+    fatal = [line for line in lines[:-KEPT_LINES] if line.startswith(_FATAL)]
+    return "\n".join([fatal[-1], *last[1:]] if fatal else last)
 
 
 _rehearsed = False
