@@ -7,7 +7,7 @@ import pytest
 
 from fedexec.errors import SettingsError
 from fedexec.interface import Capability
-from fedexec.testing import bad_tasks
+from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.suite import Create, Suite
 from fedexec.testing.tasks import DEADLINE
 
@@ -44,9 +44,9 @@ class RandomnessConformance(Suite):
         for _ in range(2):
             executor = create(max_workers=1)
             inner = list(executor.map(tasks.make, [bad_tasks.draw_in_an_executor] * 2, timeout=DEADLINE))
-            runs.append([*inner, executor.submit(tasks.draw).result(DEADLINE)])
+            runs.append([*inner, executor.submit(bad_tasks.draw).result(DEADLINE)])
         assert runs[0] == runs[1]
-        assert len({tasks.drawn_by_the_first_task_of(42), *runs[0]}) == 4
+        assert len({bad_tasks.drawn_by_the_first_task_of(42), *runs[0]}) == 4
 
     def test_what_unpickling_draws_does_not_change_what_a_task_draws(self, create: Create) -> None:
         self.need(Capability.ISOLATED)

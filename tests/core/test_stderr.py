@@ -1,6 +1,6 @@
 """What is kept of a worker's stderr."""
 
-from fedexec import stderr
+from fedexec._channel import stderr
 
 STACK = "".join(f'  File "task.py", line {number} in function_{number}\n' for number in range(30))
 C_STACK = "".join(f'  Binary file "/usr/bin/python3", at +{number:#x} [0x7f47]\n' for number in range(32))
