@@ -1,4 +1,4 @@
-"""The statistics of pytest-benchmark, computed where it is not installed."""
+"""Statistics of a benchmark, under the names that pytest-benchmark gives them."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,58 +8,33 @@ __all__ = ["statistics_of"]
 
 
 def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
-    """Return what pytest-benchmark writes as ``stats``.
+    """Return what `fedexec report` reads of pytest-benchmark's ``stats``.
 
     Parameters
     ----------
     seconds : sequence of float
-        Of each round, at least one.
+        Duration of each round, in the order they were measured; at least one.
+
+    Returns
+    -------
+    dict
+        ``rounds``; ``median`` and ``iqr``, the distance between the quartiles, in seconds; and ``data``, the
+        durations themselves.
     """
-    ordered = sorted(seconds)
-    mean, rounds, total = statistics.mean(ordered), len(ordered), sum(ordered)
-    stddev = statistics.stdev(ordered) if rounds > 1 else 0
-    q1, q3 = _quartiles(ordered)
-    iqr = q3 - q1
-    low, high = q1 - 1.5 * iqr, q3 + 1.5 * iqr
-    inside = [value for value in ordered if low <= value <= high]
-    beyond = sum(value < mean - stddev or value > mean + stddev for value in ordered)
     return {
-        "min": ordered[0],
-        "max": ordered[-1],
-        "mean": mean,
-        "stddev": stddev,
-        "rounds": rounds,
-        "median": statistics.median(ordered),
-        "iqr": iqr,
-        "q1": q1,
-        "q3": q3,
-        "iqr_outliers": rounds - len(inside),
-        "stddev_outliers": beyond,
-        "outliers": f"{beyond};{rounds - len(inside)}",
-        "ld15iqr": inside[0],
-        "hd15iqr": inside[-1],
-        "ops": rounds / total if total else 0,
-        "total": total,
+        "rounds": len(seconds),
+        "median": statistics.median(seconds),
+        "iqr": _interquartile_range(seconds),
         "data": list(seconds),
-        "iterations": 1,
     }
 
 
-def _quartiles(ordered: Sequence[float]) -> tuple[float, float]:
-    """Return the quartiles: of an odd number the mean of the two usual definitions, as pytest-benchmark."""
-    rounds = len(ordered)
-    if rounds == 1:
-        return ordered[0], ordered[0]
-    n, rest = divmod(rounds, 4)
-    if rest in (0, 2):
-        half = rounds // 2
-        return statistics.median(ordered[:half]), statistics.median(ordered[half:])
-    if rest == 1:
-        return (
-            0.25 * ordered[n - 1] + 0.75 * ordered[n],
-            0.75 * ordered[3 * n] + 0.25 * ordered[3 * n + 1],
-        )
-    return (
-        0.75 * ordered[n] + 0.25 * ordered[n + 1],
-        0.25 * ordered[3 * n + 1] + 0.75 * ordered[3 * n + 2],
-    )
+def _interquartile_range(seconds: Sequence[float]) -> float:
+    """Return the mean of the two usual definitions: pytest-benchmark's own for an odd number of rounds."""
+    if len(seconds) < 2:
+        return 0.0
+    ranges = []
+    for method in ("inclusive", "exclusive"):
+        low, _, high = statistics.quantiles(seconds, n=4, method=method)
+        ranges.append(high - low)
+    return statistics.mean(ranges)

@@ -1,10 +1,8 @@
 """Figures as people read them. What was not measured says so."""
 
-from collections.abc import Sequence
-
 from fedexec._system.sizes import format_size
 
-__all__ = ["NOT_MEASURED", "about", "count", "percent", "quantile", "rate", "seconds", "size"]
+__all__ = ["NOT_MEASURED", "about", "count", "percent", "rate", "seconds", "size"]
 
 NOT_MEASURED = "not measured"
 size = format_size
@@ -52,14 +50,3 @@ def percent(share: float | None, *, signed: bool = False) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Write a number of things."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
-
-
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """Return the value below which that share lies, between neighbours by interpolation."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    left = int(position)
-    right = min(left + 1, len(ordered) - 1)
-    return ordered[left] + (position - left) * (ordered[right] - ordered[left])

@@ -191,7 +191,7 @@ def _strip(one: Measurement, y: float, x: Scale, class_of: Mapping[str, str]) ->
     median = tag("line", x1=x(one.median), x2=x(one.median), y1=y - 10, y2=y + 10, class_="median")
     words = (
         f"{strategy}: median {numbers.seconds(one.median)}, "
-        f"95 % within {numbers.seconds(numbers.quantile(one.seconds, 0.95))}, "
+        f"95 % within {numbers.seconds(one.p95)}, "
         f"{numbers.count(len(one.seconds), 'round')}"
     )
     low, high = x(min(one.seconds)), x(max(one.seconds))

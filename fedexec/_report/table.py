@@ -188,7 +188,7 @@ def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None
         clients=record.clients,
         clients_per_second=record.clients / one.median if one.median else None,
         round_median=one.median,
-        round_p95=numbers.quantile(one.seconds, 0.95),
+        round_p95=one.p95,
         cold=cold,
         warm=warm,
         overhead=one.median / baseline.median - 1 if baseline else None,
