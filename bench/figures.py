@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fedexec._report import page, summarize
-from fedexec._report.markdown import machine_line, overview
+from fedexec._report.markdown_report import machine_line, overview
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -1,8 +1,26 @@
-"""From benchmarks to an answer: tables, verdicts, comparisons; as text, JSON and a page. No torch."""
+"""From benchmarks to an answer: tables, verdicts and comparisons, as text, Markdown, JSON and one page.
 
-from fedexec._report.markdown import markdown
-from fedexec._report.page import page
-from fedexec._report.reading import UnreadableError
-from fedexec._report.summary import Summary, summarize
+What is named here is imported when it is used: what a benchmark measures would pay for plots and templates.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedexec._system.lazy_names import importer
+
+if TYPE_CHECKING:
+    from fedexec._report.html_report import page
+    from fedexec._report.markdown_report import markdown
+    from fedexec._report.reading import UnreadableError
+    from fedexec._report.summary import Summary, summarize
 
 __all__ = ["Summary", "UnreadableError", "markdown", "page", "summarize"]
+
+__getattr__ = importer(
+    __name__,
+    {
+        "html_report": ("page",),
+        "markdown_report": ("markdown",),
+        "reading": ("UnreadableError",),
+        "summary": ("Summary", "summarize"),
+    },
+)

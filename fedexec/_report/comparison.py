@@ -5,8 +5,9 @@ from typing import Any
 
 from fedexec._report import numbers
 from fedexec._report.reading import Run
+from fedexec._report.rules import MARGIN, MEMORY_MARGIN
 from fedexec._report.table import Row, rows, workloads
-from fedexec._report.verdict import MARGIN, MEMORY_MARGIN, decide
+from fedexec._report.verdict import decide
 
 __all__ = ["Change", "compare", "same_machine"]
 
@@ -78,10 +79,9 @@ def compare(first: Run, second: Run) -> tuple[list[Change], list[str]]:
 
 
 def _verdict(run: Run, workload: str, table: dict[str, Row]) -> str:
-    """Return who is to be used, or why nobody is named."""
+    """Return the strategy to use, or why there is none."""
     verdict = decide(list(table.values()), busy=run.busy(workload))
-    kind, _, why = verdict.sentence.removesuffix(".").partition(": ")
-    return verdict.use or (f"none ({why})" if kind == "No verdict" else "no clear winner")
+    return verdict.use or f"none ({verdict.why.removesuffix('.')})"
 
 
 def _machines(first: Run, second: Run) -> str:

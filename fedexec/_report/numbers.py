@@ -2,10 +2,15 @@
 
 from fedexec._system.sizes import format_size
 
-__all__ = ["NOT_MEASURED", "about", "count", "percent", "rate", "seconds", "size"]
+__all__ = ["NOT_MEASURED", "about", "count", "percent", "rate", "round_size", "seconds", "size"]
 
 NOT_MEASURED = "not measured"
 size = format_size
+
+
+def round_size(nbytes: float) -> str:
+    """Write a round number of bytes, as on an axis."""
+    return "0" if nbytes == 0 else size(round(nbytes)).replace(".0 ", " ")
 
 
 def _digits(value: float) -> str:

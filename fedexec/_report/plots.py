@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from fedexec._report import numbers
 from fedexec._report.reading import Measurement
+from fedexec._report.scatter import scatter
 from fedexec._report.schema import PHASES
 from fedexec._report.summary import Section
 from fedexec._report.svg import (
@@ -21,84 +24,38 @@ from fedexec._report.svg import (
     text,
     ticks,
 )
-from fedexec._report.table import Row
 from fedexec._report.timeline import timeline
 
 __all__ = ["plots"]
 
 LEFT, RIGHT = 52, 10
-NAMES = 98  # what names of strategies take beside bars
+NAMES = 112  # what names of strategies take beside bars
 ROW = 30
 
 
 def plots(section: Section) -> list[Figure]:
-    """Draw what can be drawn."""
+    """Draw what was measured.
+
+    Parameters
+    ----------
+    section : Section
+
+    Returns
+    -------
+    list of Figure
+        The memory first, if it was measured.
+    """
     names = {one.record.strategy for one in section.run.measurements}
     class_of = colours(names)
     drawn = [
-        _throughput(section, class_of),
         timeline(section, class_of),
+        scatter(section, class_of),
         _phases(section, class_of),
         _rounds(section, class_of),
         _scaling(section, class_of, "workers"),
         _scaling(section, class_of, "clients"),
     ]
     return [one for one in drawn if one is not None]
-
-
-def _throughput(section: Section, class_of: Mapping[str, str]) -> Figure | None:
-    key = "device_peak" if any(row.device_peak is not None for row in section.table) else "host_peak"
-    shown = [row for row in section.table if getattr(row, key) is not None and row.clients_per_second]
-    if not shown:
-        return None
-    where = "device" if key == "device_peak" else "host (PSS)"
-    emulated = " EMULATED" if key == "device_peak" and any(row.emulated for row in shown) else ""
-    height, bottom = 300, 262
-    peaks, rates = [getattr(row, key) for row in shown], [row.clients_per_second or 0.0 for row in shown]
-    x_ticks, y_ticks = ticks(max(peaks) * 1.02, 4, 1024), ticks(max(rates) * 1.02)
-    x = Scale(0, x_ticks[-1], LEFT, WIDTH - RIGHT)
-    y = Scale(0, y_ticks[-1], bottom, 22)
-    front = _front(shown, key)
-    line = " ".join(f"{x(getattr(row, key)):.1f},{y(row.clients_per_second or 0):.1f}" for row in front)
-    parts = [
-        grid(y_ticks, y, "{:g}".format, (LEFT, WIDTH - RIGHT)),
-        text(LEFT, 12, "clients/s", "label"),
-        *(text(x(value), bottom + 16, _size(value), "tick", "middle") for value in x_ticks),
-        text(WIDTH - RIGHT, bottom + 32, f"peak memory, {where}{emulated}", "label", "end"),
-        tag("polyline", points=line, class_="front") if len(front) > 1 else "",
-    ]
-    heights = spread([y(rate) for rate in rates], 14, 26, bottom - 4)
-    for row, peak, rate, at in zip(shown, peaks, rates, heights, strict=True):
-        words = f"{row.strategy}: {numbers.rate(rate)} clients/s, {where} peak {numbers.size(peak)}{emulated}"
-        parts.append(_point(x(peak), y(rate), at, row, words, class_of[row.strategy]))
-    words = f"Throughput against peak {where} memory. Best is top left: " + ", ".join(
-        row.strategy for row in front
-    )
-    caption = "Top left is best. The line joins those that no other beats in both. Hollow: not fedexec's."
-    return figure("Throughput and memory", f"{words}.", caption, height, *parts)
-
-
-def _point(x: float, y: float, label: float, row: Row, words: str, class_: str) -> str:
-    side = -1 if x > WIDTH * 0.68 else 1
-    leader = ""
-    if abs(label - y) > 3:
-        leader = tag("line", x1=x, y1=y, x2=x + side * 9, y2=label, class_="leader")
-    dot = tag("circle", cx=x, cy=y, r=5.5, class_="ring" if row.peer else "dot")
-    name = text(x + side * 11, label + 4, row.strategy, "name", "start" if side > 0 else "end")
-    return mark(words, leader + dot + name, class_, hit=tag("circle", cx=x, cy=y, r=16, class_="hit"))
-
-
-def _front(shown: Sequence[Row], key: str) -> list[Row]:
-    """Return those that no other beats in both, from the least memory to the most."""
-    front: list[Row] = []
-    for row in sorted(shown, key=lambda row: (getattr(row, key), -(row.clients_per_second or 0))):
-        if not front or (row.clients_per_second or 0) > (front[-1].clients_per_second or 0):
-            front.append(row)
-    return front
-
-
-def _size(value: float) -> str:
-    return "0" if value == 0 else numbers.size(round(value)).replace(".0 ", " ")
 
 
 def _phases(section: Section, class_of: Mapping[str, str]) -> Figure | None:
@@ -131,23 +88,23 @@ def _phases(section: Section, class_of: Mapping[str, str]) -> Figure | None:
     return figure("Where a client's time goes", f"Seconds of one client: {words}.", caption, height, *parts)
 
 
-def _segment(words: str, phase: str, left: float, y: float, width: float) -> str:
+def _segment(words: str, phase: str, left: float, y: float, width: float) -> Markup:
     bar = tag("rect", x=left, y=y, width=max(width, 0.6), height=20, class_=f"phase {phase}")
     return mark(words, bar, hit=tag("rect", x=left - 3, y=y - 4, width=width + 6, height=28, class_="hit"))
 
 
-def _legend() -> str:
+def _legend() -> Markup:
     drawn, at = [], 0.0
     for phase in PHASES:
         drawn.append(tag("rect", x=at, y=4, width=11, height=11, class_=f"phase {phase}"))
         drawn.append(text(at + 15, 14, phase, "tick"))
-        at += 20 + 7.6 * len(phase)
-    return "".join(drawn)
+        at += 22 + 7.6 * len(phase)
+    return Markup("").join(drawn)
 
 
-def _name(strategy: str, peer: bool, y: float, class_of: Mapping[str, str]) -> str:
+def _name(strategy: str, peer: bool, y: float, class_of: Mapping[str, str]) -> Markup:
     dot = tag("circle", cx=NAMES - 10, cy=y - 4, r=4, class_="ring" if peer else "dot")
-    return tag("g", text(NAMES - 20, y, strategy, "name", "end") + dot, class_=class_of[strategy])
+    return tag("g", text(NAMES - 20, y, strategy, "name", "end"), dot, class_=class_of[strategy])
 
 
 def _rounds(section: Section, class_of: Mapping[str, str]) -> Figure | None:
@@ -182,7 +139,7 @@ def _duration(value: float) -> str:
     return "0" if value == 0 else f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
 
 
-def _strip(one: Measurement, y: float, x: Scale, class_of: Mapping[str, str]) -> str:
+def _strip(one: Measurement, y: float, x: Scale, class_of: Mapping[str, str]) -> Markup:
     strategy = one.record.strategy
     dots = []
     for index, seconds in enumerate(one.seconds):
@@ -197,7 +154,7 @@ def _strip(one: Measurement, y: float, x: Scale, class_of: Mapping[str, str]) ->
     low, high = x(min(one.seconds)), x(max(one.seconds))
     hit = tag("rect", x=low - 12, y=y - 12, width=high - low + 24, height=24, class_="hit")
     return _name(strategy, one.record.peer, y + 4, class_of) + mark(
-        words, "".join(dots) + median, class_of[strategy], hit=hit
+        words, Markup("").join((*dots, median)), class_of[strategy], hit=hit
     )
 
 
@@ -205,38 +162,48 @@ def _scaling(section: Section, class_of: Mapping[str, str], by: str) -> Figure |
     series = _series(section.run.of("scaling", section.workload), by)
     if not series:
         return None
-    height, bottom, right = 270, 226, WIDTH - 92
-    most = max(one.record.clients / one.median for line in series.values() for one in line)
-    y_ticks = ticks(most * 1.02)
+    height, bottom, right = 270, 226, WIDTH - 108
+    y_ticks = ticks(max(_rate(one) for line in series.values() for one in line) * 1.02)
     y = Scale(0, y_ticks[-1], bottom, 22)
     stops = sorted({getattr(one.record, by) for line in series.values() for one in line})
     x = Scale(0, max(1, len(stops) - 1), LEFT + 10, right)
-    parts = [grid(y_ticks, y, "{:g}".format, (LEFT, right + 6)), text(LEFT, 12, "clients/s", "label")]
-    parts += [text(x(i), bottom + 16, f"{stop:,}", "tick", "middle") for i, stop in enumerate(stops)]
-    parts.append(
-        text(right + 6, bottom + 32, f"{by} {'at once' if by == 'workers' else 'a round'}", "label", "end")
-    )
-    ends = spread([y(line[-1].record.clients / line[-1].median) for line in series.values()], 14, 22, bottom)
+    unit = f"{by} {'at once' if by == 'workers' else 'a round'}"
+    parts = [
+        grid(y_ticks, y, "{:g}".format, (LEFT, right + 6)),
+        text(LEFT, 12, "clients/s", "label"),
+        *(text(x(index), bottom + 16, f"{stop:,}", "tick", "middle") for index, stop in enumerate(stops)),
+        text(right + 6, bottom + 32, unit, "label", "end"),
+    ]
+    ends = spread([y(_rate(line[-1])) for line in series.values()], 14, 22, bottom)
     for (strategy, line), end in zip(series.items(), ends, strict=True):
-        points: list[tuple[float, float, str]] = []
-        for one in line:
-            rate = one.record.clients / one.median
-            stop = getattr(one.record, by)
-            words = f"{strategy}, {numbers.count(stop, by[:-1])}: {numbers.rate(rate)} clients/s"
-            points.append((x(stops.index(stop)), y(rate), words))
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
-        peer = line[0].record.peer
-        drawn = tag("polyline", points=path, class_="line peer" if peer else "line")
-        drawn += text(right + 12, end + 4, strategy, "name")
-        parts.append(tag("g", drawn, class_=class_of[strategy]))
-        for px, py, words in points:
-            dot = tag("circle", cx=px, cy=py, r=4, class_="ring" if peer else "dot")
-            hit = tag("circle", cx=px, cy=py, r=14, class_="hit")
-            parts.append(mark(words, dot, class_of[strategy], hit=hit))
+        places = [(x(stops.index(getattr(one.record, by))), y(_rate(one))) for one in line]
+        name = text(right + 12, end + 4, strategy, "name")
+        parts += _line(line, places, by, name, class_of[strategy])
     title = "More workers" if by == "workers" else "More clients"
     record = next(iter(series.values()))[0].record
     fixed = f"{record.clients} clients a round" if by == "workers" else f"{record.workers} workers at once"
     return figure(title, f"{title}: clients per second, by strategy.", f"With {fixed}.", height, *parts)
+
+
+def _rate(one: Measurement) -> float:
+    """Return the clients per second."""
+    return one.record.clients / one.median
+
+
+def _line(
+    line: Sequence[Measurement], places: Sequence[tuple[float, float]], by: str, name: Markup, class_: str
+) -> list[Markup]:
+    """Draw what one strategy does with more and more; each point tells its numbers."""
+    record = line[0].record
+    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
+    curve = tag("polyline", points=path, class_="line peer" if record.peer else "line")
+    drawn = [tag("g", curve, name, class_=class_)]
+    for one, (px, py) in zip(line, places, strict=True):
+        many = numbers.count(getattr(one.record, by), by[:-1])
+        words = f"{record.strategy}, {many}: {numbers.rate(_rate(one))} clients/s"
+        dot = tag("circle", cx=px, cy=py, r=4, class_="ring" if record.peer else "dot")
+        drawn.append(mark(words, dot, class_, hit=tag("circle", cx=px, cy=py, r=14, class_="hit")))
+    return drawn
 
 
 def _series(found: Iterable[Measurement], by: str) -> dict[str, list[Measurement]]:

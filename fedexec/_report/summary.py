@@ -9,6 +9,7 @@ from fedexec._report import numbers
 from fedexec._report.comparison import Change, compare
 from fedexec._report.gpu import GpuRun
 from fedexec._report.reading import Run, UnreadableError, read
+from fedexec._report.reasons import with_reasons
 from fedexec._report.schema import SCHEMA
 from fedexec._report.table import Row, rows, workloads
 from fedexec._report.verdict import Verdict, decide
@@ -29,7 +30,7 @@ class Section:
     def conditions(self) -> str:
         """What the figures hold for."""
         row = next((row for row in self.table if row.round_median is not None), None)
-        return row.conditions if row else numbers.NOT_MEASURED
+        return row.conditions if row else f"rounds: {numbers.NOT_MEASURED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class Summary:
     comparisons: list[Comparison]
     gpus: list[GpuRun]
     problems: list[str]
+
+    def name(self, section: Section) -> str:
+        """Return what a section is called: its workload, and its file where there are several."""
+        return section.workload if len(self.runs) == 1 else f"{section.workload} ({section.run.label})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
@@ -130,6 +135,5 @@ def summarize(paths: Sequence[Path]) -> Summary:
 
 def _section(run: Run, workload: str) -> Section:
     table = rows(run, workload)
-    return Section(
-        run, workload, table, decide(table, run.course.missing if run.course else None, run.busy(workload))
-    )
+    verdict = decide(table, run.course.missing if run.course else None, run.busy(workload))
+    return Section(run, workload, with_reasons(table, verdict), verdict)

@@ -1,10 +1,14 @@
-"""What the plots are drawn with: tags, scales, axes, and marks that tell their numbers."""
+"""What the plots are drawn with: tags, scales, axes, and marks that tell their numbers.
 
-import html
+Text is escaped where it is put into a tag, as in the page's templates: only what :func:`tag` made is markup.
+"""
+
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
 
 __all__ = [
     "WIDTH",
@@ -15,6 +19,7 @@ __all__ = [
     "figure",
     "grid",
     "mark",
+    "plot",
     "spread",
     "tag",
     "text",
@@ -38,30 +43,47 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return {name: f"c{index}" for name, index in known.items()}
 
 
-def tag(name: str, content: str = "", **attributes: object) -> str:
-    """Write an element; underscores in attributes are hyphens, a trailing one is dropped."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_short(value))}"'
+def tag(name: str, *content: str, **attributes: object) -> Markup:
+    """Write an element.
+
+    Parameters
+    ----------
+    name : str
+    *content : str
+        Text is escaped, and markup is not.
+    **attributes : object
+        Underscores are written as hyphens, a trailing one not at all.
+    """
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _short(value))
         for key, value in attributes.items()
     )
-    return f"<{name}{written}>{content}</{name}>"
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(content))
 
 
-def text(x: float, y: float, content: str, class_: str = "", anchor: str = "start") -> str:
+def text(x: float, y: float, content: str, class_: str = "", anchor: str = "start") -> Markup:
     """Write words at a place."""
-    return tag("text", html.escape(content), x=x, y=y, class_=class_, text_anchor=anchor)
+    return tag("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def mark(words: str, shape: str, class_: str = "", *, hit: str = "") -> str:
+def mark(words: str, shape: str, class_: str = "", *, hit: str = "") -> Markup:
     """Make a shape that tells its numbers when it is pointed at, tapped or reached by keyboard.
 
     Parameters
     ----------
+    words : str
+        What it tells.
+    shape : str
+        What is seen.
+    class_ : str
+        That of the strategy's colour.
     hit : str
         An invisible shape that makes it easier to meet.
     """
-    title = tag("title", html.escape(words))
-    return tag("g", title + hit + shape, class_=f"mark {class_}", role="img", aria_label=words, tabindex="-1")
+    return tag(
+        "g", tag("title", words), hit, shape,
+        class_=f"mark {class_}", role="img", aria_label=words, tabindex="-1",
+    )  # fmt: skip
 
 
 def _short(value: object) -> str:
@@ -107,7 +129,7 @@ def comparable(values: Sequence[float]) -> float:
 
 def grid(
     values: Iterable[float], scale: Scale, name: Callable[[float], str], across: tuple[float, float]
-) -> str:
+) -> Markup:
     """Draw the lines of a vertical axis and write their values; `across` is from where to where."""
     left, right = across
     drawn = []
@@ -115,7 +137,7 @@ def grid(
         y = scale(value)
         drawn.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="axis" if value == 0 else "grid"))
         drawn.append(text(left - 6, y + 4, name(value), "tick", "end"))
-    return "".join(drawn)
+    return Markup("").join(drawn)
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -136,21 +158,45 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot with its words."""
+    """One plot or several, with their words.
+
+    Attributes
+    ----------
+    plots : list of Markup
+        What is shown at once.
+    others : list of Markup
+        What is shown on demand.
+    is_wide : bool
+        Whether it takes the width of the page, and comes first.
+    """
 
     title: str
     caption: str
-    svg: str
+    plots: list[Markup]
+    others: list[Markup] = field(default_factory=list)
+    is_wide: bool = False
+
+
+def plot(title: str, describes: str, height: float, *content: str) -> Markup:
+    """Put a plot together.
+
+    Parameters
+    ----------
+    title, describes : str
+        For those who cannot see it.
+    height : float
+        In its own units, of which it is WIDTH wide.
+    *content : str
+        Markup.
+    """
+    number = zlib.crc32("".join((title, describes, *content)).encode())  # the same page each time
+    return tag(
+        "svg", tag("title", title, id=f"t{number}"), tag("desc", describes, id=f"d{number}"), *content,
+        viewBox=f"0 0 {WIDTH} {height:.0f}", role="group",
+        aria_labelledby=f"t{number}", aria_describedby=f"d{number}",
+    )  # fmt: skip
 
 
 def figure(title: str, describes: str, caption: str, height: float, *content: str) -> Figure:
-    """Put a plot together; `describes` is for who cannot see it."""
-    number = zlib.crc32("".join((title, describes, *content)).encode())  # the same page each time
-    head = tag("title", html.escape(title), id=f"t{number}") + tag(
-        "desc", html.escape(describes), id=f"d{number}"
-    )
-    svg = tag(
-        "svg", head + "".join(content), viewBox=f"0 0 {WIDTH} {height:.0f}", role="group",
-        aria_labelledby=f"t{number}", aria_describedby=f"d{number}",
-    )  # fmt: skip
-    return Figure(title, caption, svg)
+    """Make a figure of one plot; see :func:`plot`."""
+    return Figure(title, caption, [plot(title, describes, height, *content)])

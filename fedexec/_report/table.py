@@ -1,15 +1,14 @@
 """One row for each strategy and workload, gathered from the groups of a run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedexec._report import numbers
-from fedexec._report.numbers import NOT_MEASURED
 from fedexec._report.reading import Measurement, Run
 from fedexec._report.schema import FRESH, THREAD, VARIES, Record, parts_of
 
-__all__ = ["COLUMNS", "Column", "Row", "rows", "workloads"]
+__all__ = ["Row", "rows", "workloads"]
 
 IN_PROCESS = "inline"
 
@@ -27,6 +26,8 @@ class Row:
         Share of the round's time beyond what the same clients take in the caller's own process.
     device_peak, device_residual, device_end, host_peak : int or None
         Bytes; see :class:`fedexec._report.schema.Record`.
+    host_residual : int or None
+        The most bytes that the caller and its workers held of the host after a round.
     emulated : str or None
         How the device was emulated.
     contained : bool or None
@@ -45,6 +46,10 @@ class Row:
         Of a round's median; see :attr:`fedexec._report.reading.Measurement.noise`.
     failed : str or None
         What of it could not be measured, and why.
+    eligible : bool
+        Whether the verdict might recommend it.
+    reason : str
+        Why the verdict does, or does not; empty where there is no verdict.
     """
 
     strategy: str
@@ -62,6 +67,7 @@ class Row:
     device_residual: int | None = None
     device_end: int | None = None
     host_peak: int | None = None
+    host_residual: int | None = None
     emulated: str | None = None
     contained: bool | None = None
     survived: str | None = None
@@ -75,6 +81,8 @@ class Row:
     out_of_memory: int = 0
     tasks: int = 0
     failed: str | None = None
+    eligible: bool = False
+    reason: str = ""
 
     @property
     def gives_back(self) -> bool:
@@ -96,63 +104,6 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return the row as JSON knows it."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """How the table shows one figure: what it is sorted by, and what is read."""
-
-    key: str
-    title: str
-    text: Callable[[Row], str]
-    explains: str = ""
-
-    def value(self, row: Row) -> Any:
-        """Return what is sorted by."""
-        return getattr(row, self.key)
-
-
-def _device(key: str) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        value = getattr(row, key)
-        return numbers.size(value) + (" EMULATED" if row.emulated and value is not None else "")
-
-    return text
-
-
-def _contained(row: Row) -> str:
-    told = NOT_MEASURED if row.contained is None else "yes" if row.contained else "no"
-    return f"{told} ({row.survived})" if row.survived else told
-
-
-def _equal(row: Row) -> str:
-    return "varies by itself" if row.varies else _yes(row.equal)
-
-
-def _yes(value: bool | None) -> str:
-    return NOT_MEASURED if value is None else "yes" if value else "NO"
-
-
-COLUMNS = (
-    Column("strategy", "backend", lambda row: row.strategy, "or peer"),
-    Column("isolation", "isolation", lambda row: row.isolation, "what a client runs in"),
-    Column("clients_per_second", "clients/s", lambda row: numbers.rate(row.clients_per_second)),
-    Column("round_median", "round, median", lambda row: numbers.seconds(row.round_median)),
-    Column("round_p95", "round, p95", lambda row: numbers.seconds(row.round_p95)),
-    Column("cold", "start-up, cold", lambda row: numbers.seconds(row.cold), "new executor to first result"),
-    Column("warm", "start-up, warm", lambda row: numbers.seconds(row.warm), "one more task, doing nothing"),
-    Column(
-        "overhead", "over in-process", lambda row: numbers.percent(row.overhead, signed=True), "of a round"
-    ),
-    Column("imports", "imports", lambda row: numbers.seconds(row.imports), "of each client"),
-    Column("device_peak", "device peak", _device("device_peak")),
-    Column("device_residual", "device after a round", _device("device_residual"), "what is left"),
-    Column("device_end", "device at exit", _device("device_end"), "what is left"),
-    Column("host_peak", "host PSS peak", lambda row: numbers.size(row.host_peak), "caller and workers"),
-    Column("contained", "faults contained", _contained, "one worker killed: other clients that finish"),
-    Column("equal", "result equal", _equal, "to the bit, to in-process"),
-    Column("n", "n", lambda row: str(row.n), "rounds"),
-)
 
 
 def workloads(run: Run) -> list[str]:
@@ -196,6 +147,7 @@ def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None
         device_residual=memory.get("device_residual_bytes"),
         device_end=memory.get("device_end_bytes"),
         host_peak=memory.get("host_peak_bytes"),
+        host_residual=_host_residual(memory),
         emulated=memory_of.record.emulated if memory_of else None,
         contained=_contains(record.isolation, found),
         survived=f"{found['survived']} of {found['others']}" if found else None,
@@ -210,6 +162,12 @@ def _row(run: Run, workload: str, one: Measurement, baseline: Measurement | None
         tasks=sum(each.tasks or 0 for each in passes),
         failed=_error(run, record.strategy, workload),
     )
+
+
+def _host_residual(memory: Mapping[str, Any]) -> int | None:
+    marks = (memory.get("timeline") or {}).get("marks") or ()
+    held = [each["host_bytes"] for each in marks if each["label"] == "round"]
+    return max((nbytes for nbytes in held if nbytes is not None), default=None)
 
 
 def _contains(isolation: str, found: Mapping[str, Any]) -> bool | None:

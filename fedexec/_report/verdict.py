@@ -1,4 +1,4 @@
-"""Which strategy to use, in words, and from where on another one.
+"""Which strategy to use, in words, and when to use another one.
 
 How it decides:
 
@@ -6,9 +6,10 @@ How it decides:
    dies, ran out of memory, or were measured in fewer than three rounds. Each is named with its reason.
 2. Of those that give all memory back with each client, the fastest is the *safe* one. What differs by less
    than the noise, and never less than 5 %, is as fast; then the smaller peak of memory decides, if it is
-   smaller by more than 10 %; else there is no clear winner.
+   smaller by more than 10 %. Of several that are as good, the default backend is recommended, else the
+   fastest of fedexec's own; the others are named as being as good.
 3. The fastest of all others, by the same rule, is the *keeping* one: its workers keep what clients took.
-   Only if it is faster than the safe one by more than that margin, it is the one to use.
+   Only if it is faster than the safe one by more than that margin, it is recommended.
 4. On a machine that had much else to do there is no verdict: that hits strategies unequally.
 5. Where another one is better, all that are as good are named; but no peer that is as fast as the best of
    fedexec's own backends, which a flag chooses.
@@ -20,43 +21,81 @@ How it decides:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedexec._report import numbers
+from fedexec._report import numbers, rules
+from fedexec._report.break_even import break_even, cause_beyond
 from fedexec._report.table import Row
 
-__all__ = ["Verdict", "decide"]
+__all__ = ["DEFAULT", "Switch", "Verdict", "decide"]
 
-MARGIN = 0.05  # what no user notices
-MEMORY_MARGIN = 0.10
-LEAST_ROUNDS = 3
-FURTHEST = 20  # times what clients computed: so far a break-even is told
+DEFAULT = "standby"  # on Linux, where benchmarks are meant to run
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """When to use another strategy than the recommended one.
+
+    Attributes
+    ----------
+    to : tuple of str
+        Strategies that are as good as each other then.
+    conditions : tuple of str
+        Any of them is enough.
+    """
+
+    to: tuple[str, ...]
+    conditions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{' or '.join(self.conditions)}: to {_or(self.to)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The answer.
+    """The answer for one workload.
 
     Attributes
     ----------
     use : str or None
-        The strategy; None where there is no clear winner.
-    sentence : str
-        The answer in words.
-    switch : str or None
-        When to use another one, in words.
+        The strategy that is recommended; None where nothing can be.
+    as_good : tuple of str
+        Others that are as fast and take as little memory.
+    why : str
+        The reason, as a sentence after ``Use ...:``.
+    switches : tuple of Switch
     break_even_seconds : float or None
-        A client's compute below which `switch` names another strategy.
-    notes : tuple of str
-        Who is out and why, what is missing, what is emulated.
+        A client's compute below which a `switch` names another strategy.
+    against : tuple of str
+        Strategies that are out, and why.
+    remarks : tuple of str
+        What was not measured, and what is emulated.
     """
 
     use: str | None
-    sentence: str
-    switch: str | None = None
+    why: str
+    as_good: tuple[str, ...] = ()
+    switches: tuple[Switch, ...] = ()
     break_even_seconds: float | None = None
-    notes: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The answer in words."""
+        return f"Use {self.use}: {self.why}" if self.use else f"No verdict: {self.why}"
+
+    @property
+    def switch(self) -> str | None:
+        """When to use another strategy, as a sentence."""
+        parts = [f"to {_or(each.to)} if {' or '.join(each.conditions)}" for each in self.switches]
+        return f"Switch {' or '.join(parts)}." if parts else None
+
+    @property
+    def switch_if(self) -> str:
+        """The same for a column that is headed "switch if"."""
+        return "; ".join(map(str, self.switches)) or "-"
 
     @property
     def text(self) -> str:
@@ -65,7 +104,8 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON knows it."""
-        return asdict(self)
+        notes = [*self.against, *self.remarks]
+        return asdict(self) | {"sentence": self.sentence, "switch": self.switch, "notes": notes}
 
 
 def decide(
@@ -80,148 +120,188 @@ def decide(
         Strategies that could not be measured here, and why.
     busy : str, optional
         Why the seconds decide nothing.
+
+    Returns
+    -------
+    Verdict
     """
-    reasons = {row.strategy: _out(row) for row in table}
-    able = sorted((row for row in table if reasons[row.strategy] is None), key=_seconds)
-    notes = _notes(table, reasons, missing or {})
+    reasons = {row.strategy: rules.reason_against(row) for row in table}
+    able = sorted((row for row in table if reasons[row.strategy] is None), key=rules.seconds)
+    against = tuple(f"Not considered: {names} {reason}." for reason, names in _by_reason(reasons))
+    remarks = _remarks(table, able, missing or {})
     if busy:
-        return Verdict(use=None, sentence=f"No verdict: {busy}.", notes=notes)
+        return Verdict(use=None, why=f"{busy}.", against=against, remarks=remarks)
     if not able:
-        return Verdict(use=None, sentence="No verdict: nothing was measured that could be used.", notes=notes)
-    safe = _without_even_peers([row for row in able if row.gives_back])
-    keepers = _without_even_peers([row for row in able if not row.gives_back])
-    able = sorted((*safe, *keepers), key=_seconds)
-    keeping = _lightest(keepers) if keepers else None
-    even_keepers = _even(keeping, keepers) if keeping is not None else []
-    if not safe:
-        assert keeping is not None
-        return _only_keepers(keeping, even_keepers, notes)
-    best = _lightest(safe)
-    even = _even(best, safe)
-    if keeping is not None and _faster(keeping, best):
-        return _keep(keeping, even_keepers, best, even, notes)
-    rivals = _rivals(best, safe)
-    others = [row for row in able if row is not best]
-    switch, seconds = _switch(best, keeping, even_keepers, others)
-    if even:
-        return Verdict(
-            use=None,
-            sentence=_tie(best, even, others=[row for row in safe if row not in (best, *even)]),
-            switch=switch if keeping else None,
-            break_even_seconds=seconds,
-            notes=notes,
+        why = "nothing was measured that could be used."
+        return Verdict(use=None, why=why, against=against, remarks=remarks)
+    return replace(_Judge(table, able).verdict(), against=against, remarks=remarks)
+
+
+class _Judge:
+    """Weighs the strategies that may be recommended: those that give memory back, and those that keep it.
+
+    Parameters
+    ----------
+    table : sequence of Row
+    able : sequence of Row
+        Rows that may be recommended, at least one, the fastest first.
+    """
+
+    def __init__(self, table: Sequence[Row], able: Sequence[Row]) -> None:
+        self._table = table
+        self._safe = _without_even_peers([row for row in able if row.gives_back])
+        self._keepers = _without_even_peers([row for row in able if not row.gives_back])
+        self._keeps = bool(self._keepers) and (
+            not self._safe or rules.is_faster(rules.lightest(self._keepers), rules.lightest(self._safe))
         )
-    return Verdict(
-        use=best.strategy,
-        sentence=_use(best, table, safe, rivals),
-        switch=switch,
-        break_even_seconds=seconds,
-        notes=notes,
-    )
+        self._safest = self._equals(self._safe, self._keepers)
+        self._keeping = self._equals(self._keepers, self._safe)
+
+    def verdict(self) -> Verdict:
+        """Return the answer."""
+        if not self._safe:
+            why = "nothing was measured that gives the memory back"
+            return self._made(self._keeping, f"{_rate(self._keeping[0])}{_as_good(self._keeping)}; {why}.")
+        return self._keep() if self._keeps else self._give_back()
+
+    def _equals(self, rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+        """Return the best of rows and all that are as good, the one that is to be recommended first."""
+        if not rows:
+            return []
+        best = rules.lightest(rows)
+        rival = rules.lightest(others) if others else best
+
+        def rank(row: Row) -> tuple[bool, bool, bool, float]:
+            return rules.is_faster(rival, row), row.strategy != DEFAULT, row.peer, rules.seconds(row)
+
+        return sorted((best, *rules.even(best, rows)), key=rank)
+
+    def _made(
+        self, equals: Sequence[Row], why: str, switches: Sequence[Switch] = (), seconds: float | None = None
+    ) -> Verdict:
+        return Verdict(
+            use=equals[0].strategy,
+            why=why,
+            as_good=_names(equals[1:]),
+            switches=tuple(switches),
+            break_even_seconds=seconds,
+        )
+
+    def _give_back(self) -> Verdict:
+        """Recommend one that gives the memory back, and tell below which compute another one pays."""
+        chosen, *others = self._safest
+        seconds = break_even(chosen, self._keeping[0]) if self._keeping else None
+        why = self._why_tie() if others else self._why_first(chosen)
+        return self._made(self._safest, why, self._switches(chosen, seconds), seconds)
+
+    def _why_first(self, chosen: Row) -> str:
+        rate = _rate(chosen)
+        full = [row for row in self._table if row.out_of_memory and row.failed is None and row.isolated]
+        faster = [row for row in full if rules.seconds(row) < rules.seconds(chosen)]
+        if faster:
+            return f"{rate}; {faster[0].strategy} is faster but {rules.reason_against(faster[0])}."
+        rival = next(iter(rules.rivals(chosen, self._safe)), None)
+        if rival is not None:
+            mine, yours = map(numbers.size, rules.peaks(chosen, rival) or (None, None))
+            return (
+                f"{rate}, as fast as {rival.strategy} inside the noise, with {mine} of memory "
+                f"instead of {yours}."
+            )
+        following = next((row for row in self._safe if row is not chosen), None)
+        return f"{rate}, {_more(chosen, following)}." if following else f"{rate}."
+
+    def _why_tie(self) -> str:
+        slower = [
+            row
+            for row in self._safe
+            if row not in self._safest
+            and not row.peer
+            and all(rules.is_faster(one, row) for one in self._safest)
+        ]
+        together = "both" if len(self._safest) == 2 else "all of them"
+        faster = f"; {together} are faster than {slower[0].strategy}" if slower else ""
+        return f"{_rate(self._safest[0])}{_as_good(self._safest)}{faster}."
+
+    def _switches(self, chosen: Row, seconds: float | None) -> list[Switch]:
+        """Say when a strategy that keeps its workers, or one that takes less memory, is better."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        if seconds:
+            found[_names(self._keeping)] = [f"a client computes for less than {numbers.about(seconds)}"]
+        others = sorted((*self._safe, *self._keepers), key=rules.seconds)
+        lighter = [row for row in others if rules.is_lighter(row, chosen)]
+        light = [row for row in lighter if not any(rules.is_lighter(other, row) for other in lighter)]
+        if light:
+            light = [light[0], *rules.rivals(light[0], light)]
+            _, most = rules.peaks(light[0], chosen) or (None, None)
+            found.setdefault(_names(light), []).append(f"memory is below {numbers.size(most)}")
+        return [Switch(to, tuple(conditions)) for to, conditions in found.items()]
+
+    def _keep(self) -> Verdict:
+        """Recommend one whose workers keep what clients took, and tell when that is too much."""
+        keeping, safest = self._keeping[0], self._safest[0]
+        seconds = break_even(safest, keeping)
+        cause = cause_beyond(safest, keeping, seconds)
+        if cause:
+            seconds = None
+        kept, keeps = keeping.device_residual, f"that {keeping.strategy} keeps"
+        needed = f"the {numbers.size(kept)} {keeps} on the device" if kept else f"the memory {keeps}"
+        conditions = [f"{needed} must come back after each client"]
+        if seconds:
+            conditions.append(f"a client computes for more than {numbers.about(seconds)}")
+        switches = [Switch(_names(self._safest), tuple(conditions))]
+        return self._made(self._keeping, self._why_keep(cause, seconds), switches, seconds)
+
+    def _why_keep(self, cause: str | None, seconds: float | None) -> str:
+        keeping, safest = self._keeping[0], self._safest[0]
+        safe = _or(_names(self._safest))
+        if cause:
+            why = f"on {safe} each client costs {cause}"
+        elif seconds is not None and keeping.compute is not None:
+            why = (
+                f"a client computes for {numbers.seconds(keeping.compute)}, and {safe} costs less than "
+                f"{numbers.percent(rules.MARGIN)} only from {numbers.about(seconds)} on"
+            )
+        else:
+            why = _more(keeping, safest)
+        return f"{_rate(keeping)}{_as_good(self._keeping)}; {why}."
 
 
 def _without_even_peers(rows: Sequence[Row]) -> list[Row]:
     """Leave out peers that are as fast as the best of our own."""
     own = next((row for row in rows if not row.peer), None)
-    return [row for row in rows if own is None or not row.peer or _differ(row, own)]
+    if own is None:
+        return list(rows)
+    return [row for row in rows if not row.peer or row not in rules.rivals(own, rows)]
 
 
-def _seconds(row: Row) -> float:
-    return row.round_median or 0.0
+def _as_good(equals: Sequence[Row]) -> str:
+    """Say who is as good as the first, and what decides between them."""
+    first, *others = equals
+    if not others:
+        return ""
+    *names, last = _names(others)
+    both = f"{', '.join(names)} and {last} are" if names else f"{last} is"
+    best = rules.lightest(sorted(equals, key=rules.seconds))
+    apart = max(rules.difference(best, row) for row in equals)
+    noise = max(rules.margin(best, row) for row in equals if row is not best)
+    default = f", and {first.strategy} is the default" if first.strategy == DEFAULT else ""
+    differ = f"a difference of {numbers.percent(apart)}, inside the noise of {numbers.percent(noise)}"
+    return f"; {both} as good ({differ}){default}"
 
 
-def _margin(one: Row, other: Row) -> float:
-    return max(MARGIN, one.noise + other.noise)
-
-
-def _apart(one: Row, other: Row) -> float:
-    """Return how much longer the slower of the two takes, as a share."""
-    fast, slow = sorted((one, other), key=_seconds)
-    return _seconds(slow) / _seconds(fast) - 1
-
-
-def _differ(one: Row, other: Row) -> bool:
-    return _apart(one, other) > _margin(one, other)
-
-
-def _faster(one: Row, other: Row) -> bool:
-    return _seconds(one) < _seconds(other) and _differ(one, other)
-
-
-def _memory(one: Row, other: Row) -> tuple[int, int] | None:
-    """Return the two peaks: of the device where both were measured, else of the host."""
-    for key in ("device_peak", "host_peak"):
-        mine, yours = getattr(one, key), getattr(other, key)
-        if mine is not None and yours is not None and (mine or yours):
-            return mine, yours
-    return None
-
-
-def _lighter(one: Row, other: Row) -> bool:
-    peaks = _memory(one, other)
-    return peaks is not None and peaks[0] < (1 - MEMORY_MARGIN) * peaks[1]
-
-
-def _lightest(rows: Sequence[Row]) -> Row:
-    """Return the fastest; of those as fast, one that takes less memory."""
-    best = rows[0]
-    for row in rows[1:]:
-        if not _differ(rows[0], row) and _lighter(row, best):
-            best = row
-    return best
-
-
-def _rivals(best: Row, rows: Sequence[Row]) -> list[Row]:
-    """Return who is as fast."""
-    return [row for row in rows if row is not best and not _differ(best, row)]
-
-
-def _even(best: Row, rows: Sequence[Row]) -> list[Row]:
-    """Return who is as fast and takes as little memory."""
-    return [row for row in _rivals(best, rows) if not _lighter(best, row)]
-
-
-def _or(rows: Sequence[Row]) -> str:
-    *names, last = (row.strategy for row in rows)
-    return f"{', '.join(names)} or {last}" if names else last
-
-
-def _out(row: Row) -> str | None:
-    """Return why a strategy cannot be recommended."""
-    if row.failed is not None:
-        return f"failed in {row.failed}"
-    if row.out_of_memory:
-        return f"ran out of memory with {row.out_of_memory} of {numbers.count(row.tasks, 'client')}"
-    if not row.isolated:
-        return "is the baseline: no isolation"
-    if row.equal is False:
-        return "computed something else"
-    if row.contained is False and row.survived_all:
-        return "could not go on after one worker died"
-    if row.contained is False:
-        return f"lost the work of others: when one worker died, {row.survived} other clients finished"
-    if row.n < LEAST_ROUNDS:
-        return f"only {numbers.count(row.n, 'round')} measured"
-    return None
-
-
-def _notes(
-    table: Sequence[Row], reasons: Mapping[str, str | None], missing: Mapping[str, str]
-) -> tuple[str, ...]:
-    notes = [f"Not considered: {names} {reason}." for reason, names in _by_reason(reasons)]
-    notes += [f"Not measured: {names} ({reason})." for reason, names in _by_reason(missing)]
-    able = [row for row in table if reasons[row.strategy] is None]
+def _remarks(table: Sequence[Row], able: Sequence[Row], missing: Mapping[str, str]) -> tuple[str, ...]:
+    remarks = [f"Not measured: {names} ({reason})." for reason, names in _by_reason(missing)]
     if able and all(row.device_peak is None for row in able):
-        notes.append("Device memory: not measured.")
+        remarks.append("Device memory: not measured.")
     emulated = sorted({row.emulated for row in table if row.emulated})
-    notes += [f"Device memory is EMULATED ({how}): no GPU was measured." for how in emulated]
+    remarks += [f"Device memory is EMULATED ({how}): no GPU was measured." for how in emulated]
     if any(row.varies for row in able):
-        notes.append("The clients return something else each time: whether results are equal was not told.")
+        remarks.append("The clients return something else each time: whether results are equal was not told.")
     elif able and any(row.equal is None for row in able):
-        notes.append("Whether the results are equal: not measured everywhere.")
+        remarks.append("Whether the results are equal: not measured everywhere.")
     if able and any(row.contained is None for row in able):
-        notes.append("Whether faults are contained: not measured everywhere.")
-    return tuple(notes)
+        remarks.append("Whether faults are contained: not measured everywhere.")
+    return tuple(remarks)
 
 
 def _by_reason(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:
@@ -233,122 +313,18 @@ def _by_reason(reasons: Mapping[str, str | None]) -> list[tuple[str, str]]:
     return [(reason, ", ".join(names)) for reason, names in found.items()]
 
 
-def _what(row: Row) -> str:
-    rate = numbers.rate(row.clients_per_second)
-    return f"{row.strategy}: {rate} clients/s with {numbers.count(row.workers, 'worker')}"
+def _names(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(row.strategy for row in rows)
+
+
+def _or(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _rate(row: Row) -> str:
+    return f"{numbers.rate(row.clients_per_second)} clients/s with {numbers.count(row.workers, 'worker')}"
 
 
 def _more(fast: Row, slow: Row) -> str:
-    return f"{numbers.percent(_seconds(slow) / _seconds(fast) - 1)} more than {slow.strategy}"
-
-
-def _use(best: Row, table: Sequence[Row], safe: Sequence[Row], rivals: Sequence[Row]) -> str:
-    full = [row for row in table if row.out_of_memory and row.failed is None and row.isolated]
-    faster = [row for row in full if _seconds(row) < _seconds(best)]
-    if faster:
-        return f"Use {_what(best)}; {faster[0].strategy} is faster but {_out(faster[0])}."
-    if rivals:
-        peaks = _memory(best, rivals[0])
-        assert peaks is not None
-        mine, yours = map(numbers.size, peaks)
-        return (
-            f"Use {_what(best)}, as fast as {rivals[0].strategy} inside the noise, "
-            f"with {mine} of memory instead of {yours}."
-        )
-    following = next((row for row in safe if row is not best), None)
-    return f"Use {_what(best)}, {_more(best, following)}." if following else f"Use {_what(best)}."
-
-
-def _tie(best: Row, even: Sequence[Row], others: Sequence[Row]) -> str:
-    names = [best.strategy, *(row.strategy for row in even)]
-    spread = max(_apart(best, row) for row in even)
-    margin = max(_margin(best, row) for row in even)
-    sentence = (
-        f"No clear winner: {', '.join(names[:-1])} and {names[-1]} differ by {numbers.percent(spread)}, "
-        f"inside the noise of {numbers.percent(margin)}"
-    )
-    slower = [row for row in others if all(_faster(one, row) for one in (best, *even))]
-    if slower and len(even) == 1:
-        sentence += f"; both are faster than {slower[0].strategy}"
-    return f"{sentence}."
-
-
-def _only_keepers(keeping: Row, even: Sequence[Row], notes: tuple[str, ...]) -> Verdict:
-    nothing = "nothing was measured that gives the memory back."
-    if even:
-        return Verdict(use=None, sentence=f"{_tie(keeping, even, others=[])[:-1]}; {nothing}", notes=notes)
-    return Verdict(use=keeping.strategy, sentence=f"Use {_what(keeping)}; {nothing}", notes=notes)
-
-
-def _keep(
-    keeping: Row, even: Sequence[Row], best: Row, even_best: Sequence[Row], notes: tuple[str, ...]
-) -> Verdict:
-    seconds = _break_even(best, keeping)
-    safe = _or([best, *even_best])
-    compute = f"a client's compute of {numbers.seconds(keeping.compute)}" if keeping.compute else "compute"
-    cause = _cause_beyond(best, keeping, seconds)
-    if cause:
-        why, seconds = f"on {safe} each client costs {cause}", None
-    elif seconds is not None and keeping.compute is not None:
-        margin = numbers.percent(MARGIN)
-        why = f"{compute} is below the {numbers.about(seconds)} from which on {safe} costs less than {margin}"
-    else:
-        why = _more(keeping, best)
-    kept = keeping.device_residual
-    keep = "they keep" if even else "it keeps"
-    needed = f"the {numbers.size(kept)} that {keep} on the device" if kept else f"the memory that {keep}"
-    above = f" or a client computes longer than {numbers.about(seconds)}" if seconds else ""
-    return Verdict(
-        use=None if even else keeping.strategy,
-        sentence=_tie(keeping, even, others=[best]) if even else f"Use {_what(keeping)}; {why}.",
-        switch=f"Switch to {safe} if {needed} must come back after each client{above}.",
-        break_even_seconds=seconds,
-        notes=notes,
-    )
-
-
-def _cause_beyond(safe: Row, keeping: Row, seconds: float | None) -> str | None:
-    """Return what a client of `safe` costs more, where its break-even is too far from what was measured."""
-    if seconds is None or not keeping.compute or seconds <= FURTHEST * keeping.compute:
-        return None
-    extra = (_seconds(safe) - _seconds(keeping)) * safe.workers / safe.clients
-    imports = (safe.imports or 0.0) - (keeping.imports or 0.0)
-    if imports >= extra / 2:
-        of_it = f"{numbers.about(imports)} of it for imports, which preload= would spare"
-        return f"{numbers.about(extra)} more, {of_it}"
-    return f"{numbers.about(extra)} more, for its process"
-
-
-def _switch(
-    best: Row, keeping: Row | None, even: Sequence[Row], others: Sequence[Row]
-) -> tuple[str | None, float | None]:
-    """Say when another strategy is better than the best, if ever."""
-    seconds = _break_even(best, keeping) if keeping is not None else None
-    lighter = [row for row in others if _lighter(row, best)]
-    light = [row for row in lighter if not any(_lighter(other, row) for other in lighter)]
-    light = [row for row in light if row is light[0] or not _differ(light[0], row)]  # by their seconds
-    parts = []
-    if seconds and keeping is not None:
-        parts.append(f"to {_or([keeping, *even])} if a client's compute is below {numbers.about(seconds)}")
-    if light:
-        peaks = _memory(light[0], best)
-        assert peaks is not None
-        target = "" if parts and light == [keeping, *even] else f"to {_or(light)} if "
-        parts.append(f"{target}memory is below {numbers.size(peaks[1])}")
-    return (f"Switch {' or '.join(parts)}." if parts else None), seconds
-
-
-def _break_even(safe: Row, keeping: Row) -> float | None:
-    """Return the compute of a client from which on `safe` costs less than the margin; None if always."""
-    if _faster(keeping, safe):
-        slots = safe.workers / safe.clients
-        extra = (_seconds(safe) - _seconds(keeping)) * slots
-        other = 0.0  # seconds a client that `keeping` needs beside its compute
-        if keeping.compute is not None:
-            other = max(0.0, _seconds(keeping) * slots - keeping.compute)
-        return extra / MARGIN - other
-    if _faster(safe, keeping) or safe.warm is None or keeping.warm is None:
-        return None
-    seconds = (safe.warm - keeping.warm) / MARGIN - keeping.warm
-    is_below = keeping.compute is None or seconds < keeping.compute  # which was computed as fast
-    return seconds if seconds > 0 and is_below else None
+    return f"{numbers.percent(rules.difference(fast, slow))} more than {slow.strategy}"

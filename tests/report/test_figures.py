@@ -37,7 +37,7 @@ def test_what_is_stale_is_named_and_written(project):
     assert figures(project).returncode == 0
     text = (project / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "Use standby: 9.62 clients/s" in text
+    assert "9.62 clients/s with 2 workers" in text
     assert "[bench/results/cpu.html](bench/results/cpu.html)" in text
     assert figures(project, "--check").returncode == 0
 

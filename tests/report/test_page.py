@@ -7,10 +7,11 @@ from browser import browse, executable
 from planted import of_schema, strategy, whole, write
 
 from fedexec._report import page, summarize
+from fedexec._report.columns import columns
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium: apt-get install chromium")
 
-SIZES = {"desktop": (1280, 800), "phone": (375, 812)}
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,8 @@ def tab(browser, file, request):
 
 
 def column(tab, number):
-    return tab.run(
-        f"[...document.querySelectorAll('tbody tr')].map(row => row.children[{number}].dataset.value)"
-    )
+    rows = "[...document.querySelectorAll('.strategies tbody tr')]"
+    return tab.run(f"{rows}.map(row => row.children[{number}].dataset.value)")
 
 
 def test_nothing_is_said_in_the_console_and_nothing_asked_of_anybody(tab, file):
@@ -54,35 +54,95 @@ def test_nothing_is_said_in_the_console_and_nothing_asked_of_anybody(tab, file):
 def test_nothing_runs_over_the_edge(tab):
     wide, inner = tab.run("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= inner
+    boxes = "[...document.querySelectorAll('.strategies, .answers, figure')]"
+    assert tab.run(f"{boxes}.every(one => one.scrollWidth <= one.clientWidth)"), (
+        "nothing is to be scrolled for"
+    )
 
 
 def test_the_table_tells_the_figures_of_the_json(tab, summary):
     (workload,) = summary.as_dict()["workloads"]
-    keys = ("strategy", "clients_per_second", "round_median", "device_peak", "host_peak", "n")
-    numbers = {
-        "strategy": 0,
-        "clients_per_second": 2,
-        "round_median": 3,
-        "device_peak": 9,
-        "host_peak": 12,
-        "n": 15,
-    }
-    for key in keys:
+    (section,) = summary.sections
+    shown = [each.key for each in columns(section.table)]
+    for key in ("strategy", "reason", "clients_per_second", "round_median", "device_peak", "host_peak", "n"):
         expected = [str(row[key]) for row in workload["rows"]]
-        assert column(tab, numbers[key]) == expected
+        assert column(tab, shown.index(key)) == expected
     embedded = json.loads(tab.run("document.getElementById('report').textContent"))
     assert embedded == json.loads(json.dumps(summary.as_dict()))
-    assert tab.run("document.querySelector('.answer').textContent") == workload["verdict"]["sentence"]
+    told = tab.run("document.querySelector('.answer').textContent").replace("\N{NO-BREAK SPACE}", " ")
+    assert told == workload["verdict"]["sentence"]
+
+
+def test_the_answer_comes_before_everything_else(tab):
+    first = tab.run("document.querySelector('main table').className")
+    assert first == "answers"
+    cells = tab.run("[...document.querySelectorAll('.answers tbody td')].map(cell => cell.textContent)")
+    assert cells[0] == "standby"
+    assert cells[1].startswith("9.62\N{NO-BREAK SPACE}clients/s") or cells[1].startswith("9.62 clients/s")
+    assert tab.run("document.querySelector('.answers a').hash") == "#workload-1"
+    assert tab.run("document.querySelector(document.querySelector('.answers a').hash + ' h2').textContent")
+
+
+def test_eligible_rows_come_first_and_each_has_its_reason(tab):
+    classes = tab.run("[...document.querySelectorAll('.strategies tbody tr')].map(row => row.className)")
+    assert classes == ["used", "able", "able", "able", "able", "out"]
+    assert all(column(tab, 1))
+    greys = tab.run(
+        "[...document.querySelectorAll('.strategies tbody tr th')].map(one => getComputedStyle(one).color)"
+    )
+    assert greys[-1] not in greys[:-1]
+
+
+def test_emulated_stands_in_headings_only(tab):
+    told = tab.run(
+        "[...document.querySelectorAll('main *')].filter(one => !one.children.length &&"
+        "one.textContent.includes('EMULATED')).map(one => one.localName)"
+    )
+    assert sorted(set(told)) in (["desc", "h3", "p", "th"], ["desc", "h3", "p", "th", "title"])
+    assert tab.run("document.querySelectorAll('[aria-label*=EMULATED]').length") == 0
+
+
+def test_a_phone_has_a_card_for_each_strategy(browser, file):
+    browser.look_like(*SIZES["phone"], touch=True)
+    browser.open(file.as_uri())
+    cards = browser.run(
+        "[...document.querySelectorAll('.strategies tbody tr')].map(row => row.getBoundingClientRect().width)"
+    )
+    assert len(cards) == 6 and min(cards) > 300
+    shown = "[...document.querySelectorAll('.strategies tr.used td')].filter(one => one.offsetHeight).length"
+    few = browser.run(shown)
+    label = "getComputedStyle(document.querySelector('.strategies td:nth-child(4)'), '::before').content"
+    assert browser.run(label) == '"clients/s"'
+    browser.tap(".all input")
+    browser.wait_for(f"{shown} > {few}", seconds=5)
+
+
+def test_the_memory_of_our_own_backends_is_shown_and_that_of_peers_on_demand(tab):
+    first = tab.run("document.querySelector('section figure').classList.contains('wide')")
+    assert first, "the picture of the memory comes first"
+    names = "[...document.querySelector('.wide').querySelectorAll('svg text.name')]"
+    wide = f"{names}.filter(one => one.checkVisibility()).map(one => one.textContent)"
+    assert tab.run(wide) == ["standby", "loky", "pool", "process", "inline"]
+    tab.run("document.querySelector('.wide details').open = true")
+    assert tab.run(wide)[-1] == "tutorial"
+
+
+def test_headings_are_explained_where_they_stand(browser, file):
+    browser.look_like(*SIZES["desktop"])
+    browser.open(file.as_uri())
+    told = browser.run("document.querySelector('.strategies thead').innerText")
+    for words in ("new executor to first result", "other clients that finish", "why, or why not"):
+        assert words in " ".join(told.split())
 
 
 def test_a_click_sorts_and_another_turns_it_around(tab):
-    head = "th:nth-child(3)"
+    head = ".strategies thead tr:last-child th:nth-child(4)"
     tab.run(f"document.querySelector('{head} button').click()")
-    rates = [float(value) for value in column(tab, 2)]
+    rates = [float(value) for value in column(tab, 3)]
     assert rates == sorted(rates)
     assert tab.run(f"document.querySelector('{head}').getAttribute('aria-sort')") == "ascending"
     tab.run(f"document.querySelector('{head} button').click()")
-    assert [float(value) for value in column(tab, 2)] == rates[::-1]
+    assert [float(value) for value in column(tab, 3)] == rates[::-1]
     tab.run("document.querySelector('th button').click()")
     assert column(tab, 0) == sorted(column(tab, 0))
     assert tab.run("document.querySelectorAll('[aria-sort]').length") == 1
@@ -98,8 +158,8 @@ def test_pointing_at_a_mark_tells_its_numbers(browser, file):
     browser.look_like(*SIZES["desktop"])
     browser.open(file.as_uri())
     assert tip(browser) is None
-    browser.point_at("svg .mark[aria-label^='standby'] .dot")
-    assert tip(browser) == "standby: 9.62 clients/s, device peak 1000 MiB EMULATED"
+    browser.point_at(".figures svg .mark[aria-label^='standby'] .dot")
+    assert tip(browser) == "standby: 9.62 clients/s, 0 B left after a round"
     box = browser.run(
         "(() => { const box = document.getElementById('tip').getBoundingClientRect();"
         "return [box.left, box.top, innerWidth - box.right, innerHeight - box.bottom]; })()"
@@ -129,9 +189,9 @@ def test_the_keyboard_goes_from_mark_to_mark(browser, file):
     assert set(stops) == {1}, "one stop a plot"
     browser.run("document.querySelector('.mark').focus({preventScroll: true})")
     first = tip(browser)
-    assert first.startswith("inline: 10.0 clients/s")
+    assert first.startswith("standby, peak at ")
     browser.press("ArrowRight")
-    assert tip(browser).startswith("loky: 9.80 clients/s")
+    assert tip(browser) == "standby, after round 1: 0 B"
     browser.press("ArrowLeft")
     assert tip(browser) == first
     browser.press("Escape")
@@ -148,7 +208,7 @@ def test_a_screen_reader_finds_words_for_everything(tab):
     assert tab.run(
         "[...document.querySelectorAll('.mark')].every(one => one.getAttribute('aria-label').length > 5)"
     )
-    assert tab.run("document.querySelectorAll('tbody th[scope=row]').length") == 6
+    assert tab.run("document.querySelectorAll('.strategies tbody th[scope=row]').length") == 6
     assert tab.run("document.documentElement.lang") == "en"
 
 
@@ -203,7 +263,10 @@ def test_what_is_not_whole_is_said_on_the_page(browser, tmp_path):
     told = browser.run("document.querySelector('.problems').textContent")
     for words in ("schema 99", "the run was interrupted", "WorkerDiedError: killed"):
         assert words in told
-    assert browser.run("document.querySelector('tbody tr:last-child th').textContent") == "pool failed"
+    assert (
+        browser.run("document.querySelector('.strategies tbody tr:last-child th').textContent")
+        == "pool failed"
+    )
 
 
 def test_two_runs_are_compared_on_the_page(browser, tmp_path):

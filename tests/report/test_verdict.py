@@ -27,22 +27,47 @@ def test_a_clear_winner(file):
     assert verdict.break_even_seconds == pytest.approx(0.099)
     assert verdict.text == (
         "Use standby: 4.76 clients/s with 2 workers, 186 % more than process. "
-        "Switch to loky if a client's compute is below 99 ms or to process if memory is below 500 MiB."
+        "Switch to loky if a client computes for less than 99 ms or to process if memory is below 500 MiB."
+    )
+    assert verdict.switch_if == (
+        "a client computes for less than 99 ms: to loky; memory is below 500 MiB: to process"
     )
 
 
-def test_a_tie_within_the_noise(file):
+def test_a_tie_within_the_noise_still_recommends_the_default(file):
     verdict = judged(
         file,
-        strategy("standby", 2.10, noise=0.03),
-        strategy("pool", 2.16, noise=0.03),
+        strategy("pool", 2.10, noise=0.03),
+        strategy("standby", 2.16, noise=0.03),
         strategy("process", 6.0),
     )
-    assert verdict.use is None
+    assert (verdict.use, verdict.as_good) == ("standby", ("pool",))
     assert verdict.text == (
-        "No clear winner: standby and pool differ by 2.9 %, inside the noise of 6 %; "
-        "both are faster than process."
+        "Use standby: 4.63 clients/s with 2 workers; pool is as good (a difference of 2.9 %, inside the "
+        "noise of 6 %), and standby is the default; both are faster than process."
     )
+
+
+def test_a_tie_without_the_default_recommends_the_fastest_of_our_own(file):
+    verdict = judged(
+        file,
+        strategy("process", 2.12),
+        strategy("pool", 2.10),
+        strategy("standby", 6.0),
+    )
+    assert (verdict.use, verdict.as_good) == ("pool", ("process",))
+    assert "pool is the default" not in verdict.text
+
+
+def test_a_tie_recommends_none_that_a_keeping_strategy_beats(file):
+    verdict = judged(
+        file,
+        strategy("pool", 2.08),
+        strategy("standby", 2.16),
+        strategy("loky", 2.00),
+    )
+    # standby is as fast as pool, but loky, which is as fast as pool, is 8 % faster than standby.
+    assert (verdict.use, verdict.as_good) == ("pool", ("standby",))
 
 
 def test_memory_decides_where_the_faster_one_does_not_fit(file):
@@ -55,7 +80,7 @@ def test_memory_decides_where_the_faster_one_does_not_fit(file):
         "Use standby: 4.35 clients/s with 2 workers; kept is faster but ran out of memory with 14 "
         "of 100 clients."
     )
-    assert "Device memory is EMULATED (emulated:24GiB): no GPU was measured." in verdict.notes
+    assert "Device memory is EMULATED (emulated:24GiB): no GPU was measured." in verdict.as_dict()["notes"]
 
 
 def test_memory_decides_between_equals(file):
@@ -75,9 +100,9 @@ def test_compute_below_the_break_even(file):
     # 8 ms more a client are 5 % of 160 ms, of which loky spends 2 ms beside computing.
     assert verdict.break_even_seconds == pytest.approx(0.158)
     assert verdict.text == (
-        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
-        "which on standby costs less than 5 %. Switch to standby if the 1000 MiB that it keeps on the device "
-        "must come back after each client or a client computes longer than 0.16 s."
+        "Use loky: 167 clients/s with 2 workers; a client computes for 10.0 ms, and standby costs less than "
+        "5 % only from 0.16 s on. Switch to standby if the 1000 MiB that loky keeps on the device must come "
+        "back after each client or a client computes for more than 0.16 s."
     )
 
 
@@ -91,24 +116,25 @@ def test_all_that_give_the_memory_back_as_fast_are_named_to_switch_to(file):
         strategy("loky", 0.06, compute=0.01),
     )
     assert verdict.text == (
-        "Use loky: 167 clients/s with 2 workers; a client's compute of 10.0 ms is below the 0.16 s from "
-        "which on standby, process or pool costs less than 5 %. Switch to standby, process or pool if the "
-        "memory that it keeps must come back after each client or a client computes longer than 0.16 s."
+        "Use loky: 167 clients/s with 2 workers; a client computes for 10.0 ms, and standby, process or pool "
+        "costs less than 5 % only from 0.16 s on. Switch to standby, process or pool if the memory that loky "
+        "keeps must come back after each client or a client computes for more than 0.16 s."
     )
 
 
-def test_no_clear_winner_among_workers_that_keep(file):
+def test_a_tie_among_workers_that_keep(file):
     verdict = judged(
         file,
         strategy("standby", 0.20, compute=0.03, host=400),
         strategy("loky", 0.061, compute=0.03, host=400),
-        strategy("ray-warm", 0.060, compute=0.03, host=400, isolation=REUSED),
+        strategy("kept", 0.060, compute=0.03, host=400, isolation=REUSED),
     )
-    assert verdict.use is None
+    assert (verdict.use, verdict.as_good) == ("kept", ("loky",))
     assert verdict.text == (
-        "No clear winner: ray-warm and loky differ by 1.7 %, inside the noise of 5 %; both are faster than "
-        "standby. Switch to standby if the memory that they keep must come back after each client or a "
-        "client computes longer than 0.56 s."
+        "Use kept: 167 clients/s with 2 workers; loky is as good (a difference of 1.7 %, inside the noise of "
+        "5 %); a client computes for 30.0 ms, and standby costs less than 5 % only from 0.56 s on. Switch to "
+        "standby if the memory that kept keeps must come back after each client or a client computes for "
+        "more than 0.56 s."
     )
 
 
@@ -120,7 +146,7 @@ def test_a_peer_that_is_as_fast_is_no_rival(file):
         strategy("plain-loky", 0.060, compute=0.03, host=400, isolation=REUSED, peer=True),
     )
     assert verdict.sentence.startswith(
-        "Use loky: 164 clients/s with 2 workers; a client's compute of 30.0 ms is"
+        "Use loky: 164 clients/s with 2 workers; a client computes for 30.0 ms"
     )
     faster = strategy("plain-loky", 0.03, compute=0.03, host=400, isolation=REUSED, peer=True)
     assert judged(file, strategy("loky", 0.061, host=400), faster).use == "plain-loky"
@@ -132,7 +158,7 @@ def test_a_break_even_that_lies_far_from_what_was_measured_is_not_told_but_its_c
     assert verdict.break_even_seconds is None
     assert verdict.text == (
         "Use loky: 16.7 clients/s with 2 workers; on standby each client costs 3.3 s more, 3.0 s of it for "
-        "imports, which preload= would spare. Switch to standby if the memory that it keeps must come back "
+        "imports, which preload= would spare. Switch to standby if the memory that loky keeps must come back "
         "after each client."
     )
     verdict = judged(file, strategy("tutorial", 17.0, compute=0.1), loky)
@@ -142,13 +168,13 @@ def test_a_break_even_that_lies_far_from_what_was_measured_is_not_told_but_its_c
 
 def test_where_nothing_gives_memory_back(file):
     loky = strategy("loky", 0.061, host=400)
-    warm = strategy("ray-warm", 0.060, host=400, isolation=REUSED)
+    warm = strategy("kept", 0.060, host=400, isolation=REUSED)
     assert judged(file, loky).text == (
         "Use loky: 164 clients/s with 2 workers; nothing was measured that gives the memory back."
     )
     assert judged(file, loky, warm).text == (
-        "No clear winner: ray-warm and loky differ by 1.7 %, inside the noise of 5 %; "
-        "nothing was measured that gives the memory back."
+        "Use kept: 167 clients/s with 2 workers; loky is as good (a difference of 1.7 %, inside the noise of "
+        "5 %); nothing was measured that gives the memory back."
     )
 
 
@@ -163,7 +189,7 @@ def test_all_that_are_as_good_are_named_to_switch_to(file):
         strategy("tutorial", 9.0, host=300),
     )
     assert verdict.switch == (
-        "Switch to loky or ray-warm if a client's compute is below 99 ms "
+        "Switch to loky or ray-warm if a client computes for less than 99 ms "
         "or to process or pool if memory is below 900 MiB."
     )
 
@@ -173,7 +199,7 @@ def test_a_missing_peer_is_named_and_decides_nothing(file):
         file, strategy("standby", 2.1), strategy("process", 6.0), missing={"ray-warm": "ray is not installed"}
     )
     assert verdict.text == "Use standby: 4.76 clients/s with 2 workers, 186 % more than process."
-    assert "Not measured: ray-warm (ray is not installed)." in verdict.notes
+    assert "Not measured: ray-warm (ray is not installed)." in verdict.remarks
 
 
 def test_a_backend_that_failed_is_out(file):
@@ -185,7 +211,10 @@ def test_a_backend_that_failed_is_out(file):
         failed={"test_footprint[pool/cnn]": "WorkerDiedError: it was killed"},
     )
     assert verdict.text == "Use standby: 4.76 clients/s with 2 workers, 186 % more than process."
-    assert "Not considered: pool failed in footprint: WorkerDiedError: it was killed." in verdict.notes
+    assert (
+        "Not considered: pool failed in footprint: WorkerDiedError: it was killed."
+        in verdict.as_dict()["notes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,12 +230,11 @@ def test_a_backend_that_failed_is_out(file):
 def test_the_fastest_is_out_where_it_is_wrong(file, wrong, note):
     verdict = judged(file, strategy("standby", 2.1), strategy("pool", 1.0, **wrong))
     assert verdict.use == "standby"
-    assert f"Not considered: pool {note}." in verdict.notes
+    assert f"Not considered: pool {note}." in verdict.as_dict()["notes"]
 
 
 def test_what_was_not_measured_is_said(file):
-    notes = judged(file, strategy("standby", 2.1)).notes
-    assert "Device memory: not measured." in notes
+    assert "Device memory: not measured." in judged(file, strategy("standby", 2.1)).remarks
 
 
 def test_a_busy_machine_gives_no_verdict(file):
@@ -253,7 +281,8 @@ def test_only_who_is_slower_than_both_of_a_tie_is_said_to_be(file):
         file, strategy("standby", 2.10), strategy("pool", 2.19), strategy("process", 2.22), strategy("x", 3.0)
     )
     assert verdict.text == (
-        "No clear winner: standby and pool differ by 4.3 %, inside the noise of 5 %; both are faster than x."
+        "Use standby: 4.76 clients/s with 2 workers; pool is as good (a difference of 4.3 %, inside the "
+        "noise of 5 %), and standby is the default; both are faster than x."
     )
 
 
@@ -265,7 +294,7 @@ def test_clients_that_return_something_else_each_time(file):
     assert section.verdict.use == "standby"
     assert (
         "The clients return something else each time: whether results are equal was not told."
-        in section.verdict.notes
+        in section.verdict.remarks
     )
 
 
@@ -274,4 +303,51 @@ def test_what_did_not_fit_in_either_pass_is_counted(file):
     kept[0]["extra_info"]["fedexec"] |= {"tasks": 20, "out_of_memory": 3}
     verdict = judged(file, strategy("standby", 2.1), kept)
     assert verdict.use == "standby"
-    assert "Not considered: kept ran out of memory with 3 of 120 clients." in verdict.notes
+    assert "Not considered: kept ran out of memory with 3 of 120 clients." in verdict.as_dict()["notes"]
+
+
+def reasons(file, *strategies, **content):
+    path = write(file, strategy(*INLINE, survived=0), *strategies, **content)
+    (section,) = summarize([path]).sections
+    return {row.strategy: row.reason for row in section.table}
+
+
+def test_every_row_says_why_it_is_recommended_or_not(file):
+    found = reasons(
+        file,
+        strategy("standby", 2.10, residual=0, peak=500),
+        strategy("pool", 2.12, residual=0, peak=500),
+        strategy("process", 2.52, residual=0, peak=500),
+        strategy("slow", 6.3, residual=0, peak=500),
+        strategy("loky", 2.08, residual=500, peak=500),
+        strategy("heavy", 2.11, residual=0, peak=900),
+        strategy("plain", 2.10, residual=0, peak=500, peer=True),
+        strategy("wrong", 1.0, digest="other"),
+        failed={"test_round[broken/cnn]": "Breaks: at once"},
+    )
+    assert list(found.items()) == [
+        ("standby", "recommended: the default, and none is better"),
+        ("loky", "as fast as standby, keeps 500 MiB on the device"),
+        ("plain", "as fast as standby, not one of fedexec's"),
+        ("heavy", "as fast as standby, takes 900 MiB of memory instead of 500 MiB"),
+        ("pool", "as good as standby"),
+        ("process", "takes 20 % longer than standby"),
+        ("slow", "takes 3.0 times as long as standby"),
+        ("wrong", "computed something else"),
+        ("inline", "is the baseline: no isolation"),
+        ("broken", "failed in round: Breaks: at once"),
+    ]
+
+
+def test_rows_that_give_memory_back_say_what_that_costs(file):
+    found = reasons(file, strategy("standby", 0.12, compute=0.01), strategy("loky", 0.06, compute=0.01))
+    assert found == {
+        "loky": "recommended",
+        "standby": "takes 2.0 times as long as loky, gives all memory back",
+        "inline": "is the baseline: no isolation",
+    }
+
+
+def test_without_a_verdict_only_those_that_are_out_have_a_reason(file):
+    found = reasons(file, strategy("standby", 2.1, load=[9.0, 1.0, 1.0]))
+    assert found == {"standby": "", "inline": "is the baseline: no isolation"}

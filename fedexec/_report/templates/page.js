@@ -72,7 +72,7 @@
 
   const value = (row, index) => row.children[index].dataset.value;
   for (const table of document.querySelectorAll("table.sorts")) {
-    const heads = [...table.tHead.rows[0].cells];
+    const heads = [...[...table.tHead.rows].at(-1).cells];  // a row above may name groups of columns
     heads.forEach((head, index) => head.querySelector("button").addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       const body = table.tBodies[0];
