@@ -222,7 +222,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         help="JSON of `fedexec bench` or `pytest bench`; each after the first is compared with it",
     )  # fmt: skip
     parser.add_argument("--html", metavar="OUT", help="write one page that needs nothing else; - is stdout")
-    parser.add_argument("--markdown", metavar="OUT", help="write Markdown (default: to the terminal)")
+    parser.add_argument("--markdown", metavar="OUT", help="write Markdown; - is stdout")
     parser.add_argument("--json", metavar="OUT", help="write the table and the verdict as JSON")
 
 

@@ -5,12 +5,12 @@ run that was interrupted, a backend that failed; 1 no file could be read; 2 wron
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from fedexec._cli import options
 from fedexec._cli.output import as_json, write
-from fedexec._report import markdown, page, summarize
 from fedexec._system.visible import visible
 
 __all__ = ["INCOMPLETE", "command"]
@@ -19,7 +19,9 @@ INCOMPLETE = 3
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Write what was asked for; the text, if nothing was."""
+    """Write what was asked for; if nothing was, the text, as wide as the terminal."""
+    from fedexec._report import markdown, page, summarize, terminal
+
     names = {"--html": arguments.html, "--markdown": arguments.markdown, "--json": arguments.json}
     outputs = options.outputs(names, arguments.files)
     summary = summarize([Path(name) for name in arguments.files])
@@ -29,7 +31,7 @@ def command(arguments: argparse.Namespace) -> int:
         (outputs["--json"], lambda: as_json(summary.as_dict())),
     )
     if not any(outputs.values()):
-        print(markdown(summary), end="")
+        print(terminal(summary, shutil.get_terminal_size().columns), end="")
     for problem in summary.problems:
         print(f"fedexec: {visible(problem)}", file=sys.stderr)
     return INCOMPLETE if summary.problems else 0

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from fedexec._report.markdown_report import markdown
     from fedexec._report.reading import UnreadableError
     from fedexec._report.summary import Summary, summarize
+    from fedexec._report.terminal_report import terminal
 
-__all__ = ["Summary", "UnreadableError", "markdown", "page", "summarize"]
+__all__ = ["Summary", "UnreadableError", "markdown", "page", "summarize", "terminal"]
 
 __getattr__ = importer(
     __name__,
@@ -22,5 +23,6 @@ __getattr__ = importer(
         "markdown_report": ("markdown",),
         "reading": ("UnreadableError",),
         "summary": ("Summary", "summarize"),
+        "terminal_report": ("terminal",),
     },
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from planted import strategy, write
 
-from fedexec._report import UnreadableError, markdown, page, summarize
+from fedexec._report import UnreadableError, markdown, page, summarize, terminal
 from fedexec._report.schema import GPU_KEY, SCHEMA
 
 GIB = 1 << 30
@@ -46,6 +46,14 @@ def test_it_stands_in_the_text_with_units(tmp_path):
     assert "| at once |" in text and "88 %" in text
     assert "500 ms" in text and "2.00 ms" in text and "1.0 GiB" in text
     assert "500 ms, 250 ms" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_it_fits_a_terminal(tmp_path, width):
+    text = terminal(summarize([planted(tmp_path / "gpu.json")]), width)
+    assert max(map(len, text.splitlines())) <= width
+    for words in ("memory comes back:", "2.0 GiB", "not measured", "500 ms"):
+        assert words in text
 
 
 def test_it_stands_beside_a_benchmark_in_page_and_json(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from planted import strategy, whole, write
 
 from fedexec._cli import main
-from fedexec._report import UnreadableError, markdown, page, summarize
+from fedexec._report import UnreadableError, markdown, page, summarize, terminal
 from fedexec._report.schema import GPU_KEY, KEY
 
 NUMBERS = (5, -1, 10**400, 1e308, float("inf"), float("nan"))
@@ -59,6 +59,7 @@ def outcome(file, content):
         return str(exc)
     page(summary).encode()
     markdown(summary).encode()
+    terminal(summary, 80).encode()
     strict(json.dumps(summary.as_dict()))
     return None
 
@@ -128,7 +129,7 @@ def test_a_hostile_file_beside_a_good_one_spoils_nothing(file, tmp_path):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert main(["report", str(good), str(file)]) == 3
-    assert "Use standby" in out.getvalue()
+    assert "> standby" in out.getvalue()
     assert err.getvalue().count("\n") == 1
 
 
