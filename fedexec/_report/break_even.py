@@ -5,7 +5,7 @@ from fedexec._report.table import Row
 
 __all__ = ["break_even", "cause_beyond"]
 
-FURTHEST = 20  # times what clients computed: a break-even beyond that is not told
+FURTHEST = 20  # A break-even that is so many times more, or less, than what clients computed is not told.
 
 
 def break_even(safe: Row, keeping: Row) -> float | None:
@@ -21,7 +21,8 @@ def break_even(safe: Row, keeping: Row) -> float | None:
     Returns
     -------
     float or None
-        Seconds; None if `safe` costs less than the margin whatever a client computes.
+        Seconds; None if `safe` costs less than the margin whatever a client computes, or if the break-even
+        is so far below what clients computed that nothing measured tells it.
     """
     if rules.is_faster(keeping, safe):
         turns = safe.workers / safe.clients
@@ -31,9 +32,10 @@ def break_even(safe: Row, keeping: Row) -> float | None:
         return _extra(safe, keeping) / rules.MARGIN - other
     if rules.is_faster(safe, keeping) or safe.warm is None or keeping.warm is None:
         return None
+    # What a task costs that does nothing tells little of clients that compute: it is taken only nearby.
     seconds = (safe.warm - keeping.warm) / rules.MARGIN - keeping.warm
-    is_below = keeping.compute is None or seconds < keeping.compute  # which was computed as fast
-    return seconds if seconds > 0 and is_below else None
+    is_near = keeping.compute is None or keeping.compute / FURTHEST <= seconds < keeping.compute
+    return seconds if seconds > 0 and is_near else None
 
 
 def cause_beyond(safe: Row, keeping: Row, seconds: float | None) -> str | None:
