@@ -1,4 +1,9 @@
+import _posixsubprocess
+import os
 import signal
+import subprocess
+from multiprocessing import util
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+UNIT = Path(__file__).with_name("unit")  # Every test there is marked so; those elsewhere mark themselves.
 SLOW = ("flower", "bench", "workload", "faults")  # folders whose modules take longest
 
 
@@ -29,11 +35,32 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Put long modules first, so that no worker of xdist is left alone with one at the end."""
     items.sort(key=lambda item: item.path.parent.name not in SLOW)
+    for item in items:
+        if item.path.is_relative_to(UNIT):
+            item.add_marker(pytest.mark.unit)
 
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("flower"):
         pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
+
+
+@pytest.fixture(autouse=True)
+def _start_no_process(request, monkeypatch):
+    """Hold tests of the unit tier to their promise: they start no process."""
+    if request.node.get_closest_marker("unit"):
+
+        def refuse(*args, **kwargs):
+            pytest.fail("a unit test starts no process")
+
+        for module, name in (
+            (os, "fork"),
+            (os, "posix_spawn"),
+            (subprocess, "Popen"),
+            (_posixsubprocess, "fork_exec"),
+            (util, "spawnv_passfds"),
+        ):
+            monkeypatch.setattr(module, name, refuse)
 
 
 @pytest.fixture

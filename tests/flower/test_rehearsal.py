@@ -12,8 +12,8 @@ import fedexec
 from fedexec._channel.pickling import dumps
 from fedexec._processes.successor import rehearse
 from fedexec.flower import simulate
+from fedexec.flower.simulation import module_caches
 from fedexec.flower.simulation.client_app import AppFirst, AppRef
-from fedexec.flower.simulation.simulate import module_caches
 from flower import apps
 
 APP = """

@@ -6,6 +6,8 @@ from planted import strategy, write
 from fedexec._report import summarize
 from fedexec._report.schema import REUSED
 
+pytestmark = pytest.mark.unit
+
 INLINE = ("inline", 2.0)
 
 
