@@ -1,1 +1,1 @@
-"""What waits, what starts when, on which device, and what is ended because it took too much."""
+"""Decides when and on which device each task starts, and ends tasks that exceed their limits."""

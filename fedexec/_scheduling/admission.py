@@ -1,15 +1,16 @@
-"""Which task may start now, and on which device.
+"""Decides which task may start now, and on which device.
 
-With a fixed ``max_workers`` every task may, as soon as a slot is free; where there are several devices it
-gets the one with the fewest tasks, and of these the one that held least when the executor was made. With
-``max_workers="auto"`` memory decides:
+With a fixed ``max_workers`` a task starts as soon as a slot is free. If there are several devices, the task
+gets the device that runs the fewest tasks; of several such devices, it gets the one that was least used when
+the executor was made. With ``max_workers="auto"`` memory decides:
 
-- The first task of a kind (a function, by name) runs alone and is measured.
-- From then on a task starts if its kind's footprint, the largest seen so far, fits into 90 % of what the
-  device has beyond what others held before, and likewise into the host's memory. So ``floor(0.9 * (total -
-  baseline) / footprint)`` of one kind run at once.
-- Tasks that hold no device memory are bounded by the cores as well.
-- If one runs out of memory all the same, the number for its kind is halved, and it is tried once more, alone.
+- The first task of a kind (a function, by name) runs alone, so that its footprint can be measured.
+- From then on, a task starts if the footprint of its kind, the largest measured so far, fits into 90 % of the
+  device memory that other programs did not hold before, and likewise into host memory. So
+  ``floor(0.9 * (total - baseline) / footprint)`` tasks of one kind run at once.
+- At most as many tasks that hold no device memory run at once as there are cores.
+- If a task runs out of memory all the same, half as many tasks of its kind may run at once from then on, and
+  the task runs once more, alone.
 """
 
 import math
@@ -27,27 +28,27 @@ from fedexec.settings import Settings
 
 __all__ = ["Admission", "Footprint", "ceiling"]
 
-SHARE = 0.9  # of the memory that is there; the rest is for what a measurement of one task does not show
-LEAST_DEVICE_BYTES = 256 << 20  # what a process holds on a real device at least: its context
-MOST_PER_DEVICE = 128  # tasks; a bound for the number of threads, not for anything physical
+SHARE = 0.9  # share of the memory that tasks may take: the measurement of one task does not show everything
+LEAST_DEVICE_BYTES = 256 << 20  # the context alone, the least that a process holds on a real device
+MOST_PER_DEVICE = 128  # tasks; limits the number of threads, has no physical reason
 SAMPLE_SECONDS = 0.05
 
 
 @dataclass(slots=True)
 class Footprint:
-    """What one kind of task takes, as far as it has been measured.
+    """The memory that one kind of task takes, as far as it has been measured.
 
     Attributes
     ----------
     host_bytes : int or None
-        The largest peak of a worker's resident set; None if it was not measured.
+        Largest peak of a worker's resident set in bytes; None if it was not measured.
     device_bytes : int or None
-        The largest peak of a worker on its device; None if it was not measured, and counted as nothing then.
+        Largest peak of a worker on its device in bytes; None if it was not measured. Then it counts as 0.
     most : int or None
-        How many may run at once, after one ran out of memory.
+        How many tasks of this kind may run at once, after one of them ran out of memory; None before that.
     at_once : int or None
-        How many of this kind alone the machine holds at once, by memory and, if they need no device, by
-        cores; None before the first has been measured.
+        How many tasks of this kind alone can run at once: as many as memory allows and, if they need no
+        device, as there are cores. None before the first of them has been measured.
     """
 
     host_bytes: int | None = None
@@ -57,7 +58,19 @@ class Footprint:
 
 
 def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
-    """Return how many slots there can ever be use for."""
+    """Return the number of slots that an executor can need at most.
+
+    Parameters
+    ----------
+    settings : Settings
+    devices : sequence of Device
+        The devices on which tasks may compute.
+
+    Returns
+    -------
+    int
+        ``max_workers``, or with ``max_workers="auto"`` a number that depends on cores and device memory.
+    """
     if not settings.auto:
         return settings.max_workers
     on_devices = (int(SHARE * (device.total_bytes() or 0) / LEAST_DEVICE_BYTES) for device in devices)
@@ -66,50 +79,56 @@ def ceiling(settings: Settings, devices: Sequence[Device]) -> int:
 
 @dataclass(slots=True)
 class _Running:
+    """A task that runs, as it was admitted."""
+
     kind: str
     device: Device | None
-    most: int | None  # of its kind at once, when it started
+    most: int | None  # how many tasks of its kind could run at once when it started
 
 
 @dataclass(slots=True)
 class _Room:
-    """What may be filled: measured while nothing of ours runs."""
+    """Bytes that tasks may take in all, measured while no task runs."""
 
     devices: dict[str, float] = field(default_factory=dict)
     host: float = math.inf
 
 
 class Admission:
-    """Decides for one executor. Its methods are called under the executor's lock, but for :meth:`measuring`.
+    """Decides which tasks of one executor start, and on which device.
+
+    The methods are called under the lock of the scheduler, except :meth:`measuring`.
 
     Parameters
     ----------
     settings : Settings
     devices : sequence of Device
+        The devices on which tasks may compute.
     fresh : bool
-        No worker outlives its task: what is used while nothing runs is other people's. Else a worker may hold
-        what any earlier task left in it, and each counts as much as the largest kind.
+        Whether no worker outlives its task. If so, memory that is in use while no task runs belongs to other
+        programs. If not, a worker may still hold what any earlier task has left in it, so each worker counts
+        as much as the largest kind of task.
     """
 
     def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
         self._fresh = fresh
         self._auto = settings.auto
-        # Several programs that start at once, each with a worker or two, must not all begin with the first.
+        # Programs that start at the same time with few workers each must not all choose the same device.
         self._devices = sorted(devices, key=lambda device: (device.used_bytes() or 0, random.random()))
         self._cores = available_cores()
         self._ceiling = ceiling(settings, devices)
         self._footprints: dict[str, Footprint] = {}
-        self._running: dict[int, _Running] = {}  # task id -> what it was admitted as
-        self._alone: int | None = None  # id of the task that shall have no company
-        self._lonely: set[int] = set()  # ids of those that wait to have none
+        self._running: dict[int, _Running] = {}  # by task id
+        self._alone: int | None = None  # id of the task that runs now and must run alone
+        self._waiting_alone: set[int] = set()  # ids of the tasks that wait until they can run alone
         self._room = _Room()
-        self._delta: int | None = None  # what a device held beyond its baseline while a task ran alone there
-        self._beside = 0  # what a worker was seen to hold so beside what torch has reserved: its context
+        self._delta: int | None = None  # bytes that a device held beyond its baseline while a task ran alone
+        self._context_bytes = 0  # the most bytes that a worker held besides what torch had reserved
         if self._auto:
             self._measure_room()
 
     def footprints(self) -> dict[str, Footprint]:
-        """Return kind of task to what it takes."""
+        """Return the footprint of each kind of task, by name of the kind."""
         return {
             kind: replace(footprint, at_once=self._at_once(footprint))
             for kind, footprint in self._footprints.items()
@@ -128,18 +147,29 @@ class Admission:
         return max(1, min(bounds))
 
     def admit(self, task: Task) -> bool:
-        """Let a task start if it may, and choose its device (``task.device``, where there are several)."""
+        """Let a task start if it may, and choose its device.
+
+        Parameters
+        ----------
+        task : Task
+            Its attribute `device` is set if there are several devices.
+
+        Returns
+        -------
+        bool
+            Whether the task may start now.
+        """
         if not self._auto:
             self._start(task, self._least_busy())
             return True
-        if self._alone is not None or (self._lonely and task.id not in self._lonely):
+        if self._alone is not None or (self._waiting_alone and task.id not in self._waiting_alone):
             return False
         footprint = self._footprints.get(task.kind)
-        if footprint is None or task.id in self._lonely:
+        if footprint is None or task.id in self._waiting_alone:
             if self._running:
                 return False
-            self._begin_anew()
-            self._lonely.discard(task.id)
+            self._measure_anew()
+            self._waiting_alone.discard(task.id)
             self._alone = task.id
             self._start(task, self._roomiest(0))
             return True
@@ -148,27 +178,28 @@ class Admission:
             if (
                 (footprint.device_bytes and device is None)
                 or (footprint.most is not None and self._count(task.kind) >= footprint.most)
-                or (not footprint.device_bytes and self._without_device() >= self._cores)
+                or (not footprint.device_bytes and self._count_without_device() >= self._cores)
                 or self._host_bytes() + (footprint.host_bytes or 0) > self._room.host
             ):
                 return False
         else:
-            self._begin_anew()
+            self._measure_anew()
         self._start(task, device or self._roomiest(0))
         return True
 
     def release(self, task: Task, outcome: Outcome | None) -> bool:
-        """Note that a task has ended, and what it took.
+        """Note that a task has ended, and learn how much memory it took.
 
         Parameters
         ----------
+        task : Task
         outcome : Outcome or None
-            None if it was cancelled before it ran.
+            None if the task was cancelled before it ran.
 
         Returns
         -------
         bool
-            It ran out of memory in company: admit it once more, when it will have none.
+            True if the task must run once more, alone, because it ran out of memory beside other tasks.
         """
         started = self._running.pop(task.id)
         was_alone = self._alone == task.id
@@ -180,23 +211,39 @@ class Admission:
             self._learn(started.kind, outcome.usage, was_alone)
         if not outcome.out_of_memory:
             return False
-        same = 1 + self._count(started.kind)
+        same_kind = 1 + self._count(started.kind)
         footprint = self._footprints.setdefault(started.kind, Footprint())
-        if was_alone:  # too large by itself, which says nothing of how many others fit
+        if was_alone:  # the task is too large by itself, so it says nothing about how many can run at once
             return False
-        if footprint.most == started.most:  # else it ran among those that another has halved since
-            footprint.most = max(1, (same if footprint.most is None else min(same, footprint.most)) // 2)
+        if footprint.most == started.most:  # otherwise another task has halved the number meanwhile
+            allowed = same_kind if footprint.most is None else min(same_kind, footprint.most)
+            footprint.most = max(1, allowed // 2)
         if not task.repeatable:
             return False
-        self._lonely.add(task.id)
+        self._waiting_alone.add(task.id)
         return True
 
     def give_up(self, task: Task) -> None:
-        """Note that a task that waits to be alone will not run."""
-        self._lonely.discard(task.id)
+        """Note that a task that waits until it can run alone will not run.
+
+        Parameters
+        ----------
+        task : Task
+        """
+        self._waiting_alone.discard(task.id)
 
     def measuring(self, task: Task) -> AbstractContextManager[object]:
-        """Watch its device while a task runs alone, for where nobody can tell whose bytes are whose."""
+        """Measure the whole device while a task runs alone on it, in case nobody can measure its worker.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        context manager
+            Measures while it is open; does nothing if the task does not run alone, or uses no device.
+        """
         device = self._running[task.id].device
         if self._alone != task.id or device is None:
             return nullcontext()
@@ -215,13 +262,16 @@ class Admission:
             footprint.host_bytes = max(footprint.host_bytes or 0, usage.peak_host_bytes)
 
     def _estimate(self, reserved: int | None, delta: int | None) -> int | None:
-        """Return what a worker held of which only torch tells; the delta is that of a task that ran alone."""
+        """Return how many bytes a worker held, if only torch and the whole device were measured.
+
+        The delta is how much more the device held while the task ran alone; None if it did not run alone.
+        """
         if delta is not None:
-            self._beside = max(self._beside, delta - (reserved or 0))
+            self._context_bytes = max(self._context_bytes, delta - (reserved or 0))
         if reserved is None:
             return delta
-        # A reused worker may have held most of it before the task began: then the delta is too small.
-        return max(delta or 0, reserved + self._beside)
+        # A reused worker may have held most of this before the task began; then the delta is too small.
+        return max(delta or 0, reserved + self._context_bytes)
 
     def _start(self, task: Task, device: Device | None) -> None:
         kind = task.kind
@@ -229,8 +279,8 @@ class Admission:
         self._running[task.id] = _Running(kind, device, footprint.most)
         task.device = device.uuid if device is not None and len(self._devices) > 1 else None
 
-    def _begin_anew(self) -> None:
-        """Nothing runs: what is used now is other people's, unless idle workers hold something."""
+    def _measure_anew(self) -> None:
+        """Measure the free memory while no task runs, unless idle reused workers may hold some of it."""
         if self._fresh:
             self._measure_room()
 
@@ -252,7 +302,7 @@ class Admission:
         return 0 if footprint is None else footprint.device_bytes or 0
 
     def _roomiest(self, needed: int) -> Device | None:
-        """Return the device with most room, None if that is not enough."""
+        """Return the device with the most free memory; None if it has less than the needed bytes."""
         device = max(self._devices, key=self._free, default=None)
         return None if device is None or (needed and self._free(device) < needed) else device
 
@@ -266,7 +316,7 @@ class Admission:
     def _taken(self) -> list[Footprint]:
         return [self._footprints.get(each.kind) or Footprint() for each in self._running.values()]
 
-    def _without_device(self) -> int:
+    def _count_without_device(self) -> int:
         return sum(1 for footprint in self._taken() if not footprint.device_bytes)
 
     def _host_bytes(self) -> int:
@@ -274,7 +324,7 @@ class Admission:
 
 
 class _DeltaWatch:
-    """Samples how much more a device holds than before."""
+    """Measures repeatedly how much more a device holds than before."""
 
     def __init__(self, device: Device, admission: Admission) -> None:
         self._device, self._admission = device, admission

@@ -1,4 +1,4 @@
-"""Where a task's time limit is enforced."""
+"""Enforces the time limit of a task."""
 
 import signal
 import threading
@@ -10,20 +10,28 @@ from fedexec.interface import Task
 
 __all__ = ["TaskDeadline"]
 
-GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL
+GRACE_SECONDS = 2.0  # from SIGTERM, which lets the task clean up, to SIGKILL
 
 
 class TaskDeadline:
-    """Ends a task that is late: first so that it can say where it is and clean up.
+    """Ends the worker of a task that takes too long: with SIGTERM, and after a grace period with SIGKILL.
+
+    SIGTERM comes first so that the worker can write the stack of each thread to stderr, and the task can
+    clean up.
 
     Parameters
     ----------
     task : Task
-        Its time begins now.
+        Its time starts when the deadline is made.
     seconds : float
-        That it may take, beside what it is held up.
+        Time limit in seconds; the task's `held_up` seconds do not count.
     kill : callable
-        Takes a signal.
+        ``kill(signal_number)`` sends that signal to the task's worker.
+
+    Attributes
+    ----------
+    passed : bool
+        Whether the time limit was exceeded.
     """
 
     def __init__(self, task: Task, seconds: float, kill: Callable[[int], object]) -> None:
@@ -36,7 +44,7 @@ class TaskDeadline:
         threading.Thread(target=self._watch, name="fedexec-deadline", daemon=True).start()
 
     def cancel(self) -> None:
-        """Take note that the task has ended."""
+        """Stop the deadline, because the task has ended."""
         self._ended.set()
 
     def _watch(self) -> None:

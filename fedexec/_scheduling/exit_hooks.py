@@ -1,4 +1,4 @@
-"""The end of the interpreter: what was submitted is finished before the pools below it are closed."""
+"""Hooks for the end of the interpreter: submitted tasks finish before the pools of backends are closed."""
 
 import functools
 import multiprocessing
@@ -20,11 +20,17 @@ class _Drainable(Protocol):
 
 _schedulers: "weakref.WeakSet[_Drainable]" = weakref.WeakSet()
 _interpreter_ends = False
-_FIRST = 1 << 30  # of multiprocessing's exit priorities; its own go up to 15
+_FIRST = 1 << 30  # exit priority in multiprocessing, whose own hooks have at most 15; the highest runs first
 
 
 def register(scheduler: _Drainable) -> None:
-    """Have a scheduler finish its tasks before the interpreter ends, for as long as it lives."""
+    """Have a scheduler finish its tasks before the interpreter ends, unless it is collected before.
+
+    Parameters
+    ----------
+    scheduler : object
+        Has the methods ``close()`` and ``join()``.
+    """
     _schedulers.add(scheduler)
 
 
@@ -34,11 +40,17 @@ def interpreter_ends() -> bool:
 
 
 def drain_before_exit_of(backend_class: type[Backend]) -> None:
-    """Finish what was submitted before the pools that a backend is built on are closed at exit.
+    """Finish all submitted tasks before the pools that a backend is built on are closed at exit.
 
-    concurrent.futures and loky close their pools in hooks of the same kind, last registered first; the
-    backend's module has been imported by now, so this hook runs before theirs. There is no public name.
-    In a process of multiprocessing queues and Managers end before threads, in hooks of another kind.
+    concurrent.futures and loky close their pools in hooks of ``threading._register_atexit``, which has no
+    public name; the hook that was registered last runs first. The backend's module has been imported
+    already, so the hook that is registered here runs before theirs. In a process that multiprocessing has
+    started, queues and Managers end before threads do, in hooks of another kind (``util.Finalize``).
+
+    Parameters
+    ----------
+    backend_class : type
+        The :class:`~fedexec.interface.Backend` whose module has been imported.
     """
     _drain_with_threads(backend_class)
     if multiprocessing.parent_process() is not None:
@@ -51,12 +63,12 @@ def _drain_with_threads(_: type[Backend]) -> None:
 
 
 @functools.cache
-def _drain_with_children(_: int) -> None:  # by pid: a forked process has none of these hooks yet
+def _drain_with_children(_: int) -> None:  # the key is the pid: a forked process does not have these hooks
     util.Finalize(None, _drain, exitpriority=_FIRST)
 
 
 def _forget_in_child() -> None:
-    """Leave the executors of a process to it: in one that is forked from it their threads do not exist."""
+    """Forget the executors of the parent in a forked process, because their threads do not exist there."""
     _schedulers.clear()
 
 

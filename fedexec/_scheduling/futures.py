@@ -1,4 +1,4 @@
-"""What a user gets from an executor: the future of a task, and the counts of what was done."""
+"""What an executor gives its user: the future of a task, and counts of what the executor has done."""
 
 import concurrent.futures
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 class Future(concurrent.futures.Future[T]):
-    """A :class:`concurrent.futures.Future` that also knows what its task cost.
+    """A :class:`concurrent.futures.Future` that also has the usage of its task.
 
     Attributes
     ----------
     usage : Usage or None
-        Set when the task is done; None before, and where it was not measured (the worker died).
+        Usage of the task, set when the task is done; None before that, and None if the worker died.
     started, ended : float or None
-        When it was given to a worker for the first time, and when its outcome was known: seconds since the
-        epoch, as :func:`time.time`. None before, and of a task that was cancelled.
+        When the task was first given to a worker, and when its outcome was known, in seconds since the
+        epoch as :func:`time.time` counts them. None before that, and None if the task was cancelled.
     """
 
     usage: Usage | None = None
@@ -29,27 +29,48 @@ class Future(concurrent.futures.Future[T]):
     ended: float | None = None
 
     def result(self, timeout: float | None = None) -> T:
-        """Return what the task returned, or raise what it raised, even if that is false (gh-132063)."""
+        """Return the value of the task, or raise its exception.
+
+        Unlike the method of the base class, this also raises an exception that is false as a condition
+        (gh-132063).
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for the task; by default there is no limit.
+
+        Returns
+        -------
+        object
+            What the function returned.
+
+        Raises
+        ------
+        TimeoutError
+            The task is not done after `timeout` seconds.
+        CancelledError
+            The task was cancelled.
+        """
         error = self.exception(timeout)
         if error is None:
             return super().result()
         try:
             raise error
         finally:
-            del self, error  # its traceback holds this frame: no cycle
+            del self, error  # avoid a reference cycle: the traceback of the error holds this frame
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What an executor has done so far; every field is a number of tasks, but for the last.
+    """Counts of what an executor has done so far. Fields without a description are numbers of tasks.
 
     Attributes
     ----------
     restarts : mapping of str to int
-        How many workers were replaced because of a limit, by cause: "host memory", "device memory".
+        Number of workers that were replaced because of a limit, by cause ("host memory" or "device memory").
     learning : mapping of str to object
-        What workers have learnt to be born with; see :meth:`Learner.report
-        <fedexec._channel.learning.Learner.report>`. Empty where they are not forked.
+        Modules that the template has learnt; see :meth:`Learner.report
+        <fedexec._channel.learning.Learner.report>`. Empty if workers are not forked from a template.
     """
 
     submitted: int
@@ -66,5 +87,5 @@ class Stats:
     learning: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON knows them."""
+        """Return the counts as a dictionary that :mod:`json` can write."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Ends a running task that holds more than its limit."""
+"""Ends a running task whose worker holds more memory than its limit."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,24 +11,25 @@ from fedexec.interface import Task
 from fedexec.memory import host
 from fedexec.settings import Settings
 
-__all__ = ["Watch"]
+__all__ = ["LimitEnforcer"]
 
-INTERVAL_SECONDS = 0.05  # between two looks at the host, and at an emulated device
-DEVICE_EVERY = 20  # looks; a real device's list of processes costs milliseconds, and holds up who computes
+INTERVAL_SECONDS = 0.05  # between two measurements of the host, and of an emulated device
+DEVICE_EVERY = 20  # measure real devices once in 20: it takes milliseconds, and may delay running kernels
 
 
-class Watch:
-    """Looks at the workers of running tasks, in a thread of its own.
+class LimitEnforcer:
+    """Compares the memory of the workers of running tasks with their limits, in a thread of its own.
 
     Parameters
     ----------
     settings : Settings
-        ``memory_limit``, ``device_memory_limit``.
+        ``memory_limit`` and ``device_memory_limit`` are used.
     devices : sequence of Device
+        The devices on which tasks may compute.
     running : callable
-        Returns the tasks that run now.
+        ``running()`` returns a list of the tasks that run now.
     end : callable
-        Called with a task and the error it ends with.
+        ``end(task, error)`` ends the worker of the task; the error becomes the task's exception.
     """
 
     def __init__(
@@ -46,24 +47,26 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread and wait until it has ended."""
         self._over.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        looks = 0
+        measurements = 0
         while not self._over.wait(INTERVAL_SECONDS):
             tasks = [task for task in self._running() if task.pid is not None]
             for task in tasks:
                 self._check(task, host.rss_bytes(task.pid or 0), self._host_limit, "host memory")
             for device in self._devices:
-                if tasks and (device.is_emulated or looks % DEVICE_EVERY == 0):
+                if tasks and (device.is_emulated or measurements % DEVICE_EVERY == 0):
                     held = device.process_bytes() or {}
                     if not all(psutil.pid_exists(pid) for pid in held):
-                        continue  # the host's pids, seen from a container: one may be a worker's by chance
+                        # The pids are those of the host, seen from a container: a worker here may have one
+                        # of them by chance.
+                        continue
                     for task in tasks:
                         self._check(task, held.get(task.pid or 0), self._device_limit, device.name)
-            looks += 1
+            measurements += 1
 
     def _check(self, task: Task, held: int | None, limit: int | None, where: str) -> None:
         if held is not None and limit is not None and held > limit and not task.doomed:

@@ -1,4 +1,4 @@
-"""Which workers hold too much after a task, and how many were replaced for it."""
+"""Decides which reused workers hold too much memory after a task, and counts how many were replaced."""
 
 import logging
 import threading
@@ -14,12 +14,12 @@ log = logging.getLogger("fedexec")
 
 
 class Limits:
-    """The limits of one executor's workers, for a backend that reuses them. Safe to use from many threads.
+    """The memory limits of one executor's workers, for a backend that reuses them. Thread-safe.
 
     Parameters
     ----------
     settings : Settings
-        ``memory_limit`` and ``device_memory_limit``.
+        ``memory_limit`` and ``device_memory_limit`` are used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -29,7 +29,18 @@ class Limits:
         self._warned: set[str] = set()
 
     def exceeded(self, usage: Usage | None) -> bool:
-        """Return whether a worker must not serve again; it is counted as replaced if so."""
+        """Return whether a worker must be replaced; if so, the worker is counted as replaced.
+
+        Parameters
+        ----------
+        usage : Usage or None
+            Usage of the task that the worker has just run; None if it was not measured.
+
+        Returns
+        -------
+        bool
+            True if the worker holds more than a limit.
+        """
         if usage is None:
             return False
         if self._device is not None and usage.end_device_bytes is None and usage.may_hold_device:
@@ -44,19 +55,20 @@ class Limits:
         return False
 
     def replaced(self) -> dict[str, int]:
-        """Return cause ("host memory", "device memory") to number of workers."""
+        """Return the number of replaced workers by cause ("host memory" or "device memory")."""
         with self._lock:
             return dict(self._replaced)
 
     def _count(self, cause: str, limit: int, bare: int | None) -> None:
-        """Count a worker as replaced; say so once if even a bare one is above the limit."""
+        """Count a worker as replaced, and warn once if a worker exceeds the limit before it runs any task."""
         with self._lock:
             self._replaced[cause] += 1
             if bare is None or bare <= limit or cause in self._warned:
                 return
             self._warned.add(cause)
         log.warning(
-            "the limit of %s is %s, less than the %s a worker holds before any task: each gets a new worker",
+            "the limit of %s is %s, less than the %s that a worker holds before it runs any task, "
+            "so every task gets a new worker; raise the limit",
             cause,
             format_size(limit),
             format_size(bare),
@@ -67,11 +79,14 @@ class Limits:
             if "unknown" in self._warned:
                 return
             self._warned.add("unknown")
-        log.warning("the limit of device memory is not kept: the driver does not tell what a worker holds")
+        log.warning(
+            "the limit of device memory cannot be kept, because the driver does not say how much memory "
+            "a worker holds"
+        )
 
 
 def _context_bytes(usage: Usage) -> int | None:
-    """Return the least that a worker holds of its device beside the allocator's blocks."""
+    """Return how much of its device a worker holds at least, besides the blocks of the allocator."""
     if usage.end_device_bytes is None or usage.peak_reserved_bytes is None:
         return None
     return usage.end_device_bytes - usage.peak_reserved_bytes

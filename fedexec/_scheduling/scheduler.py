@@ -1,12 +1,11 @@
-"""The queue of an executor and its slots: what waits, what runs, how often, and what becomes of it.
+"""The queue of an executor and its slots: which tasks wait, which run, how often, and with what outcome.
 
-A *slot* is a thread that takes one task at a time from the queue and hands it to the backend. There are
-``max_workers`` of them, so that a backend never holds more tasks than can run: what waits stays cancellable,
-and a broken pool can hurt only what was running.
+A *slot* is one of the ``max_workers`` places in which one task runs at a time: a thread that takes a task
+from the queue and hands it to the backend. So a backend never holds more tasks than can run: tasks that wait
+can still be cancelled, and a broken pool harms only the tasks that were running.
 """
 
 import concurrent.futures
-import functools
 import logging
 import os
 import threading
@@ -17,10 +16,9 @@ from typing import Any, TypeVar
 
 from fedexec._scheduling import exit_hooks
 from fedexec._scheduling.admission import Admission, Footprint
-from fedexec._scheduling.deadline import TaskDeadline
+from fedexec._scheduling.attempts import Attempts
 from fedexec._scheduling.futures import Future, Stats
-from fedexec._scheduling.limit_enforcer import Watch
-from fedexec._system.machine import SIGKILL
+from fedexec._scheduling.limit_enforcer import LimitEnforcer
 from fedexec._worker.seeding import derive
 from fedexec.devices.device import Device
 from fedexec.errors import (
@@ -40,7 +38,19 @@ T = TypeVar("T")
 
 
 class Scheduler:
-    """Queue and slots of one executor. Its threads hold it, not the executor, which may be collected."""
+    """The queue and the slots of one executor.
+
+    The threads of the slots refer to the scheduler and not to the executor, so that the executor can be
+    collected while tasks run.
+
+    Parameters
+    ----------
+    backend : Backend
+        Has been started.
+    settings : Settings
+    admission : Admission
+    devices : sequence of Device
+    """
 
     def __init__(
         self, backend: Backend, settings: Settings, admission: Admission, devices: Sequence[Device]
@@ -48,30 +58,47 @@ class Scheduler:
         self._backend = backend
         self._settings = settings
         self._admission = admission
+        self._attempts = Attempts(backend, admission)
         self._pid = os.getpid()
-        # A lock to be taken as it is: in the Condition's own __enter__ Ctrl+C could leave it locked for ever.
+        # Enter this lock and not the condition: Ctrl+C in Condition.__enter__ could leave it locked for ever.
         self._lock = threading.RLock()  # guards everything below
         self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[Task, Future[Any]]] = deque()
         self._running: dict[Task, Future[Any]] = {}
-        self._threads: list[threading.Thread] = []  # every slot there ever was
-        self._slots: set[threading.Thread] = set()  # those that have not ended
-        self._joining: set[threading.Thread] = set()  # those whose callback waits for the others
-        self._free = 0  # slots that run no task, those included that have only just been opened
+        self._threads: list[threading.Thread] = []  # all slots that were ever opened
+        self._slots: set[threading.Thread] = set()  # the slots that have not ended
+        self._joining: set[threading.Thread] = set()  # slots whose done-callback waits for the other slots
+        self._free = 0  # slots that run no task, including those that have just been opened
         self._closing = False
         self._killing = False
         self._broken: InitializerError | PreloadError | None = None
         self._counts: Counter[str] = Counter()
-        self._gone = threading.Event()  # the backend is shut down
-        self._excesses: dict[int, WorkerMemoryError] = {}  # task id -> why it is being ended
-        self._watch: Watch | None = None
+        self._backend_ended = threading.Event()
+        self._limit_enforcer: LimitEnforcer | None = None
         if settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
-            self._watch = Watch(settings, devices, self.running, self._end_for_memory)
+            end = self._attempts.end_for_memory
+            self._limit_enforcer = LimitEnforcer(settings, devices, self.running, end)
         exit_hooks.register(self)
 
     def submit(self, task: Task) -> Future[Any]:
-        """Queue a task; RuntimeError after shutdown, BrokenProcessPool after an initializer failed."""
-        self._refuse_elsewhere()
+        """Queue a task.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Future
+
+        Raises
+        ------
+        RuntimeError
+            The executor has been shut down, or belongs to another process.
+        BrokenProcessPool
+            An initializer or a preload has failed.
+        """
+        self._refuse_forked_copy()
         future: Future[Any] = Future()
         with self._lock:
             if self._broken is not None:
@@ -84,21 +111,29 @@ class Scheduler:
             self._queue.append((task, future))
             self._counts["submitted"] += 1
             if self._free >= len(self._queue):
-                self._changed.notify_all()  # not one: it could be one that waits for something else
+                self._changed.notify_all()  # not notify(): the one thread could be waiting for something else
             elif len(self._slots) < self._settings.max_workers:
                 self._open_slot()
         return future
 
     def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
-        """Take no more; with `kill`, end the workers of what runs. Returns at once."""
-        if self._is_elsewhere():
+        """Accept no more tasks. Returns at once.
+
+        Parameters
+        ----------
+        cancel_futures : bool
+            Whether to cancel the tasks that have not begun.
+        kill : bool
+            Whether to end the workers of the tasks that run.
+        """
+        if self._is_forked_copy():
             return
         with self._lock:
             unused = not self._slots and not self._closing
             self._closing = True
             self._killing |= kill
             waiting = list(self._queue)
-            kept = self._count_begun(kill=kill) if cancel_futures else len(waiting)
+            kept = self._free_slots(kill=kill) if cancel_futures else len(waiting)
             self._queue, cancelled = deque(waiting[:kept]), waiting[kept:]
             self._counts["cancelled"] += len(cancelled)
             running = list(self._running)
@@ -108,34 +143,43 @@ class Scheduler:
             future.set_running_or_notify_cancel()
         if kill and Capability.KILLS_ONE in self._backend.capabilities:
             for task in running:
-                self._kill(task)
+                self._attempts.kill(task)
         if unused:
             self._end_backend()
 
-    def _count_begun(self, *, kill: bool) -> int:
-        """Return how many tasks of the queue have a slot that has only not had the time to take them yet.
+    def _free_slots(self, *, kill: bool) -> int:
+        """Return how many tasks of the queue count as begun, because a free slot is about to take them.
 
-        They count as begun, as they would on a machine that is less busy, unless all is to end at once, or
-        memory decides when they begin.
+        On a machine that is less busy they would have begun already. The number is 0 if all tasks are to end
+        at once, or if memory decides when a task begins.
         """
         return 0 if kill or self._settings.auto else self._free
 
     def end(self, future: concurrent.futures.Future[Any]) -> None:
-        """Cancel a task that waits; end the worker of one that runs, if the backend can."""
-        self._refuse_elsewhere()
+        """Cancel a task that waits, or end the worker of a task that runs if the backend can do that.
+
+        Parameters
+        ----------
+        future : Future
+            The future of the task.
+        """
+        self._refuse_forked_copy()
         if future.cancel():
             return
         with self._lock:
-            task = next((task for task, its in self._running.items() if its is future), None)
+            task = next(
+                (task for task, running_future in self._running.items() if running_future is future), None
+            )
         if task is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            self._kill(task)
+            self._attempts.kill(task)
 
     def join(self) -> None:
-        """Wait until nothing is left; called from a slot (a done-callback), for the other slots only.
+        """Wait until all tasks are done and the backend has ended.
 
-        Slots that wait here at the same time do not wait for each other.
+        A done-callback runs in a slot and cannot wait for its own slot: there this waits for the other slots
+        only. Slots that wait here at the same time do not wait for each other.
         """
-        if self._is_elsewhere():
+        if self._is_forked_copy():
             return
         me = threading.current_thread()
         with self._lock:
@@ -146,14 +190,14 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._slots <= self._joining)
                 self._joining.discard(me)
                 return
-        self._gone.wait()
+        self._backend_ended.wait()
         for thread in threads:
             if thread is not me:
                 thread.join()
 
     def stats(self) -> Stats:
-        """Return what has been done so far."""
-        self._refuse_elsewhere()
+        """Return counts of what has been done so far."""
+        self._refuse_forked_copy()
         with self._lock:
             counts = self._counts
             return Stats(
@@ -172,8 +216,8 @@ class Scheduler:
             )
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Have workers be born with what a call leaves in memory; see :meth:`fedexec.Executor.rehearse`."""
-        self._refuse_elsewhere()
+        """Rehearse a call; see :meth:`fedexec.interface.Backend.rehearse` for parameters and result."""
+        self._refuse_forked_copy()
         with self._lock:
             if self._closing:
                 raise RuntimeError("cannot rehearse after shutdown")
@@ -181,30 +225,30 @@ class Scheduler:
 
     def running(self) -> list[Task]:
         """Return the tasks that run now."""
-        self._refuse_elsewhere()
+        self._refuse_forked_copy()
         with self._lock:
             return list(self._running)
 
     def footprints(self) -> dict[str, Footprint]:
-        """Return kind of task to what it takes."""
-        self._refuse_elsewhere()
+        """Return the footprint of each kind of task, by name of the kind."""
+        self._refuse_forked_copy()
         with self._lock:
             return self._admission.footprints()
 
-    # ------------------------------------------------------------ in a process that was forked
+    # ------------------------------------------------------------ in a forked copy of the process
 
-    def _is_elsewhere(self) -> bool:
-        """Return whether this process was forked from the executor's, whose threads do not exist here.
+    def _is_forked_copy(self) -> bool:
+        """Return whether this process was forked from the executor's, so that the slots do not exist here.
 
-        Then no lock may be taken: one of them may have held it.
+        In such a process no lock may be taken, because one of the missing threads may have held it.
         """
         return os.getpid() != self._pid
 
-    def _refuse_elsewhere(self) -> None:
-        if self._is_elsewhere():
+    def _refuse_forked_copy(self) -> None:
+        if self._is_forked_copy():
             raise RuntimeError(
-                f"This executor belongs to process {self._pid}, and this is process {os.getpid()}, which was "
-                "forked from it: make an executor here."
+                f"This executor belongs to process {self._pid}. This is process {os.getpid()}, which was "
+                "forked from it and cannot use the executor: make an executor here."
             )
 
     # ------------------------------------------------------------ a slot's life
@@ -218,12 +262,12 @@ class Scheduler:
         try:
             slot.start()
         except BaseException as exc:
-            is_refusal = isinstance(exc, Exception)  # else it is Ctrl+C, which may come after the start
+            is_refusal = isinstance(exc, Exception)  # otherwise Ctrl+C, perhaps after the thread has started
             if is_refusal or not begun.wait(1.0):
                 self._slots.discard(slot)
                 self._threads.remove(slot)
                 self._free -= 1
-                if not self._slots:  # with another slot the task waits for that one
+                if not self._slots:  # if there is another slot, the task waits for that slot
                     self._queue.pop()
                     self._counts["submitted"] -= 1
                     raise
@@ -235,9 +279,9 @@ class Scheduler:
         while (entry := self._next()) is not None:
             try:
                 self._serve(*entry)
-            except BaseException:  # a done-callback that raised SystemExit must not take the slot along
-                log.exception("a callback ended with something that is no Exception")
-            del entry  # keep no finished argument alive while waiting for the next task
+            except BaseException:  # a done-callback that raises SystemExit must not end the slot
+                log.exception("a done-callback raised an exception that is not a subclass of Exception")
+            del entry  # do not keep the arguments of a finished task alive while waiting for the next task
             with self._lock:
                 self._free += 1
         with self._lock:
@@ -279,10 +323,10 @@ class Scheduler:
             else:
                 future.set_exception(outcome.exception)
         finally:
-            del outcome, future  # a traceback out of this very thread holds this frame: no cycle
+            del outcome, future  # avoid a reference cycle: the traceback of an error holds this frame
 
     def _runs_again(self, task: Task, outcome: Outcome | None) -> bool:
-        """Make room for others; after a task ran out of memory in company, wait until it has none."""
+        """Release the memory of a task; return whether to run it again, after it can run alone."""
         with self._lock:
             again = self._admission.release(task, outcome)
             self._changed.notify_all()
@@ -292,7 +336,7 @@ class Scheduler:
                 if not self._killing:
                     return True
                 self._admission.give_up(task)
-            # In the same breath: nobody may see it run beside the one that got its room.
+            # Under the same lock: nobody may see the task run beside the task that gets its memory.
             self._running.pop(task, None)
             if outcome is None:
                 self._counts["cancelled"] += 1
@@ -301,16 +345,17 @@ class Scheduler:
             return False
 
     def _run(self, task: Task) -> Outcome:
-        left = task.retries
+        left_retries = task.retries
         while True:
             try:
-                return self._attempt(task)
+                return self._attempts.run(task)
             except WorkerDiedError as exc:
                 self._count("worker_deaths")
-                if not left or not task.repeatable or self._killing or task.doomed:
+                if not left_retries or not task.repeatable or self._killing or task.doomed:
                     return Outcome(exception=exc.with_traceback(None))
-                left -= 1
-                log.warning("%s It is run again.", str(exc))  # whoever keeps the record keeps no frames
+                left_retries -= 1
+                # Log only the text: a stored record would keep the traceback, and so the arguments, alive.
+                log.warning("%s The task is run again.", str(exc))
                 self._count("retries")
             except TaskTimeoutError as exc:
                 self._count("timeouts")
@@ -321,43 +366,12 @@ class Scheduler:
             except BaseException as exc:
                 return Outcome(exception=exc)
 
-    def _attempt(self, task: Task) -> Outcome:
-        deadline = None
-        if task.timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            deadline = TaskDeadline(task, task.timeout, functools.partial(self._kill, task))
-        try:
-            with self._admission.measuring(task):
-                return self._backend.run(task)
-        except WorkerDiedError as exc:
-            if task.id in self._excesses:
-                raise self._excesses[task.id] from None
-            if deadline is not None and deadline.passed:
-                late = TaskTimeoutError(task.name, deadline.seconds, exc.pid)
-                late.quote(exc.stderr)
-                try:
-                    raise late from None
-                finally:
-                    del late  # no cycle
-            raise
-        finally:
-            self._excesses.pop(task.id, None)
-            if deadline is not None:
-                deadline.cancel()
-
-    def _kill(self, task: Task, number: int = SIGKILL) -> None:
-        task.doomed = True
-        self._backend.kill(task, number)
-
-    def _end_for_memory(self, task: Task, error: WorkerMemoryError) -> None:
-        self._excesses[task.id] = error
-        self._kill(task)
-
-    def _count(self, what: str) -> None:
+    def _count(self, event: str) -> None:
         with self._lock:
-            self._counts[what] += 1
+            self._counts[event] += 1
 
     def _break(self, error: InitializerError | PreloadError) -> None:
-        """No worker can be made ready: fail what waits, refuse what comes."""
+        """Fail all waiting tasks and refuse new ones, because no worker can be set up."""
         with self._lock:
             self._broken = error
             waiting = list(self._queue)
@@ -369,16 +383,16 @@ class Scheduler:
                 future.set_exception(_copy_of(error))
 
     def _end_backend(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+        if self._limit_enforcer is not None:
+            self._limit_enforcer.stop()
         try:
             self._backend.shutdown()
         finally:
-            self._gone.set()
+            self._backend_ended.set()
 
 
 def _copy_of(error: InitializerError | PreloadError) -> Exception:
-    """Make an exception of its own for each future: tracebacks pile up in a shared one."""
+    """Make an exception for each future: an exception that futures share would collect their tracebacks."""
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy

@@ -55,7 +55,7 @@ def test_a_device_limit_below_a_bare_context_is_said_once_too(emulate, caplog):
     with fedexec.create_executor("loky", max_workers=1, device_memory_limit=CONTEXT // 2) as executor:
         assert [executor.submit(jobs.touch, 5 * MIB).result() for _ in range(3)] == [CONTEXT + 20 * MIB] * 3
         assert executor.stats().restarts == {"device memory": 3}
-    assert caplog.text.count("less than the 450 MiB a worker holds") == 1
+    assert caplog.text.count("less than the 450 MiB that a worker holds") == 1
 
 
 def test_a_device_limit_that_cannot_be_kept_is_said_once(emulate, caplog):
@@ -65,7 +65,7 @@ def test_a_device_limit_that_cannot_be_kept_is_said_once(emulate, caplog):
         "loky", max_workers=1, device_memory_limit=CONTEXT, initializer=jobs.tell_no_device_bytes
     ) as executor:
         assert len(list(executor.map(jobs.touch, [5 * MIB] * 3))) == 3
-    assert caplog.text.count("the limit of device memory is not kept") == 1
+    assert caplog.text.count("the limit of device memory cannot be kept") == 1
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "standby", "loky"])
@@ -120,7 +120,7 @@ class SeenFromAContainer(Device):
 
 def test_nobody_is_ended_for_what_another_process_of_that_pid_holds(monkeypatch):
     gpu = SeenFromAContainer()
-    monkeypatch.setattr("fedexec.executor.devices", lambda choice: (gpu,))
+    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice: (gpu,))
     monkeypatch.setattr("fedexec._scheduling.limit_enforcer.DEVICE_EVERY", 1)
     with fedexec.create_executor(
         "process", max_workers=1, device_memory_limit="1GiB", enforce_limits=True
