@@ -1,1 +1,1 @@
-"""What travels between the caller and a worker: a task there, its outcome back, what it writes to stderr."""
+"""The channel between the caller's process and its workers: tasks, their outcomes, and stderr."""

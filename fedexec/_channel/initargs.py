@@ -1,8 +1,8 @@
-"""What an initializer's arguments may hold besides data: locks, queues and pipes of :mod:`multiprocessing`.
+"""Pickles an initializer's arguments, which may hold locks, queues and pipes of :mod:`multiprocessing`.
 
-multiprocessing pickles them only while it starts a process, and then for this one process. Workers start at
-any time and in any number, so a pipe's end is named here by its place in ``/proc``, where each worker opens
-it anew, and a lock by its name.
+multiprocessing pickles such objects only while it starts a process, and only for that process. Workers start
+at any time and in any number. So the pickle names the end of a pipe by its path in ``/proc``, which each
+worker opens anew, and a lock by the lock's name.
 """
 
 import io
@@ -20,14 +20,17 @@ from fedexec._channel.pickling import Pickler
 
 __all__ = ["dumps"]
 
-_WAY_OUT = (
+_PACKAGE = "multiprocessing."
+_ADVICE = (
     "Make it with multiprocessing.get_context('spawn'), whose locks and queues have names by which any "
     "process finds them, or use multiprocessing.Manager()."
 )
 
 
 def dumps(obj: object) -> bytes:
-    """Pickle with locks, queues and pipes, for any number of workers; by value what a script defines.
+    """Pickle an object that may hold locks, queues and pipes, so that any number of workers can unpickle it.
+
+    What the script itself defines (``__main__``) is pickled by value.
 
     Parameters
     ----------
@@ -36,22 +39,22 @@ def dumps(obj: object) -> bytes:
     Returns
     -------
     bytes
-        To be read by :func:`pickle.loads`, while the original lives.
+        For :func:`pickle.loads`, as long as the original objects exist.
 
     Raises
     ------
     Exception
-        What pickling raises; with a note on what to do where it is about a lock of the context "fork", which
-        has no name, or about a socket.
+        Whatever pickling raises. If the reason is a lock of the context "fork", which has no name, or a
+        socket, a note says what to do.
     """
     file = io.BytesIO()
     any_worker: Any = _AnyWorker()
-    set_spawning_popen(any_worker)  # Without it they refuse to be pickled.
+    set_spawning_popen(any_worker)  # otherwise these objects refuse to be pickled
     try:
         _Pickler(file, protocol=5).dump(obj)
     except RuntimeError as exc:
         if "fork context" in str(exc) or "inheritance" in str(exc):
-            exc.add_note(f"fedexec: a worker does not inherit it. {_WAY_OUT}")
+            exc.add_note(f"fedexec: a worker does not inherit this object. {_ADVICE}")
         raise
     finally:
         set_spawning_popen(None)
@@ -59,19 +62,17 @@ def dumps(obj: object) -> bytes:
 
 
 class _Pickler(Pickler):
-    """A pickler that knows multiprocessing's own objects, but not torch's way to share a tensor."""
+    """Pickles multiprocessing's own objects, but does not share tensors as torch.multiprocessing does."""
 
     @property
     def dispatch_table(self) -> Any:
-        known: dict[type, Any] = reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-        ours = {
-            kind: reduce for kind, reduce in known.items() if reduce.__module__.startswith("multiprocessing.")
-        }
-        return Pickler.dispatch_table.new_child(ours)
+        reducers: dict[type, Any] = reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        own = {cls: reduce for cls, reduce in reducers.items() if reduce.__module__.startswith(_PACKAGE)}
+        return Pickler.dispatch_table.new_child(own)
 
 
 class _AnyWorker:
-    """What multiprocessing takes for the process that it is about to start."""
+    """Stands for the process that multiprocessing believes it is about to start."""
 
     @staticmethod
     def duplicate_for_child(fd: int) -> int:
@@ -88,12 +89,12 @@ class _AnyWorker:
 
 
 class _InProc:
-    """A descriptor of another process."""
+    """A file descriptor of another process."""
 
     def __init__(self, pid: int, fd: int) -> None:
         self.path = f"/proc/{pid}/fd/{fd}"
         self.flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_NONBLOCK)
 
     def detach(self) -> int:
-        """Open it in this process."""
+        """Open the file of the descriptor in this process, and return its descriptor here."""
         return os.open(self.path, self.flags | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
-"""What a template learns: the modules that tasks import, so that later workers are born with them.
+"""Decides which modules the template learns: those that tasks import, so that later workers have them.
 
-A fresh process would import them for every task. The worker tells, with its answer, what its task has
-imported; what the pickled call names is known even before it runs. How a template learns is the backend's
-business; what is worth it is decided here.
+A fresh process would import these modules for every task. The reply of a worker says what its task has
+imported; modules that the pickled call names are known even before the task runs. How the template imports
+modules is up to the backend (:class:`Lesson`); this module decides which of them are worth it.
 """
 
 import logging
@@ -24,23 +24,24 @@ __all__ = ["Learner", "Lesson"]
 
 log = logging.getLogger("fedexec")
 
-WORTH_SECONDS = 0.1  # that the imports of a kind of task must have taken: learning costs about as much
-WORTH_MODULES = 30  # that the packages which a call names must have loaded here, to be learnt before it runs
-WAIT_SECONDS = 20.0  # that a task waits, at most, for the template to learn what the task would import
-WAKE_SECONDS = 0.25  # after which a task that waits looks whether it was ended meanwhile
-SCANNED_BYTES = 1 << 18  # of a pickled call that are searched for names of modules
+WORTH_SECONDS = 0.1  # learn only if the imports of a kind of task took as long: learning costs about as much
+WORTH_MODULES = 30  # learn before a task runs only if the packages that its call names have so many modules
+WAIT_SECONDS = 20.0  # the longest that a task waits until the template has learnt what the task would import
+WAKE_SECONDS = 0.25  # how often a task that waits checks whether its worker was ended meanwhile
+SCANNED_BYTES = 1 << 18  # how much of a pickled call is searched for names of modules
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What became of modules that a template was to learn.
+    """The result of having a template import modules.
 
     Attributes
     ----------
     learnt : tuple of str
-        Those that it has imported.
+        Modules that the template has imported.
     unfit : mapping of str to str
-        Those that it did not take over, and why: workers could not be forked any more, or would differ.
+        Modules that the template did not keep, each with the reason: with the module, workers could not be
+        forked any more, or would behave differently.
     """
 
     learnt: tuple[str, ...] = ()
@@ -48,14 +49,16 @@ class Lesson:
 
 
 class Learner:
-    """Decides what the template learns, and when. One for each executor; safe to use from many threads.
+    """Decides what the template learns, and when. There is one for each executor. Thread-safe.
 
     Parameters
     ----------
     teach : callable
-        Has the template learn these modules, and returns the :class:`Lesson`. Called in a thread of its own.
+        ``teach(names)`` has the template import modules, and returns the :class:`Lesson`. It is called in a
+        thread of its own.
     renew : callable
-        Called when the template has learnt something: workers that wait and lack it are to be replaced.
+        ``renew()`` replaces idle workers. It is called when the template has learnt modules, because idle
+        workers do not have them.
     """
 
     def __init__(
@@ -63,26 +66,34 @@ class Learner:
     ) -> None:
         self._teach = teach
         self._renew = renew
-        # A lock to be taken as it is: in the Condition's own __enter__ Ctrl+C could leave it locked for ever.
+        # Enter this lock and not the condition: Ctrl+C in Condition.__enter__ could leave it locked for ever.
         self._lock = threading.RLock()  # guards everything below
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._scanned: set[str] = set()  # kinds of tasks whose call has been looked through
-        self._asked: dict[str, None] = {}  # modules that the template was given, fit or not
-        self._lessons: list[tuple[str, tuple[str, ...]]] = []  # (kind of task, modules) that wait
-        self._kinds: Counter[str] = Counter()  # lessons that wait or run, by kind of task
-        self._late: set[str] = set()  # those among them for which nobody waits any more
-        self._pending: dict[str, dict[str, None]] = {}  # kind -> modules that were not worth it yet,
-        self._spent: dict[str, float] = {}  # and the seconds that its tasks have spent on them
-        self._cold: dict[str, float] = {}  # kind -> seconds of imports of a task that found nothing learnt
+        self._scanned: set[str] = set()  # kinds of tasks whose pickled call has been searched
+        self._asked: dict[str, None] = {}  # modules that the template was asked to import, fit or unfit
+        self._lessons: list[tuple[str, tuple[str, ...]]] = []  # waiting (kind of task, modules)
+        self._kinds: Counter[str] = Counter()  # number of lessons that wait or run, by kind of task
+        self._late: set[str] = set()  # kinds whose lesson takes so long that tasks no longer wait for it
+        self._pending: dict[str, dict[str, None]] = {}  # by kind: modules that were not worth a lesson yet
+        self._spent: dict[str, float] = {}  # by kind: seconds that tasks have spent on importing these
+        self._cold: dict[str, float] = {}  # by kind: seconds of imports of a task before anything was learnt
         self._learnt = 0
         self._unfit: dict[str, str] = {}
         self._seconds = 0.0
         self._saved = 0.0
 
     def prepare(self, task: Task, data: bytes) -> None:
-        """Have the template learn what a pickled call names; wait while it learns something for this kind."""
+        """Learn the modules that a pickled call names, and wait while modules for its kind are being learnt.
+
+        Parameters
+        ----------
+        task : Task
+            Its attribute `held_up` grows by the seconds that it waits here.
+        data : bytes
+            The pickled call.
+        """
         with self._lock:
             if task.kind not in self._scanned:
                 self._scanned.add(task.kind)
@@ -92,9 +103,9 @@ class Learner:
             self._wait(task)
 
     def _wait(self, task: Task) -> None:
-        """Wait while the template learns for this kind of task, which would import the same meanwhile.
+        """Wait while the template learns for this kind of task, which would import the same modules.
 
-        If that takes much longer than the imports did, no task of this kind waits any more.
+        If learning takes much longer than the imports did, tasks of this kind no longer wait.
         """
         kind = task.kind
         patience = min(WAIT_SECONDS, max(1.0, 3 * self._cold[kind]) if kind in self._cold else WAIT_SECONDS)
@@ -109,7 +120,16 @@ class Learner:
         task.held_up += time.monotonic() - begun
 
     def note(self, task: Task, imported: Iterable[str], usage: Usage | None) -> None:
-        """Take note of what a task has imported, and of what that has cost."""
+        """Note which modules a task has imported, and how long that took; learn them if that is worth it.
+
+        Parameters
+        ----------
+        task : Task
+        imported : iterable of str
+            Names of modules.
+        usage : Usage or None
+            Usage of the task, whose `import_seconds` are used.
+        """
         seconds = usage.import_seconds if usage is not None and usage.import_seconds is not None else 0.0
         with self._lock:
             self._saved += max(0.0, self._cold.setdefault(task.kind, seconds) - seconds)
@@ -124,7 +144,14 @@ class Learner:
                 del self._pending[task.kind], self._spent[task.kind]
 
     def report(self) -> dict[str, Any]:
-        """Return what was learnt: how many modules, seconds that it took and saved, and what was left out."""
+        """Return what the template has learnt.
+
+        Returns
+        -------
+        dict
+            ``modules``: number of modules; ``seconds``: time that learning took; ``saved_seconds``: estimated
+            time that tasks have saved; ``unfit``: modules that were left out, each with the reason.
+        """
         with self._lock:
             return {
                 "modules": self._learnt,
@@ -134,7 +161,7 @@ class Learner:
             }
 
     def close(self) -> None:
-        """Learn nothing more. Called when the template is gone."""
+        """Learn nothing more. This is called when the template has ended."""
         with self._lock:
             self._closing = True
             self._changed.notify_all()
@@ -143,7 +170,7 @@ class Learner:
             thread.join()
 
     def _unasked(self, names: Iterable[str]) -> list[str]:
-        """Return those that the template was not asked to learn, and that may be fit."""
+        """Return the modules that the template was not asked to import, and that may be fit."""
         unfit = tuple(f"{module}." for module in self._unfit)
         return [name for name in names if name not in self._asked and not name.startswith(unfit)]
 
@@ -170,7 +197,7 @@ class Learner:
             begun = time.perf_counter()
             try:
                 lesson = self._teach(tuple(names))
-            except Exception as exc:  # no descriptors, no memory: what was not learnt is imported as before
+            except Exception as exc:  # for example no descriptors or no memory; tasks import the modules then
                 log.warning("the template has learnt nothing: %r", exc)
                 lesson = Lesson()
             seconds = time.perf_counter() - begun
@@ -190,18 +217,18 @@ class Learner:
         if lesson.learnt:
             packages = ", ".join(dict.fromkeys(name.partition(".")[0] for name in lesson.learnt))
             log.info(
-                "learnt %d modules in %.1f s, which tasks like %s will not import again: %s",
+                "the template has learnt %d modules in %.1f s, which tasks like %s need not import again: %s",
                 len(lesson.learnt), seconds, ", ".join(dict.fromkeys(kinds)), packages,
             )  # fmt: skip
         for module, reason in lesson.unfit.items():
-            log.info("%s is not learnt, each task that needs it imports it: %s", module, reason)
+            log.info("the template does not learn %s, so each task imports it: %s", module, reason)
 
 
-# ---------------------------------------------------------------- what a call names
+# ---------------------------------------------------------------- modules that a call names
 
 
 def _named_modules(data: bytes) -> list[str]:
-    """Return the modules of installed packages that a call needs, itself or through the user's own."""
+    """Return the modules of installed packages that a call needs, directly or through the user's modules."""
     found: dict[str, None] = {}
     for name in dict.fromkeys(_imported_by(data)):
         if name not in sys.modules:
@@ -213,13 +240,13 @@ def _named_modules(data: bytes) -> list[str]:
     return [name for name in found if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
-_SUBIMPORT = ("cloudpickle.cloudpickle", "subimport")  # what cloudpickle has called with the name of a module
+_SUBIMPORT = ("cloudpickle.cloudpickle", "subimport")  # the function that cloudpickle imports modules by
 
 
 def _imported_by(data: bytes) -> Iterator[str]:
-    """Yield the modules that unpickling imports, of pickles within the pickle too."""
+    """Yield the modules that unpickling imports, including those of pickles inside the pickle."""
     memo: dict[int, Any] = {}
-    before, last = None, None  # what was put on the stack: a string, or a function's module and name
+    before, last = None, None  # the last two values on the stack: a string, or (module, name) of a function
     try:
         for opcode, argument, position in pickletools.genops(data):
             if position is not None and position > SCANNED_BYTES:
@@ -242,12 +269,12 @@ def _imported_by(data: bytes) -> Iterator[str]:
             if last == _SUBIMPORT and isinstance(value, str):
                 yield value
             before, last = last, value
-    except ValueError:  # bytes that look like a pickle and are none
+    except ValueError:  # the bytes begin like a pickle but are not one
         return
 
 
 def _used_by(name: str, seen: set[str]) -> Iterator[str]:
-    """Yield the modules of installed packages that a module of the user's refers to, directly or not."""
+    """Yield the modules of installed packages that a module of the user refers to, directly or indirectly."""
     if name in seen or name.partition(".")[0] in OURS:
         return
     seen.add(name)
@@ -262,6 +289,6 @@ def _used_by(name: str, seen: set[str]) -> Iterator[str]:
 
 
 def _loaded_under(names: Iterable[str]) -> int:
-    """Return how many modules are loaded here of the packages that these belong to."""
-    tops = {name.partition(".")[0] for name in names}.difference(OURS)  # of which workers have the most
+    """Return how many modules of the packages that these modules belong to are loaded in this process."""
+    tops = {name.partition(".")[0] for name in names}.difference(OURS)  # workers have most of our modules
     return sum(name.partition(".")[0] in tops for name in list(sys.modules))

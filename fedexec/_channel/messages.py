@@ -1,9 +1,9 @@
-"""What is sent: the message that takes a task to a worker, and the reply that a worker gives.
+"""The messages between the caller and a worker: the message with a task, and the reply of the worker.
 
-A message is bytes that any channel can carry, a pipe, a queue, a Manager. Where an object's buffers (of
-ndarrays, of torch's CPU tensors) add up to a megabyte or more, they do not stand in it: they lie in a segment
-of the caller's, which the message names. The worker maps that segment instead of reading it, and writes its
-result's buffers into a second one, which the caller then looks at without copying.
+A message is bytes, so any channel can carry it: a pipe, a queue, a Manager. If the buffers of an object (of
+ndarrays and of torch's CPU tensors) add up to a megabyte or more, they are not part of the message. They lie
+in a segment of the caller, which the message names. The worker maps that segment instead of copying from it,
+and writes the buffers of its result into a second segment, which the caller then reads without copying.
 """
 
 import enum
@@ -18,7 +18,7 @@ from fedexec.interface import Usage
 
 __all__ = ["THRESHOLD", "Delivery", "Reply", "ReplyKind", "TaskMessage"]
 
-THRESHOLD = 1 << 20  # bytes of buffers from which a segment is worth its system calls
+THRESHOLD = 1 << 20  # size of all buffers in bytes from which a segment is worth its system calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +26,25 @@ class TaskMessage:
     """A pickled object, and where its buffers are."""
 
     data: bytes
-    buffers: tuple[bytes, ...] = ()  # those that travel along
-    place: Place | None = None  # of those that do not,
-    layout: tuple[tuple[int, int], ...] = ()  # at these (offset, size)
-    answer: Place | None = None  # where the result's buffers may go
-    device: str | None = None  # that the worker is to compute on
-    stderr: str | None = None  # where it is to write that
-    seed: int | None = None  # of the random numbers that it is to draw
-    sources: Sources = ()  # of notebook cells, for tracebacks
-    learns: bool = False  # whether the caller wants to know what is imported
-    path: tuple[str, ...] | None = None  # its sys.path, if that is another than at its start
+    buffers: tuple[bytes, ...] = ()  # buffers that are part of the message
+    place: Place | None = None  # segment that holds the buffers otherwise
+    layout: tuple[tuple[int, int], ...] = ()  # (offset, size) of each buffer in that segment
+    answer: Place | None = None  # segment into which the worker may write the buffers of the result
+    device: str | None = None  # UUID of the device on which the worker has to compute
+    stderr: str | None = None  # path to which the worker has to write its stderr
+    seed: int | None = None  # seed of the worker's random generators
+    sources: Sources = ()  # source lines of notebook cells, for tracebacks
+    learns: bool = False  # whether the caller wants to know what the task imports
+    path: tuple[str, ...] | None = None  # the caller's sys.path, if it changed after workers were started
 
 
 class Delivery:
-    """What :meth:`SegmentPool.parcel` packed, as it arrives in the worker.
+    """A message of :meth:`SegmentPool.parcel` as it arrives in the worker.
 
     Parameters
     ----------
     data : bytes
+        The message.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -52,22 +53,22 @@ class Delivery:
 
     @property
     def device(self) -> str | None:
-        """UUID of the device to compute on, known before anything is unpickled."""
+        """UUID of the device on which to compute; it is known before anything is unpickled."""
         return self._message.device
 
     @property
     def stderr(self) -> str | None:
-        """Where to write stderr; see :mod:`fedexec._channel.stderr`."""
+        """Path to which to write stderr; see :mod:`fedexec._channel.stderr`."""
         return self._message.stderr
 
     @property
     def seed(self) -> int | None:
-        """What its random numbers follow from."""
+        """Seed of the task's random generators; None for independent random numbers."""
         return self._message.seed
 
     @property
     def path(self) -> tuple[str, ...] | None:
-        """The caller's ``sys.path``; None where it is what it was when the worker was started."""
+        """The caller's ``sys.path``; None if it has not changed since workers were started."""
         return self._message.path
 
     @property
@@ -77,18 +78,23 @@ class Delivery:
 
     @property
     def sources(self) -> Sources:
-        """Lines of notebook cells."""
+        """Source lines of notebook cells, for tracebacks."""
         return self._message.sources
 
     def open(self) -> Any:
         """Unpickle the object.
 
-        Arrays are views of the segment: writing to one copies the page written to; the caller never sees it.
+        Arrays are views of the segment. If the task writes to an array, the kernel copies the page that is
+        written to, so the caller never sees the change.
+
+        Returns
+        -------
+        object
 
         Raises
         ------
         UnreachableSegmentError
-            The segment cannot be opened from here.
+            This process cannot open the segment.
         """
         message = self._message
         if message.place is None:
@@ -102,10 +108,18 @@ class Delivery:
     def answer(self, obj: Any) -> bytes:
         """Pack a result for :meth:`Parcel.open`.
 
+        Parameters
+        ----------
+        obj : object
+
+        Returns
+        -------
+        bytes
+
         Raises
         ------
         TransferError
-            There is not enough memory for its buffers.
+            There is not enough memory for the buffers of the result.
         """
         data, buffers, _ = dump(obj)
         layout, size = lay_out(buffers)
@@ -120,7 +134,13 @@ class Delivery:
         return pickle.dumps(TaskMessage(data, place=place, layout=layout))
 
     def close(self) -> bool:
-        """Unmap the segment. False if somebody still looks at it, so that it must not be written to again."""
+        """Unmap the segment.
+
+        Returns
+        -------
+        bool
+            False if the task still has views of the segment, so that nobody may write to it again.
+        """
         try:
             if self._memory is not None:
                 self._memory.close()
@@ -130,7 +150,7 @@ class Delivery:
 
 
 class ReplyKind(enum.Enum):
-    """What an answer is."""
+    """What the payload of a reply is."""
 
     VALUE = enum.auto()
     EXCEPTION = enum.auto()
@@ -142,7 +162,7 @@ class ReplyKind(enum.Enum):
 
 @dataclass(slots=True)
 class Reply:
-    """A worker's answer.
+    """The reply of a worker.
 
     Attributes
     ----------
@@ -150,16 +170,19 @@ class Reply:
     payload : bytes
         A packed value, or a pickled exception.
     pid : int
+        Process id of the worker.
     traceback : str
+        Traceback of the exception as text; empty if there was no exception.
     usage : Usage or None
+        Usage of the task, if it ran.
     kept : bool
-        The task goes on looking at memory it was sent.
+        Whether the task still has views of the segment that it was sent.
     imported : tuple of str
         Modules of installed packages that the task has imported, if the caller wants to know.
     unread : bool
-        It has written to stderr what the caller may not have passed on yet.
+        Whether the task has written to stderr what the caller may not have read yet.
     out_of_memory : bool
-        The exception says that memory ran out, on the host or on a device.
+        Whether the exception says that memory ran out, on the host or on a device.
     """
 
     kind: ReplyKind

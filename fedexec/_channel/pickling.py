@@ -1,11 +1,11 @@
-"""How objects are pickled between the caller and its workers: cloudpickle, with what its users would miss.
+"""Pickles objects for the way between the caller and its workers, with cloudpickle and these additions.
 
-- What ``__main__`` defines travels by value, with the name of its file, so that a traceback shows its lines.
-  In a process that multiprocessing has spawned, that is called ``__mp_main__``. So does what is defined in a
-  module that only the sender can import.
-- torch's CPU tensors travel like arrays: their bytes lie beside the pickle.
-- A function with ``functools.lru_cache`` travels without its cache, a ``cached_property`` without its lock.
-- What comes back never changes a class of the process that reads it.
+- What ``__main__`` defines is pickled by value, with the name of its file, so that tracebacks show its lines.
+  (In a process that multiprocessing has spawned, that module is called ``__mp_main__``.) A module that only
+  the sender can import is pickled by value too.
+- torch's CPU tensors are pickled like arrays: their bytes lie in buffers beside the pickle.
+- A function with ``functools.lru_cache`` is pickled without its cache, ``cached_property`` without its lock.
+- Unpickling a result never changes a class of the process that unpickles it.
 """
 
 import functools
@@ -39,14 +39,15 @@ __all__ = [
 ]
 
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
-"""(file name, lines) of code that only the sender's process has the source of: notebook cells."""
+"""(file name, lines) of code whose source only the sender's process has: notebook cells."""
 
 _MAINS = ("__main__", "__mp_main__")
-_cloudpickle._PICKLE_BY_VALUE_MODULES.update(_MAINS)  # its public function takes only what is loaded here
+# Not register_pickle_by_value, which accepts only modules that are loaded in this process.
+_cloudpickle._PICKLE_BY_VALUE_MODULES.update(_MAINS)
 
 
 def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
-    """Pickle code as cloudpickle does, but with the name of its file, which cloudpickle 3.1.3 leaves out."""
+    """Pickle code as cloudpickle does, but with the name of its file, which cloudpickle 3.1.3 omits."""
     constructor, args, *rest = _reduce_code_of_cloudpickle(code)
     args = tuple(code.co_filename if type(arg) is str and arg == "<dynamic-code>" else arg for arg in args)
     return constructor, args, *rest
@@ -63,9 +64,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     Attributes
     ----------
     files : set of str
-        Where the functions that it has met stand.
+        Files of the functions that have been pickled.
     of_main : dict of str to object
-        The functions and classes that it has met and that ``__main__`` knows by these names.
+        Functions and classes of ``__main__`` that have been pickled, by their names there.
     """
 
     dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
@@ -76,8 +77,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.of_main: dict[str, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce what cloudpickle would not, or not as it should be."""
-        torch = sys.modules.get("torch")  # whoever has a tensor has imported it; not if that goes on just now
+        """Reduce objects that cloudpickle does not reduce, or not in the way that workers need."""
+        # A program that has a tensor has imported torch, but another thread may be importing torch just now.
+        torch = sys.modules.get("torch")
         kinds = (getattr(torch, "Tensor", None), getattr(getattr(torch, "nn", None), "Parameter", None))
         if torch is not None and type(obj) in kinds and _is_plain(torch, obj):
             return _reduce_tensor(torch, obj)
@@ -89,14 +91,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.files.add(obj.__code__.co_filename)
         elif type(obj) is functools._lru_cache_wrapper and _is_sent_by_value(obj):
             return _reduce_cached(obj)
-        elif type(obj) is weakref.WeakKeyDictionary:  # functools.singledispatch has one
+        elif type(obj) is weakref.WeakKeyDictionary:  # functools.singledispatch uses one
             return weakref.WeakKeyDictionary, (dict(obj),)
         elif type(obj) is types.MappingProxyType:
             return types.MappingProxyType, (gc.get_referents(obj)[0],)
         elif issubclass(type(obj), BaseException) and (base := _plain_base(type(obj))) is not None:
             _, args, *state = obj.__reduce__()
             return _exception, (type(obj), base, args), *state
-        elif type(obj) is functools.cached_property:  # It has a lock up to Python 3.11.
+        elif type(obj) is functools.cached_property:  # it has a lock up to Python 3.11
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         return super().reducer_override(obj)
 
@@ -108,9 +110,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 @functools.cache
 def _send_by_value_if_only_here(name: str) -> None:
-    """Have a module of the user's travel by value if no other process could import it by its name.
+    """Have a module of the user be pickled by value if no other process could import it by its name.
 
-    A program may load a file under a name of its own, as those with plug-ins do, or make a module of nothing.
+    A program may load a file under another name, as programs with plug-ins do, or create a module itself.
     """
     package = name.partition(".")[0]
     if name not in sys.modules or is_installed(name) or is_installed(package) or package in _MAINS:
@@ -124,7 +126,7 @@ def _send_by_value_if_only_here(name: str) -> None:
 def _finds(finder: Any, name: str, path: Any) -> bool:
     try:
         return finder.find_spec(name, path) is not None
-    except Exception:  # one that is not made for this
+    except Exception:  # the finder does not handle such names
         return False
 
 
@@ -135,30 +137,44 @@ def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview],
     ----------
     obj : object
     with_main : bool
-        For :func:`load_with_main`: with the names by which ``__main__`` knows what is pickled by value.
+        Whether to add the names by which ``__main__`` knows the objects that are pickled by value; then
+        :func:`load_with_main` reads the pickle.
 
     Returns
     -------
-    tuple of bytes, list of memoryview and Sources
-        The pickle, the buffers beside it, and the source of what it holds of notebook cells.
+    data : bytes
+        The pickle.
+    buffers : list of memoryview
+        The buffers beside the pickle; each is contiguous bytes.
+    sources : Sources
+        Source lines of the pickled functions that were defined in notebook cells.
     """
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     pickler = Pickler(file, protocol=5, buffer_callback=buffers.append)
-    # These names are pickled last, when all of them are known.
+    # These names are pickled last, because only then all of them are known.
     pickler.dump((obj, pickler.of_main) if with_main else obj)
     return file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files)
 
 
 def dumps(obj: Any) -> bytes:
-    """Pickle an object in one piece, by value what ``__main__`` defines."""
+    """Pickle an object without buffers beside the pickle, and by value what ``__main__`` defines.
+
+    Parameters
+    ----------
+    obj : object
+
+    Returns
+    -------
+    bytes
+    """
     file = io.BytesIO()
     Pickler(file, protocol=5).dump(obj)
     return file.getvalue()
 
 
 def _sources(files: Iterable[str]) -> Sources:
-    """Return the lines of those files that are none: linecache was told of them."""
+    """Return the lines of those files that do not exist on disk but that linecache knows: notebook cells."""
     return tuple(
         (name, tuple(linecache.getlines(name)))
         for name in sorted(files)
@@ -167,7 +183,12 @@ def _sources(files: Iterable[str]) -> Sources:
 
 
 def show_sources(sources: Sources) -> None:
-    """Have tracebacks in this process show these lines."""
+    """Have tracebacks in this process show these source lines.
+
+    Parameters
+    ----------
+    sources : Sources
+    """
     for name, lines in sources:
         linecache.cache[name] = (sum(map(len, lines)), None, list(lines), name)
 
@@ -196,7 +217,7 @@ def _reduce_tensor(torch: Any, tensor: Any) -> tuple[Any, ...]:
 
 
 def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool, is_parameter: bool) -> Any:
-    """Rebuild a tensor on the memory its bytes lie in."""
+    """Rebuild a tensor on the memory in which its bytes lie."""
     torch = import_module("torch")
     writable = buffer if not memoryview(buffer).readonly else bytearray(buffer)
     tensor = torch.frombuffer(writable, dtype=torch.uint8).view(dtype).view(shape)
@@ -209,14 +230,14 @@ def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool
 
 
 def _plain_base(cls: type[BaseException]) -> type[BaseException] | None:
-    """Return Python's exception that a class derives from; None if it is one, or pickles in its own way."""
-    base = next(each for each in cls.__mro__ if each.__module__ == "builtins")
+    """Return the built-in base of an exception class, if the class pickles as that base does; else None."""
+    base = next(ancestor for ancestor in cls.__mro__ if ancestor.__module__ == "builtins")
     reduces: list[Any] = [base.__reduce__, object.__reduce_ex__]
     return base if base is not cls and [cls.__reduce__, cls.__reduce_ex__] == reduces else None
 
 
 def _exception(cls: type[BaseException], base: type[BaseException], args: tuple[Any, ...]) -> BaseException:
-    """Rebuild an exception as any other object, without its ``__init__``, which may take other arguments."""
+    """Rebuild an exception without calling its ``__init__``, which may take other arguments than `args`."""
     error = base.__new__(cls, *args)
     base.__init__(error, *args)
     return error
@@ -233,7 +254,7 @@ def _is_sent_by_value(function: Any) -> bool:
 
 
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:
-    """Pickle a function with a cache: first its shell, for it may call itself by its name."""
+    """Pickle a function with a cache; its shell comes first, because the function may call itself by name."""
     parameters = cached.cache_parameters()
     return (
         _empty_cached,
@@ -246,7 +267,7 @@ def _reduce_cached(cached: Any) -> tuple[Any, ...]:
 
 
 class _Called:
-    """What a rebuilt cached function calls."""
+    """The function inside the shell of a rebuilt cached function."""
 
     function: Callable[..., Any]
 
@@ -263,33 +284,39 @@ def _fill_cached(cached: Any, function: Callable[..., Any]) -> Any:
     return functools.update_wrapper(cached, function)
 
 
-# ---------------------------------------------------------------- names of __main__
+# ---------------------------------------------------------------- functions and classes of __main__
 
 
 def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
-    """Unpickle, in a worker, what :func:`dump` wrote with the names of the caller's ``__main__``.
+    """Unpickle, in a worker, what :func:`dump` has pickled with the names of the caller's ``__main__``.
 
-    They become names of this process's ``__main__``. So a task finds its own functions and classes where
-    plain pickle looks for them: ``torch.save(net)``, and what it sends to processes that it forks.
+    The functions and classes get these names in the ``__main__`` of this process too. So plain pickle finds
+    a task's own functions and classes where it looks for them, for example in ``torch.save(net)`` and in what
+    a task sends to processes that it forks.
 
     Parameters
     ----------
     data : bytes
+        The pickle.
     buffers : iterable, optional
-        What lies beside it.
+        The buffers beside the pickle.
+
+    Returns
+    -------
+    object
     """
     obj, of_main = _Unpickler(io.BytesIO(data), buffers=buffers, changes_classes=True).load()
     main = sys.modules["__main__"]
     vars(main).update(of_main)
-    for each in of_main.values():
-        sys.modules.setdefault(each.__module__, main)
+    for definition in of_main.values():
+        sys.modules.setdefault(definition.__module__, main)
     return obj
 
 
 def send_main_by_value() -> None:
     """Have multiprocessing send functions and classes of ``__main__`` by value from this process, a worker.
 
-    The processes that a task spawns do not run the user's script, and would not find them by their names.
+    Processes that a task spawns do not run the user's script, so they would not find these by name.
     """
     forking_pickler: Any = reduction.ForkingPickler
     if getattr(forking_pickler, "reducer_override", None) is not _reduce_of_main:
@@ -307,33 +334,39 @@ def _reduce_of_main(_: Any, obj: Any) -> Any:
 
 
 def _load_of_main(data: bytes) -> Any:
-    send_main_by_value()  # What this process sends back, or on, may be of the same kind.
+    send_main_by_value()  # this process may send such functions and classes too
     return load_with_main(data)
 
 
-# ---------------------------------------------------------------- classes
+# ---------------------------------------------------------------- classes that are already there
 
 
 def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
-    """Unpickle an object without changing a class that this process has already.
+    """Unpickle an object without changing a class that already exists in this process.
 
-    cloudpickle sets the attributes of a class that it knows to what they were where the class comes from. So
-    a result would undo what the caller has changed meanwhile, and bring what a task did to its copy.
+    cloudpickle sets the attributes of a class that it knows to the values that they have in the sender. So a
+    result would undo changes that the caller has made meanwhile, and bring changes that a task has made to
+    its copy of the class.
 
     Parameters
     ----------
     data : bytes
+        The pickle.
     buffers : iterable, optional
-        What lies beside it.
+        The buffers beside the pickle.
+
+    Returns
+    -------
+    object
     """
     return _Unpickler(io.BytesIO(data), buffers=buffers).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles what cloudpickle has written, and makes no class a second time.
+    """Unpickles what cloudpickle has pickled, and does not make a class that already exists.
 
-    cloudpickle makes one before it looks for that which is here: metaclasses and ``__init_subclass__`` saw it
-    twice, and those that refuse a name which they know already raised.
+    cloudpickle makes a class before it looks for an existing one. So metaclasses and ``__init_subclass__``
+    would see the class twice, and those that refuse a name that they already know would raise.
     """
 
     def __init__(
@@ -341,14 +374,14 @@ class _Unpickler(pickle.Unpickler):
     ) -> None:
         super().__init__(file, buffers=buffers)
         self._changes_classes = changes_classes
-        self._kept: set[type] = set()  # classes that were here before, and stay as they are
-        self._made: set[type] = set()  # those that were not; one that refers to itself is met again
+        self._kept: set[type] = set()  # classes that existed before, and are not changed
+        self._made: set[type] = set()  # classes that were made here; one that refers to itself occurs again
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
-        if found is _cloudpickle._make_skeleton_class or found is _cloudpickle._make_skeleton_enum:
-            return functools.partial(self._find_or_make, found)
-        return self._set_state if found is _cloudpickle._class_setstate else found
+        named = super().find_class(module, name)
+        if named is _cloudpickle._make_skeleton_class or named is _cloudpickle._make_skeleton_enum:
+            return functools.partial(self._find_or_make, named)
+        return self._set_state if named is _cloudpickle._class_setstate else named
 
     def _find_or_make(self, make: Callable[..., type], *args: Any) -> type:
         *_, identity, _ = args

@@ -1,7 +1,7 @@
-"""The segments of one executor: which one holds what, which is free, and when one goes back to the system.
+"""The segments of one executor: which holds what, which is free, and when a segment is given back.
 
-They are reused, because touching fresh memory costs more than copying. What lies in one already is not
-written again: ten clients of a round that get the same weights share one segment.
+Segments are reused, because writing to fresh memory costs more than copying. Arrays that a segment holds
+already are not written again: ten clients of a round that get the same weights share one segment.
 """
 
 import ctypes
@@ -21,24 +21,24 @@ from fedexec._channel.segments import TOO_MANY_FILES, Segment, check_room, lay_o
 
 __all__ = ["Parcel", "SegmentPool"]
 
-KEPT_RESULTS = 64  # that keep their segment, to be reused; the memory of more goes when they are dropped
-IDLE_SECONDS = 2.0  # after which a segment nobody uses is given back to the system
+KEPT_RESULTS = 64  # this many results keep a segment that can be reused; segments of further results cannot
+IDLE_SECONDS = 2.0  # after this time a segment that is not in use is given back to the system
 
 
 class SegmentPool:
-    """The segments of one executor, in the caller's process. Safe to use from many threads.
+    """The segments of one executor, in the caller's process. Thread-safe.
 
     Parameters
     ----------
     enabled : bool
-        Else buffers travel in the message.
+        Whether to use segments; if not, buffers are part of the message.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._lock = threading.Lock()
         self._segments: list[Segment] = []
-        self._returned: deque[Segment] = deque()  # appended by finalizers, which must not take a lock
+        self._returned: deque[Segment] = deque()  # finalizers append to it, because they must not take a lock
         self._trimmer: threading.Thread | None = None
         self._closed = threading.Event()
 
@@ -58,28 +58,33 @@ class SegmentPool:
         ----------
         obj : object
         since : float
-            Time of :func:`time.monotonic` from which nobody writes to its buffers.
+            Time of :func:`time.monotonic` from which nobody writes to the buffers of the object.
         device : str, optional
-            UUID of the device that the receiver is to compute on.
+            UUID of the device on which the receiver has to compute.
         stderr : str, optional
-            Where the receiver is to write its stderr.
+            Path to which the receiver has to write its stderr.
         seed : int, optional
-            What the receiver's random numbers are to follow from.
+            Seed of the receiver's random generators.
         path : tuple of str, optional
-            The ``sys.path`` by which the receiver is to find modules.
+            The ``sys.path`` with which the receiver has to find modules.
         learn : callable, optional
-            Given the pickled object, without its buffers. The receiver then tells what it imports.
+            ``learn(data)`` is called with the pickled object, without its buffers. If this is given, the
+            reply says which modules the receiver has imported.
+
+        Returns
+        -------
+        Parcel
 
         Raises
         ------
         TransferError
-            There is not enough memory for its buffers.
+            There is not enough memory for the buffers of the object.
         """
         data, buffers, sources = dump(obj, with_main=True)
         if learn is not None:
             learn(data)
         layout, size = lay_out(buffers)
-        where: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "device": device,
             "stderr": stderr,
             "seed": seed,
@@ -90,38 +95,29 @@ class SegmentPool:
         if not self._enabled:
             if size >= THRESHOLD:
                 check_room(size)
-            message = TaskMessage(data, tuple(map(bytes, buffers)), **where)
+            message = TaskMessage(data, tuple(map(bytes, buffers)), **fields)
             return Parcel(pickle.dumps(message), self, None, None)
-        back, there = None, None
-        try:
-            back = self._take(size)
-            there = self._place(layout, size, buffers, since) if size >= THRESHOLD else None
-        except OSError as exc:
-            if exc.errno not in TOO_MANY_FILES:
-                raise
-            if back is not None:
-                self.release(back)
-            back = None  # Without descriptors everything travels in the message.
+        back, there = self._borrow(layout, size, buffers, since)
         if back is None or there is None:
             inside = tuple(map(bytes, buffers))
-            message = TaskMessage(data, inside, answer=None if back is None else back.place, **where)
+            message = TaskMessage(data, inside, answer=None if back is None else back.place, **fields)
             return Parcel(pickle.dumps(message), self, None, back)
-        message = TaskMessage(data, place=there.place, layout=layout, answer=back.place, **where)
+        message = TaskMessage(data, place=there.place, layout=layout, answer=back.place, **fields)
         return Parcel(pickle.dumps(message), self, there, back)
 
     def disable(self) -> bool:
-        """Send everything in messages from now on; return whether that is new."""
+        """Send all buffers in messages from now on; return whether segments were used until now."""
         with self._lock:
             was_enabled, self._enabled = self._enabled, False
         return was_enabled
 
     def used_bytes(self) -> int:
-        """Return how much memory the segments take, those that wait to be reused included."""
+        """Return how many bytes the segments take, including segments that wait to be reused."""
         with self._lock:
             return sum(os.fstat(segment.fd).st_blocks * 512 for segment in self._segments)
 
     def close(self) -> None:
-        """Give everything back that no view of a result still needs."""
+        """Give back all segments that no view of a result needs any more."""
         self._closed.set()
         with self._lock:
             for segment in self._segments:
@@ -133,14 +129,30 @@ class SegmentPool:
     # ------------------------------------------------------------ for parcels
 
     def release(self, segment: Segment) -> None:
-        """Note that one user less needs a segment; from any thread, and from finalizers."""
+        """Note that a segment has one user less; any thread and any finalizer may call this.
+
+        Parameters
+        ----------
+        segment : Segment
+        """
         self._returned.append(segment)
 
     def view(self, segment: Segment, size: int) -> memoryview:
-        """Look at a segment; when the last view derived from this one is gone, it is released.
+        """Return a view of a segment; the segment is released when the last view derived from it is gone.
 
-        Beyond a few results that are kept, a segment gives its descriptor up and is not used again: whoever
-        collects the updates of a thousand clients needs no thousand descriptors.
+        If many results are kept, the segment also gives up its descriptor and is not reused, so that a
+        caller who collects the updates of a thousand clients does not need a thousand descriptors.
+
+        Parameters
+        ----------
+        segment : Segment
+        size : int
+            Length of the view in bytes.
+
+        Returns
+        -------
+        memoryview
+            Of bytes, writable.
         """
         memory = segment.fit(size)
         exporter = (ctypes.c_char * size).from_buffer(memory, segment.start)
@@ -153,12 +165,28 @@ class SegmentPool:
                 segment.close()
         return memoryview(exporter).cast("B")
 
-    # ------------------------------------------------------------ which segment
+    # ------------------------------------------------------------ which segment to use
+
+    def _borrow(
+        self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview], since: float
+    ) -> tuple[Segment | None, Segment | None]:
+        """Return segments for the result and for the buffers; None if the message has to carry them."""
+        back, there = None, None
+        try:
+            back = self._take(size)
+            there = self._place(layout, size, buffers, since) if size >= THRESHOLD else None
+        except OSError as exc:
+            if exc.errno not in TOO_MANY_FILES:
+                raise
+            if back is not None:
+                self.release(back)
+            back = None  # without descriptors the message carries all buffers
+        return back, there
 
     def _place(
         self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview], since: float
     ) -> Segment:
-        """Return a segment in which these buffers lie, written now or before."""
+        """Return a segment that holds these buffers, which are written to it unless it held them already."""
         with self._lock:
             self._collect()
             for segment in self._segments:
@@ -170,7 +198,7 @@ class SegmentPool:
             return segment
 
     def _take(self, size: int) -> Segment:
-        """Return a segment for a result, rather one that has `size` bytes already."""
+        """Return a segment for a result, if possible one that has `size` bytes already."""
         with self._lock:
             self._collect()
             segment = self._free_segment(size, reserve=False)
@@ -179,7 +207,7 @@ class SegmentPool:
 
     def _free_segment(self, size: int, *, reserve: bool = True) -> Segment:
         free = [segment for segment in self._segments if not segment.users]
-        if not reserve:  # a result goes rather where nothing lies that may be sent again
+        if not reserve:  # for a result, prefer a segment without buffers that may be sent again
             free = [segment for segment in free if not segment.layout] or free
         enough = [segment for segment in free if segment.size >= size]
         if enough:
@@ -211,18 +239,22 @@ class SegmentPool:
                 segment.close()
 
     def _trim(self) -> None:
-        """Give back, after a while, what nobody uses."""
+        """Give back segments that have not been used for a while."""
         while not self._closed.wait(IDLE_SECONDS / 2):
             with self._lock:
                 self._collect()
                 limit = time.monotonic() - IDLE_SECONDS
-                for segment in [s for s in self._segments if not s.users and s.free_since < limit]:
+                for segment in [
+                    each for each in self._segments if not each.users and each.free_since < limit
+                ]:
                     self._segments.remove(segment)
                     segment.close()
 
 
 class Parcel:
-    """A packed object on its way there, and its answer on the way back. A context manager.
+    """A packed object on its way to a worker, and the way back for the result. A context manager.
+
+    The segments are released at the end of the context, so the worker must have stopped using them then.
 
     Attributes
     ----------
@@ -241,23 +273,34 @@ class Parcel:
         return self
 
     def keep(self) -> None:
-        """Note that the worker goes on looking at what it was sent."""
+        """Note that the worker keeps views of the segment that it was sent, so it must not be reused."""
         if self._there is not None:
             self._there.kept = True
 
     def __exit__(self, *exc_info: object) -> None:
-        """Release what was lent. Only when the worker no longer reads or writes it."""
+        """Release the segments. Only when the worker no longer reads or writes them."""
         for segment in (self._there, self._back):
             if segment is not None:
                 self._pool.release(segment)
 
     def open(self, data: bytes) -> Any:
-        """Read an answer. Arrays are writable views of its segment, which comes back when they are gone."""
+        """Read a packed result.
+
+        Parameters
+        ----------
+        data : bytes
+            As :meth:`Delivery.answer <fedexec._channel.messages.Delivery.answer>` has returned it.
+
+        Returns
+        -------
+        object
+            Its arrays are writable views of a segment, which is released when all of them are gone.
+        """
         message: TaskMessage = pickle.loads(data)
         if message.place is None:
             return loads(message.data, map(bytearray, message.buffers))
         assert self._back is not None
         end = max(offset + size for offset, size in message.layout)
         memory = self._pool.view(self._back, end)
-        self._back = None  # the views hold it now
+        self._back = None  # the views release the segment
         return loads(message.data, [memory[offset : offset + size] for offset, size in message.layout])

@@ -1,7 +1,7 @@
 """Segments: anonymous memory of the caller that its workers map too, so that large arrays are not copied.
 
-A segment has no name in any file system: the kernel frees it when the last process that maps it is gone,
-however that process ended. Another process opens it through ``/proc`` (Linux only, ``memfd_create``).
+A segment has no name in any file system. So the kernel frees it when the last process that maps it has ended,
+however that process ended. Another process opens a segment through ``/proc`` (Linux only: ``memfd_create``).
 """
 
 import ctypes
@@ -33,13 +33,13 @@ __all__ = [
 
 log = logging.getLogger("fedexec")
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-ALIGNMENT = 64  # of each buffer in a segment: a cache line, and what vector instructions like
-HUGE_PAGE = 2 << 20  # bytes; segments are a multiple of it
+ALIGNMENT = 64  # bytes, of each buffer in a segment: a cache line, and what vector instructions prefer
+HUGE_PAGE = 2 << 20  # bytes; the size of a segment is a multiple of it
 
 
 @functools.cache
 def supported() -> bool:
-    """Return whether this system has what segments need. It is tried once, and said if it is refused."""
+    """Return whether this system supports segments. This is tried once; a warning says if it is refused."""
     if not hasattr(os, "memfd_create"):
         return False
     try:
@@ -51,29 +51,43 @@ def supported() -> bool:
     except OSError as exc:
         if exc.errno in TOO_MANY_FILES:
             return True
-        log.warning("this system does not let memory be shared (%s): arrays are copied", exc)
+        log.warning("this system does not let processes share memory (%s), so arrays are copied", exc)
         return False
     return True
 
 
 class UnreachableSegmentError(Exception):
-    """The worker may not open the caller's segment (a hardened ``/proc``): send it in the message."""
+    """The worker cannot open the caller's segment (a hardened ``/proc``): send the buffers in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A segment as another process finds it."""
+    """Where another process finds a segment: as descriptor `fd` of process `pid`."""
 
     pid: int
     fd: int
 
     def open(self, size: int, *, write: bool) -> tuple[mmap.mmap, int]:
-        """Map it: for the reader privately, so that writing to an argument copies that page and no other.
+        """Map the segment in this process.
+
+        Parameters
+        ----------
+        size : int
+            Bytes to map.
+        write : bool
+            Whether to share what this process writes. If not, the mapping is private: writing to an argument
+            copies the page that is written to, and no other.
 
         Returns
         -------
-        tuple of mmap and int
-            The mapping, and where in it the segment begins.
+        memory : mmap
+        start : int
+            Offset in bytes at which the segment begins in `memory`.
+
+        Raises
+        ------
+        UnreachableSegmentError
+            This process may not open the segment.
         """
         try:
             fd = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -89,40 +103,71 @@ class Place:
 
 
 class Segment:
-    """Anonymous memory that other processes can map through ``/proc``."""
+    """Anonymous memory that other processes can map through ``/proc``.
+
+    Attributes
+    ----------
+    fd : int
+    size : int
+        Bytes that are mapped in this process.
+    users : int
+        How many parcels and views use the segment.
+    free_since : float
+        Time of :func:`time.monotonic` at which the last user has released the segment.
+    layout : tuple of (int, int)
+        (offset, size) of each buffer that the segment holds; empty if the segment must not be shared.
+    owners : list of weak references
+        The objects from which the buffers were read.
+    read_at : float
+        Time of :func:`time.monotonic` at which reading the buffers began.
+    kept : bool
+        Whether a worker still has views of the segment, so that it must not be written to again.
+    viewed : bool
+        Whether the caller has views of the segment, as a result.
+    memory, start : mmap or None, and int
+        The mapping, and the offset in bytes at which the segment begins in it.
+    """
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("fedexec", os.MFD_CLOEXEC)
         self.size = 0
         self.users = 0
         self.free_since = 0.0
-        self.layout: tuple[tuple[int, int], ...] = ()  # of the buffers that lie in it, if it may be shared
-        self.owners: list[weakref.ref[Any]] = []  # of the objects they were read from,
-        self.read_at = 0.0  # and when that began
-        self.kept = False  # a worker still looks at it: never to be written to again
-        self.viewed = False  # the caller looks at it as a result
+        self.layout: tuple[tuple[int, int], ...] = ()
+        self.owners: list[weakref.ref[Any]] = []
+        self.read_at = 0.0
+        self.kept = False
+        self.viewed = False
         self.memory: mmap.mmap | None = None
-        self.start = 0  # where in the mapping it begins
+        self.start = 0
 
     @property
     def place(self) -> Place:
         return Place(os.getpid(), self.fd)
 
     def fit(self, size: int) -> mmap.mmap:
-        """Map at least `size` bytes. Only while nobody uses it."""
+        """Map at least `size` bytes, and return the mapping. Only while the segment has no user."""
         if self.memory is None or self.size < size:
             actual = allocate(self.fd, size)
-            # Not by the mmap module, which would hold a second descriptor as long as any view lives.
+            # Not with mmap.mmap(fd), which would keep a second descriptor open as long as any view exists.
             self.memory, self.start = map_segment(self.fd, actual, mmap.MAP_SHARED | mmap.MAP_POPULATE)
             self.size = actual
         return self.memory
 
     def holds(self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], since: float) -> bool:
-        """Return whether exactly these bytes lie in it.
+        """Return whether the segment holds exactly the bytes of these buffers.
 
-        They do if they were read from these very objects after `since`, or if these cannot change, which
-        spares seven of the eight comparisons when eight tasks are given the same arrays at once. Else the
-        first difference decides.
+        It does if the bytes were read from the same objects after `since`, or if these objects cannot
+        change. This saves seven of eight comparisons when eight tasks get the same arrays at once. Otherwise
+        the bytes are compared up to the first difference.
+
+        Parameters
+        ----------
+        layout : tuple of (int, int)
+            (offset, size) of each buffer.
+        buffers : list of memoryview
+        since : float
+            Time of :func:`time.monotonic` from which nobody writes to the buffers.
         """
         if layout != self.layout or self.memory is None:
             return False
@@ -134,9 +179,9 @@ class Segment:
         import numpy as np
 
         begun = time.monotonic()
-        mine = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data + self.start
+        own_address = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data + self.start
         if any(
-            _memcmp(mine + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
+            _memcmp(own_address + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
             for (offset, size), buffer in zip(layout, buffers, strict=True)
         ):
             return False
@@ -144,7 +189,7 @@ class Segment:
         return True
 
     def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> None:
-        """Copy buffers into it."""
+        """Copy buffers into the segment, and remember what it holds."""
         begun = time.monotonic()
         memory = self.fit(size)
         copy_buffers(memory, layout, buffers, self.start)
@@ -153,31 +198,44 @@ class Segment:
     def remember(
         self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], read_at: float
     ) -> None:
-        """Note what lies in it. An owner that is gone is no other's equal, whatever address that one gets."""
+        """Note what the segment holds. A weak reference to an owner equals no later object at its address."""
         self.layout, self.read_at = layout, read_at
         try:
             self.owners = [weakref.ref(buffer.obj) for buffer in buffers]
-        except TypeError:  # of a kind that knows no weak references
+        except TypeError:  # a type that does not support weak references
             self.read_at = 0.0
 
     def forget(self) -> None:
-        """Note that it is about to hold something else."""
+        """Note that the segment no longer holds what it held."""
         self.layout, self.owners, self.read_at = (), [], 0.0
 
     def close(self) -> None:
+        """Close the descriptor. The memory is unmapped when its last view is gone."""
         os.close(self.fd)
-        self.memory = None  # unmapped when the last view of it is gone
+        self.memory = None
 
 
 def _is_constant(owner: Any) -> bool:
-    """Return whether an array looks at ``bytes``, which nobody writes to."""
+    """Return whether the memory of an array belongs to a ``bytes`` object, which never changes."""
     while isinstance(owner, memoryview) or hasattr(owner, "base"):
         owner = owner.obj if isinstance(owner, memoryview) else owner.base
     return isinstance(owner, bytes)
 
 
 def lay_out(buffers: list[memoryview]) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Give each buffer its place in a segment; return places and total size."""
+    """Lay out buffers in a segment.
+
+    Parameters
+    ----------
+    buffers : list of memoryview
+
+    Returns
+    -------
+    layout : tuple of (int, int)
+        (offset, size) of each buffer in bytes.
+    size : int
+        Bytes of the segment that the buffers need.
+    """
     layout, end = [], 0
     for buffer in buffers:
         layout.append((end, buffer.nbytes))
@@ -188,8 +246,18 @@ def lay_out(buffers: list[memoryview]) -> tuple[tuple[tuple[int, int], ...], int
 def copy_buffers(
     memory: mmap.mmap, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], start: int = 0
 ) -> None:
-    """Copy buffers to their places, with the GIL released."""
-    import numpy as np  # whoever has a buffer has imported it
+    """Copy buffers into a segment; numpy releases the GIL meanwhile.
+
+    Parameters
+    ----------
+    memory : mmap
+    layout : tuple of (int, int)
+        (offset, size) of each buffer in bytes.
+    buffers : list of memoryview
+    start : int
+        Offset in bytes at which the segment begins in `memory`.
+    """
+    import numpy as np  # a program that has a buffer has imported numpy
 
     target = np.frombuffer(memory, dtype=np.uint8, offset=start)
     for (offset, size), buffer in zip(layout, buffers, strict=True):
@@ -197,6 +265,7 @@ def copy_buffers(
 
 
 def check_room(size: int) -> None:
+    """Raise TransferError if less than `size` bytes of memory are available."""
     available = available_bytes()
     if size > available:
         raise TransferError(
@@ -208,29 +277,41 @@ def check_room(size: int) -> None:
 
 if sys.platform != "win32":
     _libc = ctypes.CDLL(None)
-    _memcmp = _libc.memcmp  # releases the GIL, as np.copyto does
+    _memcmp = _libc.memcmp  # ctypes releases the GIL for it, as np.copyto does
     _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
     _mmap.restype = ctypes.c_void_p
     _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
     _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_MAP_FIXED, _MADV_COLLAPSE = 0x10, 25  # the mmap module does not have them
+_MAP_FIXED, _MADV_COLLAPSE = 0x10, 25  # the mmap module does not define these
 
 
 def allocate(fd: int, size: int) -> int:
-    """Give a segment at least `size` bytes; what was in it may be lost. Return how many it has.
+    """Give a segment at least `size` bytes, in huge pages where the kernel can; its content may be lost.
 
-    In huge pages where the kernel can (MADV_COLLAPSE, Linux 6.1): of 100 MB, to fill fresh memory then takes
-    13 ms instead of 70, and to map it in another process and look at it 0.3 ms instead of 8. (Memory the
-    machine itself has never touched costs more the first time either way.)
+    With huge pages (MADV_COLLAPSE, Linux 6.1), filling 100 MB of fresh memory takes 13 ms instead of 70, and
+    mapping and reading them in another process takes 0.3 ms instead of 8. (Memory that the machine itself has
+    never used before costs more the first time in both cases.)
+
+    Parameters
+    ----------
+    fd : int
+        Descriptor of the segment.
+    size : int
+        Bytes.
+
+    Returns
+    -------
+    int
+        Bytes that the segment has now.
     """
     actual = os.fstat(fd).st_size
     if actual >= size:
         return actual
     size = -(-size // HUGE_PAGE) * HUGE_PAGE
     os.ftruncate(fd, size)
-    # The kernel collapses only where address and offset fit a huge page: map it there for a moment.
+    # The kernel collapses pages only where address and offset fit a huge page, so map the segment there now.
     reserved = _mmap(None, size + HUGE_PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     if reserved == ctypes.c_void_p(-1).value:
         return size
@@ -238,18 +319,33 @@ def allocate(fd: int, size: int) -> int:
     writable = mmap.PROT_READ | mmap.PROT_WRITE
     if _mmap(aligned, size, writable, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) == aligned:
         for page in range(aligned, aligned + size, HUGE_PAGE):
-            ctypes.c_char.from_address(page).value = b"\0"  # an empty one is not collapsed
-        _madvise(aligned, size, _MADV_COLLAPSE)  # if it refuses, small pages it is
+            ctypes.c_char.from_address(page).value = b"\0"  # the kernel does not collapse an empty page
+        _madvise(aligned, size, _MADV_COLLAPSE)  # if the kernel refuses, the segment has small pages
     _munmap(reserved, size + HUGE_PAGE)
     return size
 
 
 def map_segment(fd: int, size: int, flags: int) -> tuple[mmap.mmap, int]:
-    """Map a segment where its huge pages are entries of the page table as they are; return it and its start.
+    """Map a segment so that each of its huge pages is one entry of the page table.
 
-    The kernel can do that only where address and offset fit a huge page, and the mmap module takes no
-    address: it maps room for it, and the segment goes over that. To look at 100 MB takes 50 page faults
-    instead of 1,500, and 0.8 ms instead of 5.
+    The kernel can do that only if address and offset fit a huge page. The mmap module does not let the caller
+    choose the address, so it maps a larger room first, and the segment is mapped over that room. Then reading
+    100 MB takes 50 page faults instead of 1,500, and 0.8 ms instead of 5.
+
+    Parameters
+    ----------
+    fd : int
+        Descriptor of the segment.
+    size : int
+        Bytes to map.
+    flags : int
+        Flags of ``mmap(2)``.
+
+    Returns
+    -------
+    memory : mmap
+    start : int
+        Offset in bytes at which the segment begins in `memory`.
     """
     size = -(-size // HUGE_PAGE) * HUGE_PAGE
     room = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,7 +1,8 @@
-"""What a task writes to stderr: passed on as it comes, and its end kept, for the error if its worker dies.
+"""Passes on what tasks write to stderr, and keeps the last lines for the error if the worker dies.
 
-A worker's stderr becomes a pipe of the caller's, which a task's message names, as it names shared memory. A
-thread of the caller reads the pipes. Linux only; elsewhere a worker writes where the caller does, unheard.
+The stderr of a worker becomes a pipe of the caller, which the message of a task names as it names segments. A
+thread of the caller reads the pipes. Linux only: elsewhere workers write to the caller's stderr directly, and
+errors do not quote it.
 """
 
 import contextlib
@@ -22,20 +23,20 @@ from fedexec.interface import Task
 
 __all__ = ["Relay", "listen", "rehearse", "unread"]
 
-PIPE_BYTES = 1 << 16  # what a pipe holds: one read takes all that is there
-NOTHING = bytes(4)  # unread, as the kernel says it
-KEPT_BYTES = 16 << 10
-KEPT_LINES = 40
+PIPE_BYTES = 1 << 16  # capacity of a pipe, so that one read takes everything
+NOTHING = bytes(4)  # number of unread bytes if there are none, as the kernel writes it (an int)
+KEPT_BYTES = 16 << 10  # the last bytes of a task that are kept
+KEPT_LINES = 40  # the last lines of a task that an error quotes
 _FATAL = "Fatal Python error: "
 _C_STACK = re.compile(r"^Current thread's C stack trace .*\n(?:  .*\n?)*\n?", re.MULTILINE)
 
 
 class Relay:
-    """The caller's end: a line for each task that runs at once."""
+    """The caller's end: one pipe for each task that runs at the same time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards everything below, and what is kept of a line
-        self._lines: dict[int, _Line] = {}  # descriptor -> its line
+        self._lock = threading.Lock()  # guards everything below, and what each line keeps
+        self._lines: dict[int, _Line] = {}  # by descriptor
         self._free: list[_Line] = []
         self._poll = select.poll() if sys.platform == "linux" else None
         self._thread: threading.Thread | None = None
@@ -43,14 +44,23 @@ class Relay:
 
     @contextlib.contextmanager
     def line(self, task: Task) -> Iterator["_Line | None"]:
-        """Lend a line to one task; None where there is none to be had.
+        """Lend a pipe to one task; a context manager.
 
-        Whoever borrows it takes its tail where the worker leaves something unread: each read here lets
-        another thread in, and would make tasks that say nothing some percent slower.
+        The caller reads the pipe with ``tail()`` only if the reply says that something is unread: each read
+        here lets another thread run, and would make tasks that write nothing some percent slower.
+
+        Parameters
+        ----------
+        task : Task
+
+        Yields
+        ------
+        _Line or None
+            None if no pipe can be opened.
         """
         try:
             line = self._take()
-        except OSError:  # no descriptors: the task matters more than its last words
+        except OSError:  # without descriptors, the task still runs, but its error cannot quote stderr
             line = None
         if line is not None:
             line.task = task
@@ -63,7 +73,7 @@ class Relay:
                     self._free.append(line)
 
     def close(self) -> None:
-        """Pass on the rest, and close every pipe. Called when no worker is left."""
+        """Pass on what is left and close every pipe. This is called when no worker is left."""
         if self._thread is None:
             return
         os.write(self._wakeup[1], b"x")
@@ -89,7 +99,7 @@ class Relay:
             line = _Line(self._lock)
             self._lines[line.fd] = line
             self._poll.register(line.fd, select.POLLIN)
-            os.write(self._wakeup[1], b"+")  # it polls a set without this line
+            os.write(self._wakeup[1], b"+")  # the thread polls a set without this pipe until it is woken
             return line
 
     def _pass_on(self) -> None:
@@ -103,7 +113,7 @@ class Relay:
 
 
 class _Line:
-    """One pipe. Both ends stay open here, so that it never ends: in one descriptor, as lines are many."""
+    """One pipe. One descriptor holds both ends open, because there are many pipes and none must ever end."""
 
     def __init__(self, lock: threading.Lock) -> None:
         ends = os.pipe()
@@ -112,22 +122,22 @@ class _Line:
         finally:
             os.close(ends[0])
             os.close(ends[1])
-        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"  # where another process finds the pipe
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"  # the path by which another process opens the pipe
         self.kept = b""
         self.task: Task | None = None
         self._lock = lock
 
     def tail(self) -> str:
-        """Pass on what has come, and return the last lines since the task began."""
+        """Pass on what has been written, and return the last lines since the task began."""
         with self._lock:
             try:
                 data = os.read(self.fd, PIPE_BYTES)
             except BlockingIOError:
                 data = b""
             self.kept = (self.kept + data)[-KEPT_BYTES:]
-            # What one that is ended has to say is for its error alone: it is the stack of each thread.
+            # A task that is ended writes the stack of each thread; that is for the task's error alone.
             is_ended = self.task is not None and self.task.doomed
-            with contextlib.suppress(OSError):  # the caller has closed its own
+            with contextlib.suppress(OSError):  # the caller has closed its own stderr
                 while data and not is_ended:
                     data = data[os.write(2, data) :]
             return last_lines(self.kept.decode(errors="replace"))
@@ -146,12 +156,12 @@ def last_lines(text: str) -> str:
 
 
 _rehearsed = False
-_path: str | None = None  # what a worker listens to
-_pipe: os.stat_result | None = None  # that, once it has had a second task
+_path: str | None = None  # the path of the pipe that is this worker's stderr
+_pipe: os.stat_result | None = None  # the status of that pipe, from the worker's second task on
 
 
 def rehearse() -> None:
-    """Do once, where workers are forked from, what each would do when its first task comes."""
+    """Set up signal handlers before workers are forked, so that no worker has to do so at its first task."""
     global _rehearsed
     if _rehearsed or sys.platform != "linux":
         return
@@ -162,50 +172,57 @@ def rehearse() -> None:
     os.register_at_fork(before=_hold_sigterm, after_in_child=_end_quietly, after_in_parent=_heed_sigterm)
 
 
-_masks = threading.local()  # of the thread that forks: the signals that it had blocked before
+_masks = threading.local()  # in the thread that forks: the signals that were blocked before
 
 
 def _hold_sigterm() -> None:
-    """Have SIGTERM wait until a process that a task forks no longer says where it was."""
+    """Block SIGTERM until a process that a task forks no longer writes its stacks when it gets SIGTERM."""
     if _path is not None:
         _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 def _heed_sigterm() -> None:
+    """Restore the signals that were blocked before the fork."""
     if _path is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
 def _end_quietly() -> None:
-    """Have what a worker forks say nothing when SIGTERM ends it: a task ends its own children that way."""
+    """Have forked children of a worker write no stacks at SIGTERM, by which a task ends its children."""
     if _path is not None:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else the task has a handler of its own
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # otherwise the task has its own handler
             faulthandler.unregister(signal.SIGTERM)
         _heed_sigterm()
 
 
 def listen(path: str) -> None:
-    """Have this process, a worker, write its stderr there; and say where it was if a signal ends it."""
+    """Make a pipe the stderr of this process, a worker; a fatal signal makes it write its stacks there.
+
+    Parameters
+    ----------
+    path : str
+        Path of the pipe, from the message of a task.
+    """
     global _path, _pipe
     again = path == _path
     try:
         if again and _pipe is not None and os.path.samestat(_pipe, os.fstat(2)):
-            return  # no task has put another in its place
+            return  # stderr is still the pipe, because no task has replaced it
         pipe = os.open(path, os.O_WRONLY)
         os.dup2(pipe, 2)
         os.close(pipe)
         _pipe = os.fstat(2) if again else None
-    except OSError:  # a hardened /proc; a task that has closed what is not its own
+    except OSError:  # a hardened /proc, or a task has closed descriptors that are not its own
         return
     _path = path
     rehearse()
 
 
 def unread() -> bool:
-    """Return whether the caller may not have read all that this process, a worker, has written there."""
+    """Return whether the caller may not have read everything that this process, a worker, has written."""
     if _path is None:
         return False
     try:
         return fcntl.ioctl(2, termios.FIONREAD, NOTHING) != NOTHING
-    except OSError:  # a task has put something else in its place
+    except OSError:  # a task has replaced stderr by something that is not a pipe
         return True

@@ -1,6 +1,6 @@
-"""The caller's side of every worker: a task is packed, sent by whatever the backend has, and its answer read.
+"""The caller's side of the task channel: it packs a task, has the backend send it, and reads the reply.
 
-What happens at the other end is :mod:`fedexec._worker.running`.
+The worker's side is :mod:`fedexec._worker.running`.
 """
 
 import functools
@@ -28,14 +28,15 @@ log = logging.getLogger("fedexec")
 
 
 class TaskChannel:
-    """Takes tasks to workers and brings outcomes back. One for each executor.
+    """Takes tasks to workers and brings their outcomes back. There is one for each executor.
 
     Parameters
     ----------
     shared_memory : bool
-        Large arrays go through shared memory, where the system has it; else all is pickled into the message.
+        Whether large arrays go through shared memory where the system supports it. If not, the message holds
+        all data.
     learner : Learner, optional
-        Where workers can be born with more modules: hears of what tasks import.
+        Is told what tasks import, if workers are forked from a template that can learn modules.
     """
 
     def __init__(self, *, shared_memory: bool, learner: Learner | None = None) -> None:
@@ -52,13 +53,17 @@ class TaskChannel:
         ----------
         task : Task
         call : callable
-            Has :func:`fedexec.backend.run` called with these bytes in a worker, and returns its answer.
-            What it raises (a death) is raised.
+            ``call(message)`` has a worker call :func:`fedexec.backend.run` with the message, and returns the
+            reply, as bytes. What it raises, such as WorkerDiedError, is raised here.
+
+        Returns
+        -------
+        Outcome
 
         Raises
         ------
         Exception
-            Whatever pickling raised, with a note that names the argument.
+            Whatever pickling the call raises, with a note that names the argument.
         """
         with self._stderr.line(task) as line, self._pack(task, line.path if line else None) as parcel:
             try:
@@ -77,23 +82,23 @@ class TaskChannel:
                 return _outcome(reply, parcel, task)
         if self._pool.disable():
             log.warning(
-                "workers cannot open the caller's shared memory (%s): arrays are copied", reply.traceback
+                "workers cannot open the caller's shared memory (%s), so arrays are copied", reply.traceback
             )
         return self.deliver(task, call)
 
     def _path(self) -> tuple[str, ...] | None:
-        """Return ``sys.path``, once it is no longer what workers were started with."""
+        """Return ``sys.path`` if it has ever changed since workers were started; else None."""
         now = tuple(entry for entry in sys.path if isinstance(entry, str))
         if now != self._first_path:
-            self._path_has_changed = True  # Reused workers must hear of it too when it changes back.
+            self._path_has_changed = True  # reused workers must also be told when the path changes back
         return now if self._path_has_changed else None
 
     def learning(self) -> dict[str, Any]:
-        """Return what workers have learnt; see :meth:`fedexec._channel.learning.Learner.report`."""
+        """Return what the template has learnt; see :meth:`fedexec._channel.learning.Learner.report`."""
         return {} if self._learner is None else self._learner.report()
 
     def close(self) -> None:
-        """Give back the shared memory that no result needs any more, and the pipes. No worker is left."""
+        """Give back the pipes, and the shared memory that no result needs. No worker may be left."""
         if self._learner is not None:
             self._learner.close()
         self._pool.close()
@@ -107,12 +112,22 @@ class TaskChannel:
                 call, task.submitted, task.device, stderr, task.seed, self._path(), learn
             )
         except BaseException as exc:
-            exc.add_note(f"fedexec: while pickling {_culprit(task)} of {task.name}")
+            exc.add_note(f"fedexec: this happened while pickling {_culprit(task)} of {task.name}")
             raise
 
 
 def rehearsal(*, shared_memory: bool) -> bytes:
-    """Return a packed task that does nothing, in every other way like those to come: a worker tries it."""
+    """Return a packed task that does nothing, for a template to run as a rehearsal of the tasks to come.
+
+    Parameters
+    ----------
+    shared_memory : bool
+        As for :class:`TaskChannel`.
+
+    Returns
+    -------
+    bytes
+    """
     pool = SegmentPool(enabled=shared_memory and supported())
     with pool.parcel((bool, (), {}), learn=len) as parcel:
         message = parcel.message
@@ -121,7 +136,7 @@ def rehearsal(*, shared_memory: bool) -> bytes:
 
 
 def _culprit(task: Task) -> str:
-    """Name the part of a call that does not pickle."""
+    """Name the part of a call that cannot be pickled."""
     parts: list[tuple[str, Any]] = [("the function itself", task.fn)]
     parts += [(f"argument {index}", value) for index, value in enumerate(task.args)]
     parts += [(f"argument {name!r}", value) for name, value in task.kwargs.items()]
@@ -134,13 +149,13 @@ def _culprit(task: Task) -> str:
 
 
 def _outcome(reply: Reply, parcel: Parcel, task: Task) -> Outcome:
-    """Turn a worker's answer into an outcome; never raises."""
+    """Turn the reply of a worker into an outcome; this never raises."""
     if reply.kind is ReplyKind.PRELOAD_FAILED:
         module, text = pickle.loads(reply.payload)
         return Outcome(exception=PreloadError(module, text))
     try:
         value = parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else loads(reply.payload)
-    except BaseException as exc:  # also a SystemExit out of __setstate__: this thread serves all futures
+    except BaseException as exc:  # also SystemExit in __setstate__: this thread has other futures to serve
         error = UnpickleError(
             "result" if reply.kind is ReplyKind.VALUE else "exception", task.name, repr(exc)
         )
@@ -150,7 +165,7 @@ def _outcome(reply: Reply, parcel: Parcel, task: Task) -> Outcome:
         return Outcome(exception=error, usage=reply.usage)
     if reply.kind is ReplyKind.VALUE:
         return Outcome(value=value, usage=reply.usage)
-    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # it takes text
+    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # takes text
     wrapper: Exception
     if reply.kind is ReplyKind.TASK_UNREADABLE:
         wrapper = UnpickleError("task", task.name, repr(value))

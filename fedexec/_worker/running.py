@@ -71,7 +71,7 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
     try:
         return Reply(ReplyKind.VALUE, delivery.answer(value), os.getpid(), usage=usage)
     except BaseException as exc:
-        exc.add_note(f"fedexec: while pickling the result ({type(value).__qualname__})")
+        exc.add_note(f"fedexec: this happened while pickling the result ({type(value).__qualname__})")
         return failure(ReplyKind.EXCEPTION, exc, usage)
 
 
@@ -82,7 +82,7 @@ def failure(kind: ReplyKind, error: BaseException, usage: Usage | None = None) -
         packed = dumps(error)
     except BaseException as exc:
         # As in concurrent.futures, what could not be pickled is replaced by the reason why not.
-        exc.add_note(f"fedexec: while pickling the exception {error!r}")
+        exc.add_note(f"fedexec: this happened while pickling the exception {error!r}")
         text += "\n" + "".join(traceback.format_exception(exc))
         try:
             packed = dumps(exc)
