@@ -1,1 +1,1 @@
-"""What happens inside a worker process; every module here is imported there."""
+"""The code that runs inside a worker process. A worker imports every module here, so imports must be few."""

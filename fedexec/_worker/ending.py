@@ -1,6 +1,6 @@
-"""How a worker ends: with its caller, whatever ended that, or by itself when its work is done."""
+"""The end of a worker: when the caller's process has ended, or when the work of the worker is done."""
 
-import _signal  # type: ignore[import-not-found]  # what a worker calls through `signal` costs it 50 pages
+import _signal  # type: ignore[import-not-found]  # calls through `signal` would cost a worker 50 pages
 import atexit
 import multiprocessing
 import multiprocessing.connection
@@ -18,33 +18,39 @@ if sys.platform == "linux":
 
 __all__ = ["end_with_caller", "leave", "leave_the_callers_group", "signals_hangup"]
 
-LEAVE_SECONDS = 5.0  # that a worker whose work is done may take to end
+LEAVE_SECONDS = 5.0  # the longest that a worker may take to end when its work is done
 _SIGALRM = int(signal.SIGALRM) if hasattr(signal, "setitimer") else None
 _SIG_DFL, _SIG_UNBLOCK = int(signal.SIG_DFL), int(getattr(signal, "SIG_UNBLOCK", 0))
-_util: Any = util  # its underscored names, which type checkers do not know
+_util: Any = util  # type checkers do not know its names that begin with an underscore
 
 
 def leave_the_callers_group() -> None:
-    """Lead a process group of our own: Ctrl+C is the caller's business, and one signal ends us and ours."""
+    """Make this process the leader of a process group.
+
+    Then Ctrl+C in the terminal reaches the caller only, and one signal to the group ends this worker and all
+    processes that it has started.
+    """
     if hasattr(os, "setpgid"):
         try:
             os.setpgid(0, 0)
         except PermissionError:
-            pass  # already the leader of a session
-        if signal.SIGINT in signal.sigpending():  # a Ctrl+C from before: not ours either
+            pass  # this process already leads a session
+        if signal.SIGINT in signal.sigpending():  # from a Ctrl+C before; it was for the caller too
             signal.sigwait({signal.SIGINT})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def end_with_caller(tidy: Callable[[], object] | None = None) -> None:
-    """End this process, and what it started, when the process that asked for it is gone, however it ended.
+    """End this process, and the processes that it has started, when the caller's process has ended.
 
-    Not by ``PR_SET_PDEATHSIG``, which follows the *thread* that started us.
+    This works however the caller ends. ``PR_SET_PDEATHSIG`` would not: it follows the *thread* that has
+    started this process.
 
     Parameters
     ----------
     tidy : callable, optional
-        To be called first, by a thread. Without it the kernel ends this process where it can.
+        A thread calls this function first, when the caller has ended. Without such a function the kernel ends
+        this process, where the system has that.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -54,7 +60,7 @@ def end_with_caller(tidy: Callable[[], object] | None = None) -> None:
         poll = select.poll()
         poll.register(sentinel)
         if poll.poll(0):
-            os.killpg(0, signal.SIGKILL)  # it was gone already
+            os.killpg(0, signal.SIGKILL)  # the caller had ended before
         return
 
     def watch() -> None:
@@ -69,10 +75,21 @@ def end_with_caller(tidy: Callable[[], object] | None = None) -> None:
 
 
 def signals_hangup(pipe: int, number: int) -> bool:
-    """Have the kernel send this process's group a signal when the other end of a pipe is gone.
+    """Have the kernel send this process's group a signal when the other end of a pipe is closed.
 
-    A watching thread costs more, and does nothing while another one keeps Python's global lock. But only
-    Linux can do this, and some sandboxes refuse it: False.
+    A thread that watches the pipe would cost more, and could not act while another thread holds the GIL.
+
+    Parameters
+    ----------
+    pipe : int
+        Descriptor of a pipe.
+    number : int
+        Number of the signal.
+
+    Returns
+    -------
+    bool
+        False if the kernel cannot do this (only Linux can), or a sandbox refuses it.
     """
     if sys.platform != "linux":
         return False
@@ -86,21 +103,21 @@ def signals_hangup(pipe: int, number: int) -> bool:
 
 
 def leave() -> NoReturn:
-    """End this worker, whose work is done, whatever its tasks have left running.
+    """End this worker, whose work is done, even if its tasks have left something running.
 
-    In the order of a script's end: threads first, and with them the pools of concurrent.futures, joblib and
-    loky; then multiprocessing's children and other exit functions. A worker that multiprocessing ends waits
-    for children first, and joblib's idle ones then keep it for minutes. What takes longer than LEAVE_SECONDS
-    ends with the worker, as its children do.
+    The order is that of a script's end: first threads, and with them the pools of concurrent.futures, joblib
+    and loky; then the child processes of multiprocessing and other exit functions. (A worker that
+    multiprocessing ends waits for child processes first, and idle ones of joblib then keep it for minutes.)
+    Anything that takes longer than LEAVE_SECONDS ends with the worker, as its child processes do.
     """
     code = 1
     try:
         if _SIGALRM is not None:
-            # The kernel ends a worker that is stuck, even where a thread holds Python's global lock.
+            # The kernel then ends a worker that does not end by itself, even if a thread holds the GIL.
             _signal.signal(_SIGALRM, _SIG_DFL)
             _signal.pthread_sigmask(_SIG_UNBLOCK, (_SIGALRM,))
             _signal.setitimer(_signal.ITIMER_REAL, LEAVE_SECONDS)
-        threading._shutdown()  # type: ignore[attr-defined]  # what an interpreter that ends calls
+        threading._shutdown()  # type: ignore[attr-defined]  # the interpreter calls it at its end
         atexit._run_exitfuncs()
         code = 0
     except BaseException:

@@ -1,4 +1,4 @@
-"""What tasks import in this process, a worker, and how long that takes."""
+"""Measures what tasks import in this process, a worker, and how long the imports take."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _bootstrap: Any = importlib._bootstrap
-_FILE = "<frozen importlib._bootstrap>"  # Python leaves frames of this file out of tracebacks of imports
+_FILE = "<frozen importlib._bootstrap>"  # Python omits frames of this file from tracebacks of failed imports
 
 
 class _Thread(threading.local):
@@ -31,9 +31,9 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_spent = [0.0]  # seconds in imports so far, in all threads; what an import imports is part of it
+_spent = [0.0]  # seconds of imports so far, in all threads; nested imports are part of the outer import
 
-_keepers: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []  # see `keeping`; one at most
+_keepers: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []  # set by `keeping`; at most one
 
 _SOURCE = """
 def find_and_load(name, import_):
@@ -57,14 +57,14 @@ def find_and_load(name, import_):
 
 @contextlib.contextmanager
 def keeping(state: Callable[[], Any], restore: Callable[[Any], object]) -> Iterator[None]:
-    """Have no import of a package that is installed change a state, while this lasts.
+    """Undo what imports of installed packages change in a state, as long as the context lasts.
 
     Parameters
     ----------
     state : callable
-        Returns what is to be kept.
+        ``state()`` returns the state.
     restore : callable
-        Takes that.
+        ``restore(state)`` sets the state.
     """
     _keepers[:] = [(state, restore)]
     try:
@@ -74,11 +74,11 @@ def keeping(state: Callable[[], Any], restore: Callable[[Any], object]) -> Itera
 
 
 def watch() -> None:
-    """Measure every import from now on, in this process and in those that are forked from it.
+    """Measure every import from now on, in this process and in processes that are forked from it.
 
-    What is already imported costs nothing more: Python asks :mod:`importlib` only for what is new. That it
-    calls this function of its module by name is nowhere documented, and the same in CPython 3.11 to 3.14;
-    where it is not there, imports are not measured.
+    An import of a module that is already loaded costs nothing more, because Python asks :mod:`importlib` only
+    for new modules. Python calls importlib's function ``_find_and_load`` by that name; this is undocumented,
+    but the same in CPython 3.11 to 3.14. If there is no such function, imports are not measured.
     """
     load: Callable[[str, Any], ModuleType] | None = getattr(_bootstrap, "_find_and_load", None)
     if load is None or getattr(load, "__name__", "") == "find_and_load":
@@ -87,12 +87,12 @@ def watch() -> None:
         "thread": _thread, "load": load, "clock": time.perf_counter, "spent": _spent, "keepers": _keepers,
         "is_installed": is_installed,
     }  # fmt: skip
-    exec(compile(_SOURCE, _FILE, "exec"), names)  # so that tracebacks do not show it
+    exec(compile(_SOURCE, _FILE, "exec"), names)  # compiled under this file name, tracebacks do not show it
     _bootstrap._find_and_load = names["find_and_load"]
 
 
 class Imports:
-    """What is imported from when this is made."""
+    """The imports of this process since this object was made."""
 
     def __init__(self) -> None:
         if not birth_path:
@@ -101,13 +101,14 @@ class Imports:
         self._spent = _spent[0]
 
     def seconds(self) -> float:
-        """Return how long imports took, so far."""
+        """Return how many seconds imports have taken since this object was made."""
         return _spent[0] - self._spent
 
     def installed(self) -> tuple[str, ...]:
-        """Return the modules that are new, in order: those of Python and of installed packages alone.
+        """Return the modules that are new, in the order in which they were imported.
 
-        And those alone that this process would have found when it was born, as its template would.
+        These are only modules of Python and of installed packages, and only those that the ``sys.path`` of
+        this process's start would find too, because that is the path of the template.
         """
         number = len(sys.modules) - self._known
         if number <= 0:
@@ -121,14 +122,14 @@ class Imports:
         return tuple(name for name in installed if name.partition(".")[0] not in others)
 
 
-#: ``sys.path`` when this process was born.
+#: ``sys.path`` at the start of this process.
 birth_path: list[str] = []
-#: Modules that workers here are born with because tasks have imported them.
+#: Modules that workers inherit from the template because tasks have imported them.
 learnt: set[str] = set()
 
 
 def forget_other_versions() -> None:
-    """Drop what was learnt, and is not what an import would find now: ``sys.path`` has changed."""
+    """Unload learnt modules that an import would no longer find, because ``sys.path`` has changed."""
     for package in {name.partition(".")[0] for name in learnt} & set(sys.modules):
         if _is_other(package, sys.path):
             for name in list(sys.modules):
@@ -137,7 +138,7 @@ def forget_other_versions() -> None:
 
 
 def _is_other(package: str, path: list[str]) -> bool:
-    """Return whether an import by that path would find something else than what is loaded."""
-    known = getattr(sys.modules.get(package), "__spec__", None)
-    found = PathFinder.find_spec(package, path)
-    return known is not None and found is not None and found.origin != known.origin
+    """Return whether an import with that path would find another file than the loaded package has."""
+    loaded_spec = getattr(sys.modules.get(package), "__spec__", None)
+    found_spec = PathFinder.find_spec(package, path)
+    return loaded_spec is not None and found_spec is not None and found_spec.origin != loaded_spec.origin

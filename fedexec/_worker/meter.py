@@ -1,4 +1,4 @@
-"""What one task costs, as its worker measures it."""
+"""Measures the usage of one task inside its worker."""
 
 import os
 import time
@@ -13,16 +13,16 @@ __all__ = ["TaskMeter", "ThisWorker", "this_worker"]
 
 @dataclass(slots=True)
 class ThisWorker:
-    """How this process was made a worker; each task's usage tells it.
+    """The set-up of this worker, as far as the usage of its tasks mentions it.
 
     Attributes
     ----------
     failure : bytes or None
-        A packed reply, if the set-up failed: it answers every task.
+        Packed reply to every task if the set-up failed; None if it did not fail.
     setup_seconds : float or None
-        What preload and initializer took.
+        Seconds that preload and initializer took.
     idle_bytes : int or None
-        Resident set before the first task.
+        Resident set before the first task, in bytes.
     """
 
     failure: bytes | None = None
@@ -34,15 +34,24 @@ this_worker = ThisWorker()
 
 
 class TaskMeter:
-    """Measures one task in this process."""
+    """Measures one task in this process, from the moment at which this object is made.
+
+    Parameters
+    ----------
+    new : Imports
+        The imports since the message arrived.
+    unpickling : float
+        Seconds that unpickling the call took.
+    """
 
     def __init__(self, new: Imports, unpickling: float) -> None:
         self._new, self._unpickling = new, unpickling
-        self._peak_is_ours = host.reset_peak()  # else an earlier task's peak would be read
+        self._peak_was_reset = host.reset_peak()  # otherwise the peak is that of an earlier task
         self_usage.reset_peak()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> Usage:
+        """Return the usage of the task until now."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         peak, resident = host.peak_and_rss()
         on_device = self_usage.read()
@@ -50,7 +59,7 @@ class TaskMeter:
             worker_pid=os.getpid(),
             wall_seconds=wall,
             cpu_seconds=cpu,
-            peak_host_bytes=peak if self._peak_is_ours else None,
+            peak_host_bytes=peak if self._peak_was_reset else None,
             end_host_bytes=resident,
             idle_host_bytes=this_worker.idle_bytes,
             device=on_device.uuid,

@@ -1,7 +1,7 @@
-"""How a worker runs one task. The caller's side is :mod:`fedexec._channel.task_channel`.
+"""Runs one task in a worker. The caller's side is :mod:`fedexec._channel.task_channel`.
 
-A worker calls :func:`fedexec._worker.setup.setup` once and :func:`run` for each task, whatever backend
-started it. Nothing heavy may be imported here: this is the first thing that every worker imports.
+A worker calls :func:`fedexec._worker.setup.setup` once and :func:`run` for each task, whatever backend has
+started it. Every worker imports this module first, so it must not import anything that takes long.
 """
 
 import os
@@ -25,7 +25,18 @@ __all__ = ["failure", "run"]
 
 
 def run(message: bytes) -> bytes:
-    """Run one task; its value or its exception is in the answer. Only the end of the process stops it."""
+    """Run one task. This never raises: the reply carries the value of the task, or its exception.
+
+    Parameters
+    ----------
+    message : bytes
+        As :class:`~fedexec._channel.task_channel.TaskChannel` has packed it.
+
+    Returns
+    -------
+    bytes
+        The pickled :class:`~fedexec._channel.messages.Reply`.
+    """
     if this_worker.failure is not None:
         return this_worker.failure
     delivery = Delivery(message)
@@ -49,7 +60,7 @@ def _run(delivery: Delivery, new: Imports) -> Reply:
 def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
     begun = time.perf_counter()
     try:
-        device.assign(delivery.device)  # before anything is unpickled that might start it
+        device.assign(delivery.device)  # before unpickling, which could start CUDA
         if delivery.sources:
             show_sources(delivery.sources)
         if delivery.path is not None:
@@ -57,7 +68,7 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
             imports.forget_other_versions()
         fn, args, kwargs = delivery.open()
         if delivery.seed is not None:
-            seeding.seed_all(delivery.seed)  # again: what was unpickled may have drawn
+            seeding.seed_all(delivery.seed)  # once more, because unpickling may have drawn random numbers
     except UnreachableSegmentError as exc:
         return Reply(ReplyKind.UNREACHABLE, b"", os.getpid(), str(exc))
     except BaseException as exc:
@@ -65,7 +76,7 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
     meter = TaskMeter(new, time.perf_counter() - begun)
     try:
         value = fn(*args, **kwargs)
-    except BaseException as exc:  # SystemExit too: it is the task's answer, as in concurrent.futures
+    except BaseException as exc:  # also SystemExit: it is the outcome of the task, as in concurrent.futures
         return failure(ReplyKind.EXCEPTION, exc, meter.read())
     usage = meter.read()
     try:
@@ -76,12 +87,24 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
 
 
 def failure(kind: ReplyKind, error: BaseException, usage: Usage | None = None) -> Reply:
-    """Make the reply of a task or a set-up that raised; what does not pickle is replaced by the reason."""
+    """Make the reply for a task or a set-up that has raised.
+
+    Parameters
+    ----------
+    kind : ReplyKind
+    error : BaseException
+        The exception. If it cannot be pickled, the error of pickling replaces it.
+    usage : Usage, optional
+
+    Returns
+    -------
+    Reply
+    """
     text = "".join(traceback.format_exception(error))
     try:
         packed = dumps(error)
     except BaseException as exc:
-        # As in concurrent.futures, what could not be pickled is replaced by the reason why not.
+        # As in concurrent.futures, the error of pickling replaces an exception that cannot be pickled.
         exc.add_note(f"fedexec: this happened while pickling the exception {error!r}")
         text += "\n" + "".join(traceback.format_exception(exc))
         try:

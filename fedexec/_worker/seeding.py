@@ -1,8 +1,8 @@
-"""Random numbers in workers: independent of each other, or following from a seed.
+"""Seeds random generators in workers: independently of each other, or from a given seed.
 
-A worker that is forked from a template has the template's generators, like every other worker. Python itself
-seeds those of :mod:`random` anew in a forked process; here numpy's and torch's are. No library is imported
-for it: one that a task imports is seeded when it arrives.
+A worker that is forked from a template inherits the state of the template's generators, as every other worker
+does. Python seeds :mod:`random` again in a forked process; this module seeds the generators of numpy and
+torch. It does not import these libraries: if a task imports one, the library is seeded at that moment.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 
-_VARIABLE = "FEDEXEC_SEED"  # of settings
-_MT19937_WORDS = 624  # of numpy's global generator
+_VARIABLE = "FEDEXEC_SEED"  # the variable of the setting `seed`
+_MT19937_WORDS = 624  # size of the state of numpy's global generator, in words of 32 bits
 
 
 def derive(seed: int, number: int) -> int:
-    """Return the seed of one task, which tells nothing of another's.
+    """Return the seed of one task. Seeds of different tasks are unrelated.
 
     Parameters
     ----------
     seed : int
-        Of the executor.
+        Seed of the executor.
     number : int
-        Of the task: how many were submitted before it.
+        How many tasks were submitted before this task.
 
     Returns
     -------
@@ -54,12 +54,12 @@ def derive(seed: int, number: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python and, where they are loaded, of numpy and torch.
+    """Seed the global generators of Python and, if they are loaded, of numpy and torch.
 
     Parameters
     ----------
     seed : int
-        At least 0; numpy takes the lowest 32 bits of it, torch the lowest 63.
+        At least 0; numpy takes its lowest 32 bits, torch its lowest 63 bits.
     """
     random.seed(seed)
     for name, seed_one in _SEEDERS.items():
@@ -68,53 +68,57 @@ def seed_all(seed: int) -> None:
 
 
 def renew() -> None:
-    """Seed numpy's and torch's generators from the system, in a worker that was born with its template's."""
+    """Seed the generators of numpy and torch from the system, in a worker that inherits the template's."""
     numpy_random, torch = sys.modules.get("numpy.random"), sys.modules.get("torch")
     if numpy_random is not None:
-        # The whole state at once: seeding by several numbers touches 100 pages more in each worker.
+        # Set the whole state at once: seeding with several numbers would touch 100 more pages in each worker.
         words = memoryview(os.urandom(4 * _MT19937_WORDS)).cast("I")
         try:
             numpy_random.set_state(("MT19937", words, _MT19937_WORDS))
-        except ValueError:  # The caller has put a generator of another kind in its place.
+        except ValueError:  # the user has replaced the global generator by another kind of generator
             numpy_random.seed(list(words[:4]))
-    # The generators of devices are made, and seeded by the system, when a device is started.
+    # Generators of devices need nothing: torch makes and seeds them when a device is started.
     generator = getattr(torch, "default_generator", None)
     if generator is not None:
         generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
 
 
 def states() -> dict[str, Any]:
-    """Return the states of the global generators that are loaded."""
-    found: dict[str, Any] = {"random": random.getstate()}
+    """Return the states of the global generators that are loaded, by name of their module."""
+    saved: dict[str, Any] = {"random": random.getstate()}
     if (numpy_random := _loaded("numpy.random")) is not None:
-        found["numpy.random"] = numpy_random.get_state()
+        saved["numpy.random"] = numpy_random.get_state()
     if (torch := _loaded("torch")) is not None:
-        found["torch"] = torch.get_rng_state()
-    return found
+        saved["torch"] = torch.get_rng_state()
+    return saved
 
 
 def _loaded(name: str) -> Any:
-    """Return a module whose import is over; None else: torch crashes if it is used before that."""
+    """Return a module that is imported completely; else None, because torch crashes if it is used before."""
     module = sys.modules.get(name)
     return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
 
 
-def restore(found: dict[str, Any]) -> None:
-    """Give the global generators the states that they had.
+def restore(saved: dict[str, Any]) -> None:
+    """Set the global generators to the states that :func:`states` has returned.
 
-    Libraries draw numbers while they are imported, rich for instance. A task must not draw others because it
-    had to import one, and another task, whose worker was born with it, had not.
+    Some libraries, for instance rich, draw random numbers while they are imported. A task that has to import
+    such a library must draw the same numbers as a task whose worker has inherited it.
+
+    Parameters
+    ----------
+    saved : dict of str to object
     """
-    random.setstate(found["random"])
-    if "numpy.random" in found:
-        sys.modules["numpy.random"].set_state(found["numpy.random"])
-    if "torch" in found:
-        sys.modules["torch"].set_rng_state(found["torch"])
+    random.setstate(saved["random"])
+    if "numpy.random" in saved:
+        sys.modules["numpy.random"].set_state(saved["numpy.random"])
+    if "torch" in saved:
+        sys.modules["torch"].set_rng_state(saved["torch"])
 
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Have every generator follow from a seed, also those of libraries that are imported meanwhile.
+    """Seed every generator, including those of libraries that are imported while the context lasts.
 
     Parameters
     ----------
@@ -131,15 +135,15 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def passed_on(seed: int | None) -> Iterator[None]:
-    """Have executors that a task makes follow from the task's seed, where all have that of ``FEDEXEC_SEED``.
+    """Make the task's seed the value of ``FEDEXEC_SEED`` while the task runs, if the variable is set.
 
-    Otherwise the tasks of each of them would draw the same numbers as those of every other, in every task.
-    Processes that the task starts inherit it.
+    Executors that the task makes read the variable. With the caller's value, the tasks of all these executors
+    would draw the same random numbers. Processes that the task starts inherit the variable.
 
     Parameters
     ----------
     seed : int or None
-        The task's. None changes nothing.
+        The task's seed. None changes nothing.
     """
     ours, before = str(seed), os.environ.get(_VARIABLE)
     if seed is None or not before:
@@ -154,19 +158,30 @@ def passed_on(seed: int | None) -> Iterator[None]:
 
 
 def call_seeded(seed: int, call: Callable[[], object]) -> object:
-    """Make a call with every generator following from a seed."""
+    """Make a call with all generators seeded.
+
+    Parameters
+    ----------
+    seed : int
+    call : callable
+
+    Returns
+    -------
+    object
+        What the call has returned.
+    """
     with seeded(seed):
         return call()
 
 
 @contextlib.contextmanager
 def when_imported(actions: Mapping[str, Callable[[Any], None]]) -> Iterator[None]:
-    """Have something done to a library as soon as it has been imported, before anybody uses it.
+    """Act on libraries as soon as they have been imported, before anybody uses them.
 
     Parameters
     ----------
-    actions : mapping of str to callable ``(module) -> None``
-        By the library's name. One that is imported already is left as it is.
+    actions : mapping of str to callable
+        ``action(module)`` by name of the library. A library that is already imported is left as it is.
     """
     finder = _Finder(actions)
     sys.meta_path.insert(0, finder)
@@ -174,7 +189,7 @@ def when_imported(actions: Mapping[str, Callable[[Any], None]]) -> Iterator[None
         with imports.keeping(states, restore):
             yield
     finally:
-        with contextlib.suppress(ValueError):  # The task may have changed the list.
+        with contextlib.suppress(ValueError):  # the task may have changed the list
             sys.meta_path.remove(finder)
 
 
@@ -183,7 +198,7 @@ def _seed_numpy(module: Any, seed: int) -> None:
 
 
 def _seed_torch(module: Any, seed: int) -> None:
-    if hasattr(module, "manual_seed"):  # not while it is being imported
+    if hasattr(module, "manual_seed"):  # false while torch is being imported
         module.manual_seed(seed % 2**63)
 
 
@@ -191,7 +206,7 @@ _SEEDERS: dict[str, Callable[[Any, int], None]] = {"numpy.random": _seed_numpy, 
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing by itself: it has something done to a library as soon as that has been imported."""
+    """Finds a library through the other finders, and has an action follow its import."""
 
     def __init__(self, actions: Mapping[str, Callable[[Any], None]]) -> None:
         self._actions = actions
@@ -211,15 +226,15 @@ class _Finder(MetaPathFinder):
 
 
 class _ActingLoader(Loader):
-    """A library's own loader, and what is done to the library after that."""
+    """Loads a library with the library's own loader, and then runs the action."""
 
     def __init__(self, loader: Any, action: Callable[[Any], None]) -> None:
         self._loader = loader
         self._action = action
 
     def __getattr__(self, name: str) -> Any:
-        """Answer what is asked of a library's loader without importing the library."""
-        if name == "_loader":  # not set yet, in a copy
+        """Look up other attributes in the library's own loader, without importing the library."""
+        if name == "_loader":  # it is not set yet in an object that is being copied
             raise AttributeError(name)
         return getattr(self._loader, name)
 

@@ -1,4 +1,4 @@
-"""What a worker does before its first task: it limits its threads, preload, initializer."""
+"""Sets up a worker before its first task: number of threads, preload, initializer."""
 
 import os
 import pickle
@@ -28,7 +28,17 @@ __all__ = ["WorkerSetup", "device_environment", "environment", "preload", "prepa
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What a worker does before its first task."""
+    """What a worker needs for its set-up. It can be pickled.
+
+    Attributes
+    ----------
+    environ : dict of str to str
+        Environment variables to set.
+    preload : tuple of str
+        Modules to import.
+    initializer : bytes or None
+        The pickled initializer and its arguments; None if there is no initializer.
+    """
 
     environ: dict[str, str]
     preload: tuple[str, ...]
@@ -36,52 +46,85 @@ class WorkerSetup:
 
     @classmethod
     def of(cls, settings: Settings, hooks: Hooks) -> "WorkerSetup":
-        """Pack what is asked of a worker."""
+        """Collect what the settings and hooks ask of a worker.
+
+        Parameters
+        ----------
+        settings : Settings
+        hooks : Hooks
+
+        Returns
+        -------
+        WorkerSetup
+        """
         packed = initargs.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
         return cls(environment(settings), settings.preload, packed)
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that hold a worker to its share of the cores and tell it of its device.
+    """Return the variables that limit the threads of a worker and name its devices.
 
-    A number of threads that the user has set stays, unless ``threads_per_worker`` was given as well.
+    A number of threads that the user has set in the environment stays, unless ``threads_per_worker`` was
+    given as well.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    dict of str to str
     """
     chosen = settings.sources.get("threads_per_worker", "default") != "default"
     limit = str(settings.threads_per_worker)
-    wanted = {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
-    return wanted | device_environment(settings)
+    variables = {name: limit if chosen else os.environ.get(name, limit) for name in THREAD_VARIABLES}
+    return variables | device_environment(settings)
 
 
 def device_environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that have a process compute on the chosen devices and see no other."""
-    wanted = {}
+    """Return the variables that make a process compute on the chosen devices and see no other device.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    dict of str to str
+    """
+    variables = {}
     if settings.device is not None:
-        wanted["FEDEXEC_DEVICE"] = settings.device
+        variables["FEDEXEC_DEVICE"] = settings.device
         if not device.is_emulated(settings.device):
-            wanted["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's, by which an index was meant
-            wanted["CUDA_VISIBLE_DEVICES"] = "" if settings.device == "none" else settings.device
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order, to which indices of the user refer
+            variables["CUDA_VISIBLE_DEVICES"] = "" if settings.device == "none" else settings.device
     if device.LEDGER_VARIABLE in os.environ:
-        wanted[device.LEDGER_VARIABLE] = os.environ[device.LEDGER_VARIABLE]
-    return wanted
+        variables[device.LEDGER_VARIABLE] = os.environ[device.LEDGER_VARIABLE]
+    return variables
 
 
-def setup(wanted: WorkerSetup) -> None:
-    """Make this process a worker. A failure is kept, and answers every task that :func:`run` is given."""
+def setup(worker_setup: WorkerSetup) -> None:
+    """Make this process a worker. If that fails, :func:`run` replies to every task with the failure.
+
+    Parameters
+    ----------
+    worker_setup : WorkerSetup
+    """
     started = time.perf_counter()
     leave_the_callers_group()
     end_with_caller()
     prepare()
     seeding.renew()
-    limit_threads(wanted.environ)
+    limit_threads(worker_setup.environ)
     try:
-        preload(wanted.preload)
+        preload(worker_setup.preload)
     except PreloadError as exc:
         payload = pickle.dumps((exc.module, exc.traceback))
         this_worker.failure = pickle.dumps(Reply(ReplyKind.PRELOAD_FAILED, payload, os.getpid()))
         return
     try:
-        if wanted.initializer is not None:
-            fn, args = pickle.loads(wanted.initializer)
+        if worker_setup.initializer is not None:
+            fn, args = pickle.loads(worker_setup.initializer)
             fn(*args)
     except BaseException as exc:
         this_worker.failure = pickle.dumps(failure(ReplyKind.INITIALIZER_FAILED, exc))
@@ -90,7 +133,7 @@ def setup(wanted: WorkerSetup) -> None:
 
 
 def prepare() -> None:
-    """Do what each worker needs, and need not do if the process that it is forked from has done it."""
+    """Do what each worker needs; a template does this once for all workers that are forked from it."""
     watch()
     send_main_by_value()
 
@@ -98,10 +141,14 @@ def prepare() -> None:
 def preload(modules: Iterable[str]) -> None:
     """Import modules by name.
 
+    Parameters
+    ----------
+    modules : iterable of str
+
     Raises
     ------
     PreloadError
-        One of them cannot be imported; carries its traceback.
+        A module cannot be imported; the error carries the traceback.
     """
     for module in modules:
         try:

@@ -1,4 +1,4 @@
-"""How many threads numerical libraries may use in a worker: its share of the cores."""
+"""Limits how many threads numerical libraries use in a worker, so that workers share the cores."""
 
 import os
 import sys
@@ -10,7 +10,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def limit_threads(environ: Mapping[str, str]) -> None:
-    """Hold this process to its share of the cores: torch, and libraries that will be loaded."""
+    """Limit the threads of torch, and of libraries that will be loaded later, in this process.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        Environment variables to set, such as ``OMP_NUM_THREADS``.
+    """
     for name, value in environ.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
@@ -21,10 +27,15 @@ def limit_threads(environ: Mapping[str, str]) -> None:
 
 
 def limit_loaded(environ: Mapping[str, str]) -> None:
-    """Hold the workers that are forked from this process to their share: libraries that are loaded already.
+    """Limit the threads of libraries that are already loaded here, for workers forked from this process.
 
-    They read their environment only once. Here this costs a worker nothing; OpenBLAS starts threads at once,
-    ends them before a fork, and starts them again in a worker that computes.
+    These libraries read the environment only once. Here the limit costs no worker anything. OpenBLAS starts
+    its threads at once, ends them before a fork, and starts them again in a worker that computes.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        Environment variables such as ``OMP_NUM_THREADS``.
     """
     from threadpoolctl import ThreadpoolController
 
@@ -32,26 +43,27 @@ def limit_loaded(environ: Mapping[str, str]) -> None:
     for library in ThreadpoolController().lib_controllers:
         variable = variables.get(library.user_api) or variables.get(library.internal_api)
         number = _threads_of(environ, variable) if variable else 0
-        if library.user_api == "openmp":  # torch's setting, too
+        if library.user_api == "openmp":  # torch uses the same setting
             number = _torch_threads or number
         if number and number != library.num_threads:
             library.set_num_threads(number)
 
 
 def keep_torch_threads() -> None:
-    """Have workers keep the number of threads that an import has told torch: where they are forked from.
+    """Have forked workers keep the number of threads that an import has set in torch.
 
-    There the environment says one. A fresh interpreter keeps it anyway: it imports after it was limited.
+    Otherwise the number in the environment would replace it. A fresh interpreter keeps the number anyway,
+    because it imports the module after its threads were limited.
     """
     global _torch_threads
     number = getattr(sys.modules.get("torch"), "get_num_threads", int)()
     _torch_threads = number if number > 1 else 0
 
 
-_torch_threads = 0  # that an import has asked for; one cannot be told from none
+_torch_threads = 0  # number that an import has set; 0 if none has, or if it has set one thread
 
 
 def _threads_of(environ: Mapping[str, str], variable: str) -> int:
-    """Return a number of threads; 0 if it is none. OpenMP allows a list, one number a nesting level."""
+    """Return the number of threads in a variable, or 0. OpenMP allows a list, one number a nesting level."""
     number = environ.get(variable, "").partition(",")[0]
     return max(1, int(number)) if number.isdecimal() else 0
