@@ -1,9 +1,9 @@
-"""Whether a process is fit to be forked: what its children would lose, and what they could not use.
+"""Whether a process may be forked: what a forked child would lose, and which GPU it could not use.
 
-The template asks after each module that it imports and after the warm-up. A fork copies the memory of a
-process and one of its threads. So a child loses the other threads, and it cannot use a GPU whose driver its
-parent has started. Threads are judged by whose they are; the GPU is tried in a forked child, because no flag
-of a library tells the whole truth.
+The template asks this after each module that it imports and after the warm-up. A fork copies the memory of a
+process but only one of its threads, so a child loses the other threads, and it cannot use a GPU whose driver
+its parent has started. Threads are judged by the library that owns them. GPUs are tried in a forked child,
+because no library has a flag that tells the whole truth.
 """
 
 import contextlib
@@ -24,42 +24,44 @@ from fedexec._worker.seeding import when_imported
 
 __all__ = ["fork", "no_torch_threads", "open_files", "show_devices", "why_unfit"]
 
-ENDING_SECONDS = 1.0  # A joined thread stays in /proc for some microseconds; one that ends needs its time.
-TRIAL_SECONDS = 20.0  # in which a forked child tells whether it could use a GPU
+# A joined thread stays in /proc for some microseconds; a thread that is ending needs time.
+ENDING_SECONDS = 1.0
+TRIAL_SECONDS = 20.0  # time that a forked child has to tell whether it can use a GPU
 
 NATIVE_HARMLESS = {
-    "jemalloc_bg_thd": "jemalloc (pyarrow, polars) gives memory back in it, and handles a fork itself",
-    "polars-ooc-clea": "polars removes its spill files in it, and has none before its first query",
+    "jemalloc_bg_thd": "jemalloc (pyarrow, polars) returns memory in this thread and handles a fork itself",
+    "polars-ooc-clea": "polars removes its spill files in this thread; before the first query there are none",
 }
-"""Name of a thread of a library -> why a forked child does well without it."""
+"""Name of a library's native thread -> why a forked child works without the thread."""
 
 PYTHON_HARMLESS = {
-    "tqdm._monitor.TMonitor": "tqdm refreshes slow progress bars in it, and starts another one when needed",
+    "tqdm._monitor.TMonitor": "tqdm refreshes slow bars in this thread and starts another one when needed",
 }
-"""Class of a Python thread -> why a forked child does well without it."""
+"""Class of a Python thread -> why a forked child works without the thread."""
 
 GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render", "/dev/dxg")
-"""How the files of GPUs begin; whoever has one open has started a driver."""
+"""Prefixes of the paths of GPU device files; a process that has such a file open has started a driver."""
 
 NVML_FILES = ("/dev/nvidiactl", *(f"/dev/nvidia{number}" for number in range(64)))
-"""What NVML opens to answer questions; CUDA opens /dev/nvidia-uvm beside them."""
+"""Files that NVML opens to answer questions; CUDA opens /dev/nvidia-uvm in addition."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _NVML, _CUDA = "libnvidia-ml.so.1", "libcuda.so.1"
-_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: what cuInit says in a child of a process that used CUDA
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: cuInit's error in a child of a process that used CUDA
 
 
 # ---------------------------------------------------------------- the verdict
 
 
 def why_unfit() -> str | None:
-    """Return why a child forked from this process would be worse off than a fresh process; None if it is not.
+    """Return why a child forked from this process would work worse than a fresh process.
 
     Returns
     -------
     str or None
-        A sentence whose subject, "it", is the module that was imported last.
+        A sentence whose subject, "it", is the module that was imported last; None if this process may be
+        forked.
     """
     if files := _gpu_files():
         return f"it opened {', '.join(files)}, and a GPU's driver does not survive a fork"
@@ -71,12 +73,24 @@ def why_unfit() -> str | None:
 
 
 def why_no_child_answers() -> str | None:
-    """Return why a child of this process does not simply run (a hook may stop it); None if it does."""
+    """Return why a forked child does not run (for instance because of a fork hook).
+
+    Returns
+    -------
+    str or None
+        A sentence; None if a forked child runs.
+    """
     return _try_in_child(lambda: None)
 
 
 def fork() -> int:
-    """Fork, without Python's warning about threads that :func:`why_unfit` has found harmless."""
+    """Fork without Python's warning about threads, which :func:`why_unfit` has found harmless.
+
+    Returns
+    -------
+    int
+        As of :func:`os.fork`: the child's pid in the parent, 0 in the child.
+    """
     if not _is_multithreaded:
         return os.fork()
     with warnings.catch_warnings():
@@ -90,7 +104,7 @@ POOLS = ("concurrent.futures.process", "loky.process_executor", "joblib.external
 
 
 def _shared_pools() -> str | None:
-    """Tell of pools of processes that have started none yet: their pipes are there, for one process."""
+    """Return a complaint if there is a process pool, whose pipes all forked workers would share."""
     kinds = tuple(sys.modules[name].ProcessPoolExecutor for name in POOLS if name in sys.modules)
     if kinds and any(issubclass(type(each), kinds) and not _is_shut(each) for each in gc.get_objects()):
         return "it made a ProcessPoolExecutor, whose pipes all forked workers would share"
@@ -98,7 +112,7 @@ def _shared_pools() -> str | None:
 
 
 def _is_shut(pool: Any) -> bool:
-    flags = getattr(pool, "_flags", None)  # of loky's
+    flags = getattr(pool, "_flags", None)  # loky's pool keeps its state there
     return bool(flags.shutdown if flags is not None else pool._shutdown_thread)
 
 
@@ -109,7 +123,7 @@ _is_multithreaded = False
 
 @dataclass(frozen=True, slots=True)
 class _Thread:
-    """A thread beside the main one: its name, and the class and target of one that Python knows."""
+    """A thread other than the main one; `kind` (class) and `target` are known for Python threads only."""
 
     name: str
     kind: str | None = None
@@ -126,14 +140,16 @@ class _Thread:
 
 
 def _lost_threads() -> str | None:
-    """Name the threads that a forked child would miss, once those that are about to end have ended."""
+    """Name the threads that a forked child would lose, after a wait for threads that are about to end."""
     global _is_multithreaded
     threads = _threads()
     deadline = time.monotonic() + ENDING_SECONDS
     restarted: set[str] = set()
     if any(not thread.is_harmless for thread in threads):
-        gc.collect()  # A pool that nobody holds ends its threads when it is collected.
-        # Libraries that handle a fork end their threads before it (OpenBLAS) or start them anew after it.
+        # A pool without references ends its threads when it is collected.
+        gc.collect()
+        # Libraries that handle a fork either end their threads before the fork (OpenBLAS) or start them again
+        # after it: the threads that a forked child has are not lost.
         restarted = set((_try_in_child(_names_of_threads) or "").splitlines())
     while lost := [each for each in threads if not each.is_harmless and each.name not in restarted]:
         if time.monotonic() > deadline:
@@ -148,13 +164,13 @@ def _lost_threads() -> str | None:
 
 
 def _names_of_threads() -> str:
-    """Return the names of this process's native threads, a line each."""
+    """Return the names of this process's native threads, one per line."""
     return "\n".join(thread.name for thread in _threads() if thread.kind is None)
 
 
 def _threads() -> list[_Thread]:
-    """Return every thread of this process but the main one."""
-    known = {thread.native_id: _python_thread(thread) for thread in threading.enumerate()}
+    """Return every thread of this process except the main one."""
+    known = {thread.native_id: _describe_python_thread(thread) for thread in threading.enumerate()}
     main = threading.main_thread().native_id
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
@@ -163,13 +179,14 @@ def _threads() -> list[_Thread]:
     for task in tasks.iterdir():
         number = int(task.name)
         if number not in (main, os.getpid()):
-            with contextlib.suppress(OSError):  # It has ended since it was listed.
+            with contextlib.suppress(OSError):  # The thread has ended since it was listed.
                 found.append(known.get(number) or _Thread((task / "comm").read_text().rstrip("\n")))
     return found
 
 
-def _python_thread(thread: threading.Thread) -> _Thread:
-    target = getattr(thread, "_target", None)  # Python tells no one what a thread runs.
+def _describe_python_thread(thread: threading.Thread) -> _Thread:
+    # Python has no public name for the function that a thread runs.
+    target = getattr(thread, "_target", None)
     where = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', None)}" if target else ""
     return _Thread(thread.name, f"{type(thread).__module__}.{type(thread).__qualname__}", where)
 
@@ -179,31 +196,32 @@ def _python_thread(thread: threading.Thread) -> _Thread:
 
 @contextlib.contextmanager
 def no_torch_threads() -> Iterator[None]:
-    """Have imports tell torch a number of threads without starting one, which a fork would lose.
+    """Let imports set torch's number of threads without starting a thread, which a fork would lose.
 
-    The first number that torch is told is that of a pool for XNNPACK, which it fills at once. Those for all
-    else it fills when it computes.
+    The first call of `torch.set_num_threads` sizes the pool of XNNPACK, which starts its threads at once. So
+    the first call asks for one thread, before an import can ask for more. torch's other pools start their
+    threads only when they compute.
     """
 
-    def tell_one(torch: Any) -> None:
+    def set_one_thread(torch: Any) -> None:
         if hasattr(torch, "set_num_threads"):
             torch.set_num_threads(1)
 
-    with when_imported({"torch": tell_one}):
+    with when_imported({"torch": set_one_thread}):
         yield
 
 
 def show_devices() -> Callable[[], None]:
-    """Arrange what this process sees of the GPUs while it imports other people's modules.
+    """Set which GPUs this process sees while it imports modules of other authors.
 
-    torch is to ask NVML for them and not CUDA, which no forked child could use afterwards. torch does not
-    know how to ask NVML for MIG instances: one GPU stands for them meanwhile. Where there is no GPU, torch is
-    spared to look for one, after which it would refuse to compute on any.
+    torch must ask NVML for the GPUs and not CUDA, because no forked child could use CUDA afterwards. torch
+    cannot ask NVML for MIG instances, so GPU 0 is shown instead. If there is no GPU, torch must not look for
+    one, because torch would then refuse to compute on any.
 
     Returns
     -------
     callable
-        Puts the variables back as the workers are to see them.
+        Restores the variables to the values that the workers are to see.
     """
     os.environ.setdefault(ASK_NVML, "1")
     before = os.environ.get(VISIBLE)
@@ -215,15 +233,15 @@ def show_devices() -> Callable[[], None]:
         return lambda: None
     os.environ[VISIBLE] = shown
 
-    def put_back() -> None:
+    def restore() -> None:
         if os.environ.get(VISIBLE) != shown:
-            return  # A module has chosen for itself.
+            return  # A module has set the variable itself, and its choice stays.
         if before is None:
             del os.environ[VISIBLE]
         else:
             os.environ[VISIBLE] = before
 
-    return put_back
+    return restore
 
 
 def _may_have_gpu() -> bool:
@@ -247,6 +265,7 @@ def _may_have_gpu() -> bool:
 
 
 def _started_by_torch() -> str | None:
+    """Return the kind of GPU ("cuda" or "xpu") that torch has initialized in this process."""
     torch: Any = sys.modules.get("torch")
     for name in ("cuda", "xpu"):
         is_initialized = getattr(getattr(torch, name, None), "is_initialized", None)
@@ -260,7 +279,7 @@ def _may_have_touched_gpu() -> bool:
 
 
 def _gpu_trouble() -> str | None:
-    """Say what this process, a forked child, cannot do with a GPU."""
+    """Return why this process, a forked child, cannot use a GPU."""
     torch: Any = sys.modules.get("torch")
     for name, is_there in (("cuda", _may_have_gpu), ("xpu", lambda: any(Path("/dev/dri").glob("render*")))):
         is_in_bad_fork = getattr(getattr(torch, name, None), "_is_in_bad_fork", None)
@@ -280,12 +299,12 @@ def _gpu_trouble() -> str | None:
 
 
 def _gpu_files() -> list[str]:
-    """Return the files of GPUs that are open here, but for those that NVML needs to answer questions."""
-    with _nvml_put_aside() as was_in_use:
-        found = _open_gpu_files()
+    """Return the open files of GPUs, without those that NVML needs to answer questions."""
+    with _nvml_closed() as was_in_use:
+        files = _open_gpu_files()
         if was_in_use and not _is_mapped("libcuda.so"):
-            found = [file for file in found if file not in NVML_FILES]
-    return found
+            files = [file for file in files if file not in NVML_FILES]
+    return files
 
 
 def _open_gpu_files() -> list[str]:
@@ -293,24 +312,30 @@ def _open_gpu_files() -> list[str]:
 
 
 def open_files() -> set[str]:
-    """Return what the descriptors of this process lead to, as Linux names it."""
-    found = set()
+    """Return the targets of this process's open descriptors, as /proc names them.
+
+    Returns
+    -------
+    set of str
+        Paths, or names such as ``socket:[123]``; empty where /proc is missing.
+    """
+    targets = set()
     with contextlib.suppress(OSError):
         for descriptor in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # It was closed since it was listed.
-                found.add(str(descriptor.readlink()))
-    return found
+            with contextlib.suppress(OSError):  # The descriptor was closed after it was listed.
+                targets.add(str(descriptor.readlink()))
+    return targets
 
 
 @contextlib.contextmanager
-def _nvml_put_aside() -> Iterator[bool]:
-    """Have NVML close its files for a moment, unnoticed by users of pynvml; yield whether it was in use."""
+def _nvml_closed() -> Iterator[bool]:
+    """Close NVML's files for a moment, invisibly to users of pynvml; yield whether NVML was in use."""
     if not _open_gpu_files() or not _is_mapped("libnvidia-ml.so"):
         yield False
         return
     nvml = ctypes.CDLL(_NVML)
     was_in_use = False
-    while nvml.nvmlShutdown() == 0:  # It counts who has started it; torch never shuts it down.
+    while nvml.nvmlShutdown() == 0:  # NVML counts its users; torch never shuts NVML down.
         was_in_use = True
     try:
         yield was_in_use
@@ -330,10 +355,11 @@ def _is_mapped(library: str) -> bool:
 
 
 def _try_in_child(check: Callable[[], str | None]) -> str | None:
-    """Run a check in a forked child; return what it says, or how it failed to say anything."""
+    """Run a check in a forked child; return the child's answer, or why the child did not answer."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, which are judged elsewhere
+        # It warns about threads, which `_lost_threads` judges.
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         _answer_and_end(check, writing)

@@ -1,6 +1,6 @@
-"""Forks workers in the template, reaps them, and tells the caller how each of them ended."""
+"""Forks workers in the template, reaps them, and tells the caller how each worker ended."""
 
-import _signal  # type: ignore[import-not-found]  # what a new worker calls through `signal` costs 50 pages
+import _signal  # type: ignore[import-not-found]  # `signal`'s wrappers would copy 50 memory pages per worker
 import atexit
 import contextlib
 import gc
@@ -29,45 +29,77 @@ from fedexec._worker.threads import keep_torch_threads, limit_loaded
 
 __all__ = ["Forker", "Service", "inherited_fd", "settle_memory"]
 
-_util: Any = util  # its underscored names, which type checkers do not know
+_util: Any = util  # gives access to underscored names, which type checkers do not know
 _process: Any = process
 _tracker: Any = resource_tracker._resource_tracker
 _SIGCHLD, _SIGHUP, _SIGINT = int(signal.SIGCHLD), int(signal.SIGHUP), int(signal.SIGINT)
-_HAS_ENDED = -2  # in place of a process's number
+_HAS_ENDED = -2  # stands in place of a pid
 
 
 class Service(Protocol):
-    """What workers do for whom a process object would be too much: the template knows it before it forks."""
+    """The work of workers that need no process object: the template knows the work before it forks."""
 
     def prepare(self) -> None:
-        """Do in the template, once, what need not be done in each worker."""
+        """Do once, in the template, what each worker would otherwise have to do."""
 
     def serve(self, connection: Connection) -> None:
-        """Do a worker's work; it ends when this returns."""
+        """Do a worker's work; the worker ends when this method returns.
+
+        Parameters
+        ----------
+        connection : Connection
+            The worker's end of the pipe to the caller.
+        """
 
 
 _inherited_fds: list[int] = []
 
 
 def inherited_fd(index: int) -> int:
-    """Return, in a worker, a descriptor that its process object refers to by number."""
+    """Return, in a worker, a descriptor that the process object refers to by its index.
+
+    Parameters
+    ----------
+    index : int
+        Position among the descriptors that the caller sent along.
+
+    Returns
+    -------
+    int
+        The descriptor's number in this worker.
+    """
     return _inherited_fds[index]
 
 
 def settle_memory() -> None:
-    """Arrange what all workers share so that they neither copy nor free more of it than they must."""
+    """Arrange the memory that workers share with the template, so that they copy and free little of it."""
     gc.collect()
-    gc.freeze()  # a worker's collector shall not touch it
+    # The garbage collector of a worker must not write to these objects, or their pages are copied.
+    gc.freeze()
     huge_pages.collapse()
     huge_pages.make_room()
 
 
-def _go_on(signum: int, frame: object) -> None:
-    """Outlive the SIGHUP of a stopped group whose caller is gone: the workers are ended first."""
+def _ignore_hangup(signum: int, frame: object) -> None:
+    """Survive the SIGHUP of a stopped group whose caller is gone: the workers must be ended first."""
 
 
 class Forker:
-    """Forks workers, reaps them, and ends them all when the caller is gone. One thread, for fork's sake."""
+    """Forks workers, reaps them, and ends all of them when the caller is gone.
+
+    It uses one thread only, because a fork copies no other thread.
+
+    Parameters
+    ----------
+    control : socket
+        Connection to the caller, which sends requests and closes it in the end.
+    service : Service or None
+        What every worker does; None if each worker reads a process object.
+    left_to_do : ToDoAtExit
+        What imports have left to be done when the template exits.
+    threads : dict of str to str
+        Environment variable -> number of threads of workers; empty if workers use one thread.
+    """
 
     def __init__(
         self, control: socket.socket, service: Service | None, left_to_do: ToDoAtExit, threads: dict[str, str]
@@ -75,24 +107,24 @@ class Forker:
         self._control = control
         self._service = service
         self._left_to_do = left_to_do
-        self._threads = threads  # that workers compute with, by variable; none where that is one
-        self._status_fds: dict[int, int] = {}  # pid -> where the caller waits for its exit code
-        self._trial: Trial | None = None  # while it learns
-        self._lesson_fd = -1  # where the caller waits for what becomes of that
-        self._successor = -1  # its pid, once it has taken this process's place
+        self._threads = threads
+        self._status_fds: dict[int, int] = {}  # pid -> pipe on which the caller waits for the exit code
+        self._trial: Trial | None = None  # set while a child tries to import or rehearse
+        self._lesson_fd = -1  # pipe on which the caller waits for the result of that trial
+        self._successor = -1  # pid of the process that has replaced this one as the template
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe()
         os.set_blocking(self._wakeup_r, False)
         os.set_blocking(self._wakeup_w, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        # The caller, or what was imported, may have blocked it: then no worker's end would be heard of.
+        # The caller or an import may have blocked SIGCHLD; this process would not notice the end of a worker.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         signal.set_wakeup_fd(self._wakeup_w)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, _go_on)
+            signal.signal(signal.SIGHUP, _ignore_hangup)
 
     def run(self) -> NoReturn:
-        """Do what the caller asks until it closes its end; of one that has a successor, until that ends."""
+        """Serve the caller until it hangs up; if this process has a successor, until the successor ends."""
         self._serve()
         self._left_to_do.take_back()
         leave()
@@ -111,7 +143,7 @@ class Forker:
                 if self._successor == _HAS_ENDED:
                     return
             if self._trial is not None and self._trial.pid == trying:
-                self._follow(self._trial, has_spoken=self._trial.fd in ready)
+                self._check_trial(self._trial, has_spoken=self._trial.fd in ready)
             if self._control in ready and self._successor < 0 and not self._answer():
                 break
         if self._trial is not None:
@@ -137,7 +169,7 @@ class Forker:
             foreign = [status_fd, *self._status_fds.values()]
             self._become_worker(data_fd, foreign, tracker_fd, list(inherited))
         try:
-            os.setpgid(pid, pid)  # here as well as in the worker: whoever comes first
+            os.setpgid(pid, pid)  # The worker does the same: whichever process runs first creates the group.
         except OSError:
             pass
         self._report(status_fd, pid)
@@ -146,7 +178,7 @@ class Forker:
             os.close(fd)
 
     def _end_stopped(self) -> None:
-        """Kill the child that is, or may become, the template if it has been stopped: it answers nobody."""
+        """Kill the successor or the child on trial if it is stopped, because it cannot answer."""
         for pid in (self._successor, -1 if self._trial is None else self._trial.pid):
             with contextlib.suppress(ChildProcessError):
                 if pid > 0 and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -154,7 +186,8 @@ class Forker:
 
     def _reap(self) -> None:
         while True:
-            # Told before it is reaped: who sees that a worker is gone can rely on having been told.
+            # Report the exit code before the process is reaped: a caller that sees the process gone can then
+            # rely on the report.
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -162,7 +195,8 @@ class Forker:
             if ended is None:
                 return
             pid = ended.si_pid
-            end_group(pid)  # what a task left running; not reaped yet, it still has its number
+            # ends what a task left running; the pid is still taken, because the worker is not reaped yet
+            end_group(pid)
             status_fd = self._status_fds.pop(pid, None)
             if status_fd is not None:
                 killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
@@ -177,14 +211,14 @@ class Forker:
     # ------------------------------------------------------------ learning
 
     def _learn(self, names_fd: int, lesson_fd: int) -> None:
-        """Have a child import modules, and take this process's place if it is fit to."""
+        """Let a child import modules, or rehearse; a child that may be forked becomes the next template."""
         with os.fdopen(names_fd, "rb") as file:
-            wanted = json.loads(file.readline())
-            rehearsal = (wanted["rehearsal"], file.read()) if "rehearsal" in wanted else None
-        if self._trial is not None:  # Whoever asked for it has not waited: nobody will take it over.
+            request = json.loads(file.readline())
+            rehearsal = (request["rehearsal"], file.read()) if "rehearsal" in request else None
+        if self._trial is not None:  # The caller of the earlier trial has stopped waiting for its result.
             self._give_up(self._trial)
         self._lesson_fd = lesson_fd
-        self._set_trial(Trial(wanted["modules"], self, wanted["seconds"], rehearsal, wanted.get("path")))
+        self._set_trial(Trial(request["modules"], self, request["seconds"], rehearsal, request.get("path")))
 
     def _give_up(self, trial: Trial) -> None:
         if trial.fd in self._selector.get_map():
@@ -194,16 +228,16 @@ class Forker:
         os.close(self._lesson_fd)
 
     def _set_trial(self, trial: Trial) -> None:
-        if trial.pid < 0:  # nothing to import, or nothing left
+        if trial.pid < 0:  # There is nothing to import, or nothing is left.
             self._trial = None
-            self._tell_lesson(trial, [])
+            self._send_lesson(trial, [])
         else:
             self._trial = trial
             self._selector.register(trial.fd, selectors.EVENT_READ)
 
-    def _follow(self, trial: Trial, *, has_spoken: bool) -> None:
-        if has_spoken and trial.hear():
-            self._selector.unregister(trial.fd)  # it ends, which will be heard of
+    def _check_trial(self, trial: Trial, *, has_spoken: bool) -> None:
+        if has_spoken and trial.read_reports():
+            self._selector.unregister(trial.fd)  # The child is about to end, which SIGCHLD reports.
         if trial.learnt is not None:
             self._hand_over(trial, trial.learnt)
         elif time.monotonic() > trial.deadline:
@@ -211,7 +245,7 @@ class Forker:
 
     def _try_again(self, trial: Trial, status: int) -> None:
         if trial.fd in self._selector.get_map():
-            while not trial.hear():
+            while not trial.read_reports():
                 pass
             self._selector.unregister(trial.fd)
         trial.failed(status)
@@ -224,27 +258,27 @@ class Forker:
         self._trial, self._successor = None, trial.pid
         trial.take_over()
         self._control.close()
-        self._tell_lesson(trial, learnt)
+        self._send_lesson(trial, learnt)
 
-    def _tell_lesson(self, trial: Trial, learnt: list[str]) -> None:
+    def _send_lesson(self, trial: Trial, learnt: list[str]) -> None:
         try:
             with os.fdopen(self._lesson_fd, "wb") as file:
                 file.write(
                     json.dumps({"learnt": learnt, "unfit": trial.unfit, "raised": trial.raised}).encode()
                 )
         except BrokenPipeError:
-            pass  # the caller is gone, or does not wait any more
+            pass  # The caller is gone, or has stopped waiting.
 
     def _end_after_successor(self, status: int) -> None:
-        """End too: with the workers if the caller is gone; if the successor was killed, they may finish."""
+        """End all workers if the caller is gone; let them finish if the successor was killed."""
         self._successor = _HAS_ENDED
-        if status in (0, signal.SIGALRM):  # the latter ends what is stuck in its exit functions
+        if status in (0, signal.SIGALRM):  # SIGALRM ends a successor that is stuck in its exit functions.
             for pid in self._status_fds:
                 end_group(pid)
         signal.set_wakeup_fd(-1)
 
     def detach(self) -> None:
-        """Let go of what only the old template needs; called in a child that may become its successor."""
+        """Release what only the old template needs; called in a child that may become the successor."""
         if self._threads:
             limit_loaded(dict.fromkeys(self._threads, "1"))
         leave_out_inherited()
@@ -254,7 +288,7 @@ class Forker:
             os.close(fd)
 
     def get_ready(self) -> None:
-        """Do once more what is done before workers are forked."""
+        """Repeat, in the successor, the preparations that come before the first fork."""
         self._left_to_do = ToDoAtExit()
         keep_torch_threads()
         if self._threads:
@@ -264,7 +298,7 @@ class Forker:
         settle_memory()
 
     def take_over(self) -> NoReturn:
-        """Be the template."""
+        """Run as the template."""
         Forker(self._control, self._service, self._left_to_do, self._threads).run()
 
     # ------------------------------------------------------------ workers
@@ -274,7 +308,7 @@ class Forker:
         try:
             write_signed(fd, number)
         except BrokenPipeError:
-            pass  # nobody waits for this worker any more
+            pass  # The caller does not wait for this worker any more.
 
     def _become_worker(
         self, data_fd: int, foreign_fds: list[int], tracker_fd: int, inherited: list[int]
@@ -284,7 +318,7 @@ class Forker:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_SIGCHLD, _signal.SIG_DFL)
             _signal.signal(_SIGINT, _signal.default_int_handler)
-            if _signal.getsignal(_SIGHUP) is _go_on:
+            if _signal.getsignal(_SIGHUP) is _ignore_hangup:
                 _signal.signal(_SIGHUP, _signal.SIG_DFL)
             self._control.close()
             for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
@@ -300,7 +334,7 @@ class Forker:
             else:
                 _serve(self._service, data_fd, *inherited)
         except EOFError:
-            pass  # the caller ended, or gave this worker up
+            pass  # The caller has ended, or has given up this worker.
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -311,8 +345,9 @@ class Forker:
 
 
 def _serve(service: Service, sentinel: int, connection: int) -> None:
-    """Do in a worker what is left of a process object's work, then what it is there for."""
-    _process._parent_process._sentinel = sentinel  # nothing is written to it: it ends with the caller
+    """Finish the start of this process as multiprocessing would, then serve."""
+    # Nothing is written to this pipe; its end means that the caller has ended.
+    _process._parent_process._sentinel = sentinel
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
     _util._run_after_forkers()
     service.serve(Connection(connection))

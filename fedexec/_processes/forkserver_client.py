@@ -1,11 +1,12 @@
-"""The template: a clean process that imports the preload once and forks workers when asked.
+"""The caller's side of the template: a clean process that imports the preload and forks workers.
 
-This is :mod:`multiprocessing`'s forkserver with the differences a library needs: one for each executor
-instead of one for the whole program; it ends with its executor; a preload that fails is an error that names
-the module (the standard one ignores it silently); it sees the caller's ``sys.path``; nobody runs the caller's
-``__main__`` again; and no socket in the file system.
+The template is multiprocessing's forkserver, adapted to the needs of a library. Each executor has its own
+template instead of one for the whole program, and the template ends with its executor. A preload that fails
+raises an error that names the module, where the standard forkserver ignores the failure. The template gets
+the caller's ``sys.path``, does not run the caller's ``__main__`` again, and uses no socket in the file
+system.
 
-This is the caller's end; what runs in the template is :mod:`fedexec._processes.forkserver_main`.
+The template's own code is in :mod:`fedexec._processes.forkserver_main`.
 """
 
 import contextlib
@@ -41,18 +42,18 @@ from fedexec.interface import function_name
 __all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
 
 log = logging.getLogger("fedexec")
-_util: Any = util  # its underscored names, which type checkers do not know
+_util: Any = util  # gives access to underscored names, which type checkers do not know
 
 
 class UnfitTemplateError(PreloadError):
-    """What a module has done to the template makes it unfit to be forked.
+    """A module makes the template unfit to be forked.
 
     Parameters
     ----------
     module : str
-        The one that did it.
+        The module to blame.
     reason : str
-        What it did, and what a worker would lose or could not use.
+        A sentence with the subject "it" (the module): what it did, and why that harms forked workers.
     """
 
     def __str__(self) -> str:
@@ -68,18 +69,18 @@ class Template:
     Parameters
     ----------
     modules : iterable of str
-        To import before the first worker is forked.
-    warmup : callable or None
-        To be called after that.
+        Modules to import before the first worker is forked.
+    warmup : callable, optional
+        Function to call after these imports.
     timeout : float
-        Seconds that both may take.
+        Seconds that each import, and the warm-up, may take.
     backend : str
-        The backend's own module, which every worker needs before anything else.
+        The backend's own module, which every worker needs first.
     service : Service, optional
-        What every worker does; without it, each reads a process object that says so.
+        What every worker does; without it, each worker reads a process object.
     environ : mapping of str to str, optional
-        Variables of its workers: the devices that they see, which the template sees too, and how many threads
-        they compute with. The template itself has one, for fork's sake.
+        Environment variables of the workers: the devices that they see (and the template, too), and their
+        numbers of threads. The template itself uses one thread, because it forks.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class Template:
         self._control: socket.socket | None = None
         self._was_stopped = False
         self._is_discarded = threading.Event()
-        self._learning = threading.Lock()  # held while it learns: one thing at a time
-        self._learnt: list[str] = []  # modules that it has imported beside those; one that replaces it does
-        self._rehearsals: list[tuple[str, bytes]] = []  # and calls that it has made, with their names
+        self._learning = threading.Lock()  # held during a lesson, because lessons run one at a time
+        # A template that replaces a dead one imports these modules and repeats these calls, too.
+        self._learnt: list[str] = []  # modules imported in addition to `modules`
+        self._rehearsals: list[tuple[str, bytes]] = []  # (name, pickled call) of each rehearsal
 
     def start(self) -> None:
         """Start the process and wait until the preload is imported.
@@ -115,24 +117,32 @@ class Template:
         Raises
         ------
         PreloadError
-            Names the module, with its traceback in the template.
+            A module cannot be imported; the error names the module and has its traceback in the template.
+        UnfitTemplateError
+            A module makes the template unfit to be forked.
         """
         with self._lock:
             self._ensure_running()
 
     def fork(self, fds: list[int]) -> int:
-        """Have a worker forked that inherits `fds`; a template that has died is replaced first.
+        """Fork a worker that inherits `fds`; a template that has died is replaced first.
 
         Parameters
         ----------
         fds : list of int
-            Data pipe to read the process object from, status pipe to write pid and exit code to, the
-            resource tracker's pipe, and what the process object refers to; of a service, its connection.
+            In this order: the data pipe, from which the worker reads its process object; the status pipe, to
+            which pid and exit code are written; the resource tracker's pipe; the descriptors that the process
+            object refers to, or a service's connection.
 
         Returns
         -------
         int
-            The pid of the process that was asked, for :func:`end_if_stopped`.
+            The pid of the process that was asked; see :func:`end_if_stopped`.
+
+        Raises
+        ------
+        ValueError
+            `fds` are more than one message can carry.
         """
         if len(fds) > MAXFDS_TO_SEND:
             raise ValueError(f"too many file descriptors for one worker: {len(fds)} > {MAXFDS_TO_SEND}")
@@ -147,64 +157,80 @@ class Template:
             return self._process.pid
 
     def learn(self, modules: Iterable[str]) -> Lesson:
-        """Have it import more modules; workers that are forked when this returns have them.
+        """Import more modules in the template; workers that are forked afterwards have them.
 
-        Workers are forked meanwhile as before. A module that would make the template unfit to be forked, or
-        that changes what other tasks find, is left out: see :mod:`fedexec._processes.successor`.
+        The template goes on forking workers meanwhile. A module is left out if it makes the template unfit to
+        be forked, or if it changes what other tasks find: see :mod:`fedexec._processes.successor`.
+
+        Parameters
+        ----------
+        modules : iterable of str
+
+        Returns
+        -------
+        Lesson
+            The modules that were imported, and those that were left out.
         """
         with self._learning:
-            told = self._teach({"modules": list(modules)})
+            lesson = self._send_lesson({"modules": list(modules)})
             with self._lock:
-                self._learnt += told.get("learnt", [])
-        return Lesson(tuple(told.get("learnt", ())), told.get("unfit", {}))
+                self._learnt += lesson.get("learnt", [])
+        return Lesson(tuple(lesson.get("learnt", ())), lesson.get("unfit", {}))
 
     def rehearse(self, call: bytes, name: str) -> str | None:
-        """Have it make a pickled call, once; workers that are forked after this inherit what the call leaves.
+        """Make a pickled call in the template; workers that are forked afterwards inherit what it leaves.
+
+        Parameters
+        ----------
+        call : bytes
+            The pickled function.
+        name : str
+            Name of the function, for messages.
 
         Returns
         -------
         str or None
-            Why they do not: what makes a template unfit, or different for other tasks.
+            Why workers do not inherit it: the call makes the template unfit, or different for other tasks.
 
         Raises
         ------
         PreloadError
-            The call has raised; carries the traceback.
+            The call has raised; the error carries the traceback.
         """
         with self._learning:
             if call == self._warmup or (name, call) in self._rehearsals:
                 return None
-            told = self._teach({"modules": [], "rehearsal": name, "path": _sys_path()}, call)
-            if raised := told.get("raised"):
+            lesson = self._send_lesson({"modules": [], "rehearsal": name, "path": _sys_path()}, call)
+            if raised := lesson.get("raised"):
                 raise PreloadError(name, raised)
-            if name not in told.get("learnt", ()):
-                reason: str = told.get("unfit", {}).get(name, "its process was ended")
+            if name not in lesson.get("learnt", ()):
+                reason: str = lesson.get("unfit", {}).get(name, "its process was ended")
                 return reason
             with self._lock:
                 self._rehearsals.append((name, call))
         return None
 
-    def _teach(self, wanted: dict[str, Any], call: bytes = b"") -> dict[str, Any]:
-        """Tell it what to learn; return what it tells of that: nothing if it is dead, or was stopped."""
+    def _send_lesson(self, request: dict[str, Any], call: bytes = b"") -> dict[str, Any]:
+        """Send a lesson to the template; return its report (empty if the template is dead or was stopped)."""
         reading, writing = os.pipe()
-        with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as lesson:
-            lesson.write(json.dumps(wanted | {"seconds": self._timeout}).encode() + b"\n" + call)
-            lesson.seek(0)
+        with os.fdopen(reading, "rb") as answer, tempfile.TemporaryFile() as file:
+            file.write(json.dumps(request | {"seconds": self._timeout}).encode() + b"\n" + call)
+            file.seek(0)
             try:
                 with self._lock:
-                    if self._was_stopped:  # A shutdown has come first: nobody would end another one.
+                    if self._was_stopped:  # stop() came first; a template started now would never be ended.
                         return {}
-                    socket.send_fds(self._ensure_running(), [b"l"], [lesson.fileno(), writing])
+                    socket.send_fds(self._ensure_running(), [b"l"], [file.fileno(), writing])
                     assert self._process is not None
                     pid = self._process.pid
             finally:
                 os.close(writing)
             end_if_stopped(pid, reading)
-            told: dict[str, Any] = json.loads(answer.read() or "{}")
-        return told
+            report: dict[str, Any] = json.loads(answer.read() or "{}")
+        return report
 
     def stop(self) -> None:
-        """End the template and every worker that still runs, for good. Returns when it is gone."""
+        """End the template and every worker that still runs, for good; return when the template is gone."""
         with self._lock:
             self._was_stopped = True
             self._discard()
@@ -222,7 +248,7 @@ class Template:
             ours, theirs = socket.socketpair()
             forks.hold(ours.fileno())
         tracker = tracker_fd()
-        wanted = {
+        request = {
             "tracker": tracker,
             "preparation": preparation("fedexec-worker"),
             "parent": (process.current_process().name, os.getpid()),
@@ -240,7 +266,7 @@ class Template:
             f"import sys; sys.path[:] = {_sys_path()!r}; from {forkserver_main.__name__} import main; main()",
         ]
         mark = Mark.own()
-        # Ctrl+C is the caller's business: blocked until the template has a group of its own and ignores it.
+        # Ctrl+C is for the caller alone. Block it until the template leads its own group and ignores it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
@@ -257,7 +283,7 @@ class Template:
         try:
             assert self._process.stdin is not None
             with self._process.stdin as stdin:
-                stdin.write(pickle.dumps(wanted))
+                stdin.write(pickle.dumps(request))
             self._await_readiness(self._process, ours)
             self._watch(self._process.pid)
         except BaseException as exc:
@@ -267,7 +293,7 @@ class Template:
             raise
 
     def _await_readiness(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
-        """Follow what the template says it does; raise PreloadError if it fails, dies or takes too long."""
+        """Follow the template's progress reports; raise PreloadError if it fails, dies or takes too long."""
         doing = "fedexec"
         deadline = time.monotonic() + self._timeout
         unread = b""
@@ -278,11 +304,11 @@ class Template:
                     process.kill()
                     late = f"not done after {self._timeout:g} s"
                     raise PreloadError(doing, "its process was stopped" if was_stopped else late)
-                if not (said := control.recv(1 << 16)):
+                if not (data := control.recv(1 << 16)):
                     raise PreloadError(doing, "the template process died")
-                unread += said
+                unread += data
             line, _, unread = unread.partition(b"\n")
-            deadline = time.monotonic() + self._timeout  # for what comes next
+            deadline = time.monotonic() + self._timeout  # for the next step
             report = json.loads(line)
             if "unfit" in report:
                 raise UnfitTemplateError(report["module"], report["unfit"])
@@ -293,7 +319,7 @@ class Template:
             doing = report["doing"]
 
     def _watch(self, pid: int) -> None:
-        """Have a template that stays stopped killed, where nobody but it can tell that a worker has ended."""
+        """Kill a template that stays stopped, where only the template can report that a worker ended."""
         try:
             os.close(os.pidfd_open(pid))
         except (AttributeError, OSError):
@@ -308,48 +334,65 @@ class Template:
             self._control = None
         if self._process is not None:
             if is_stopped(self._process.pid):
-                os.kill(self._process.pid, signal.SIGCONT)  # It would not end.
+                os.kill(self._process.pid, signal.SIGCONT)  # A stopped process would not end.
             if has_ended(self._process.pid, wait=True):
-                # What an import has started there: a Manager, a pool. Workers have groups of their own.
+                # End what an import has started there (a Manager, a pool). Workers have groups of their own.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
 
 def end_if_stopped(pid: int, reading: int) -> None:
-    """Wait until something can be read where a template, or what has taken its place, answers.
+    """Wait for an answer of a template or its successor; kill the template if it stays stopped.
 
-    One that stays stopped is killed: then the end can be read there, and the next request starts another.
-    What has taken its place ends with it, and is ended by it when it is stopped.
+    After the kill, the pipe's end can be read, and the next request starts another template. A successor ends
+    with the template; the template itself ends a successor that is stopped.
+
+    Parameters
+    ----------
+    pid : int
+        The template.
+    reading : int
+        Descriptor that the answer is read from.
     """
     if not await_answer([reading], pid) and is_stopped(pid):
         log.warning("the template (process %d) is stopped and does not answer: it is replaced", pid)
-        with contextlib.suppress(ProcessLookupError):  # Several threads may wait for it.
+        with contextlib.suppress(ProcessLookupError):  # Several threads may wait for the same template.
             os.kill(pid, signal.SIGKILL)
 
 
 def tracker_fd() -> int:
-    """Return the pipe to the resource tracker, which is started if need be."""
-    with forks.no_fork():  # A process forked meanwhile would inherit the tracker's lock, locked for ever.
+    """Return the descriptor of the pipe to the resource tracker, after starting the tracker if necessary.
+
+    Returns
+    -------
+    int
+    """
+    with forks.no_fork():  # A process forked meanwhile would inherit the tracker's lock in a locked state.
         fd = resource_tracker.getfd()
     assert fd is not None
     return fd
 
 
 def preparation(name: str) -> dict[str, Any]:
-    """Return what multiprocessing tells a process of its parent's, but for the parent's ``__main__``.
+    """Return what multiprocessing tells a new process about its parent, without the parent's ``__main__``.
 
-    Unlike multiprocessing's own function it does not choose a start method for this process, which could not
-    choose another one afterwards, and it does without a working directory that exists.
+    There are two differences from multiprocessing's own function. This one does not fix the start method of
+    this process, which could not be changed afterwards. And the working directory may be missing.
 
     Parameters
     ----------
     name : str
-        Of the new process.
+        Name of the new process.
+
+    Returns
+    -------
+    dict of str to object
+        Argument of :func:`multiprocessing.spawn.prepare`.
     """
-    told = {
+    data = {
         "name": name,
-        # Bytes, because the key's own type refuses to be pickled while no process is being started.
+        # As bytes: AuthenticationString can be pickled only while multiprocessing starts a process.
         "authkey": bytes(process.current_process().authkey),
         "log_to_stderr": _util._log_to_stderr,
         "sys_path": _sys_path(),
@@ -357,15 +400,15 @@ def preparation(name: str) -> dict[str, Any]:
         "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
     }
     if _util._logger is not None:
-        told["log_level"] = _util._logger.getEffectiveLevel()
-    if (chosen := get_start_method(allow_none=True)) is not None:
-        told["start_method"] = chosen  # of processes that tasks start, as it is here
+        data["log_level"] = _util._logger.getEffectiveLevel()
+    if (start_method := get_start_method(allow_none=True)) is not None:
+        data["start_method"] = start_method  # for processes that tasks start
     with contextlib.suppress(OSError):
-        told["dir"] = str(Path.cwd())  # else the worker stays where it is: in the directory that was removed
-    return told
+        data["dir"] = str(Path.cwd())  # If the directory was removed, the worker stays in it.
+    return data
 
 
 def _sys_path() -> list[str]:
-    """Return ``sys.path`` for another process: without what import ignores, and "" by its name."""
+    """Return ``sys.path`` for another process: strings only, and the start directory in place of ""."""
     here = process.ORIGINAL_DIR or ""  # type: ignore[attr-defined]
     return [str(entry or here) for entry in sys.path if isinstance(entry, str)]

@@ -1,4 +1,4 @@
-"""How the template's memory lies: little to copy at a fork, few page faults in a worker, little to free."""
+"""Layout of the template's memory, so that a fork copies little and workers have few page faults."""
 
 import ctypes
 import os
@@ -11,42 +11,44 @@ from typing import Any
 __all__ = ["collapse", "make_room", "reserve_arenas"]
 
 MADV_DONTNEED, MADV_HUGEPAGE = 4, 14  # <linux/mman.h>
-MADV_COLLAPSE = 25  # the mmap module does not have it
+MADV_COLLAPSE = 25  # missing in the mmap module
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # <malloc.h>
-MALLOC_LIMIT = 32 << 20  # bytes: the largest that glibc can be told to serve from its heap; it adapts to that
-MALLOC_MAPPINGS = 65_536  # how many it makes by itself
+MALLOC_LIMIT = 32 << 20  # bytes: the highest mmap threshold that glibc accepts, and adapts to by itself
+MALLOC_MAPPINGS = 65_536  # glibc's default
 TUNED = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 PAGE, HUGE_PAGE = 4 << 10, 2 << 20  # bytes
 ROOM = 48 << 20  # bytes for what workers allocate
 LARGEST_FILLER = 1 << 20  # bytes
-PLAY = 128 << 10  # bytes before the first huge page that the template itself may write to
-MOST_FILLERS = 100_000  # some 50 ms
-ARENA = 1 << 20  # bytes that Python's allocator takes from the system at a time
-ARENAS = 96  # of 108 that are in use with torch imported
-BLOCK = 512  # bytes: the largest that an arena is made of
+PLAY = 128 << 10  # bytes before the first huge page, for writes of the template itself
+MOST_FILLERS = 100_000  # takes about 50 ms
+ARENA = 1 << 20  # bytes that Python's allocator requests from the system at a time
+ARENAS = 96  # of the 108 that are in use once torch is imported
+BLOCK = 512  # bytes: the largest object that Python's allocator places in an arena
 
 
 def reserve_arenas() -> list[bytes]:
-    """Have Python's allocator take arenas side by side, before libraries come to lie between them.
+    """Allocate the arenas of Python's allocator side by side, before libraries occupy the space between.
 
-    So they can be collapsed, which makes a task 0.9 CPU ms cheaper; taking them costs 90, once. Asking for a
-    warm-up says that there will be tasks enough.
+    Adjacent arenas can be collapsed into huge pages, which saves 0.9 ms of CPU time per task. The reservation
+    costs 90 ms of CPU time once, so it is made only if the user has asked for a warm-up, which implies many
+    tasks.
 
     Returns
     -------
     list of bytes
-        Holds the arenas; when it is dropped, those that nothing came to lie in are given back.
+        Keeps the arenas allocated; arenas that are still empty are returned to the system when it is deleted.
     """
     size = BLOCK - b"".__sizeof__()
-    blocks = deque(map(bytes, repeat(size, ARENAS * ARENA // BLOCK)))  # a list would be moved as it grows
-    return list(islice(blocks, 0, None, 1000))  # one in each arena, or two
+    # A list would be moved in memory while it grows.
+    blocks = deque(map(bytes, repeat(size, ARENAS * ARENA // BLOCK)))
+    return list(islice(blocks, 0, None, 1000))  # one or two in each arena
 
 
 def collapse() -> None:
-    """Have our memory in huge pages: there is less to copy at a fork, and to free at a worker's end.
+    """Move this process's memory into huge pages: a fork copies less, and a worker's exit frees less.
 
-    With torch imported: 2.8 ms instead of 11 a fork, 5 instead of 12 an exit. Needs Linux 6.1
-    (MADV_COLLAPSE); what refuses stays as it is.
+    With torch imported, a fork takes 2.8 ms instead of 11, and an exit 5 ms instead of 12. Linux 6.1 or newer
+    is needed (MADV_COLLAPSE); memory that the kernel refuses to collapse stays as it is.
     """
     try:
         madvise = _c_library().madvise
@@ -63,13 +65,13 @@ def collapse() -> None:
 
 
 def make_room() -> None:
-    """Have what workers allocate lie side by side in memory that nobody has touched, in huge pages.
+    """Reserve untouched memory in huge pages, so that the allocations of a worker lie side by side in it.
 
-    Else the C library serves a worker from what was freed here, all over the heap: each such page is the
-    template's and has to be copied, with a page fault of its own. A client that allocates 9 MB had 5,150 page
-    faults and now 2,850; it costs 10 ms less, of 75. The C library's limits are set to what it adapts to by
-    itself where large blocks are freed. Only glibc's own heap is arranged so, and only where the user has not
-    told glibc how.
+    Without it, the C library serves a worker from blocks that the template has freed all over its heap. Each
+    such page belongs to the template, so writing to it causes a page fault and a copy. A client that
+    allocates 9 MB then had 5,150 page faults; now it has 2,850 and takes 10 of 75 ms less. The limits of the
+    C library are set to the values that it adapts to when large blocks are freed. Only glibc's own heap is
+    arranged in this way, and only if the user has not tuned glibc.
     """
     if any(name in os.environ for name in TUNED) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
@@ -82,7 +84,8 @@ def make_room() -> None:
         return
     top = malloc(LARGEST_FILLER)
     free(top)
-    if 0 < edge(0) - top < 2 * MALLOC_LIMIT + ROOM:  # else another allocator serves, or the heap cannot grow
+    # Otherwise another allocator is in use, or the heap cannot grow.
+    if 0 < edge(0) - top < 2 * MALLOC_LIMIT + ROOM:
         _fill_gaps(malloc, free, top)
     library.mallopt(M_MMAP_MAX, 0)
     room = malloc(ROOM)
@@ -93,16 +96,16 @@ def make_room() -> None:
         madvise(huge, end - huge, MADV_DONTNEED)
         madvise(huge, end - huge, MADV_HUGEPAGE)
         free(room)
-        malloc(huge - room - PLAY)  # for good: the room begins a little before the first huge page
+        malloc(huge - room - PLAY)  # never freed, so that the room begins shortly before the first huge page
 
 
 def _fill_gaps(malloc: Callable[[int], int], free: Callable[[int], None], top: int) -> None:
-    """Take, for good, what was freed below the top of the heap: no worker shall be served from there."""
+    """Allocate, and never free, the gaps below the top of the heap, so that no worker is served from them."""
     size, left = LARGEST_FILLER, MOST_FILLERS
     while size >= 24 and left:
         filler = malloc(size)
         left -= 1
-        if filler >= top or not filler:  # nothing as large is left
+        if filler >= top or not filler:  # No gap of this size is left.
             free(filler)
             size = size * 7 // 8 if size > 1024 else size - 16
 

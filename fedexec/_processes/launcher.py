@@ -35,13 +35,13 @@ class Launcher:
     Parameters
     ----------
     settings : Settings
-        Start method, preload.
+        Start method, preload, and whether the template learns.
     hooks : Hooks
         The warm-up.
     backend : str
         The backend's module, whose functions the workers run.
     service : Service, optional
-        What every process does, where all do the same; its only argument is then a connection.
+        What every worker does. A process object then has a connection as its only argument.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Launcher:
             )
 
     def start(self) -> None:
-        """Import the preload, where one process does it for all.
+        """Import the preload in the template, if there is one.
 
-        A template that is unfit to be forked is given up, with one warning: workers are then fresh
-        interpreters that import the preload themselves.
+        A template that is unfit to be forked is given up with one warning. Each worker is then a fresh
+        interpreter that imports the preload itself.
 
         Raises
         ------
         PreloadError
-            A module cannot be imported; or it makes the template unfit, and the user insists on forks, or
-            fresh interpreters cannot be started here.
+            A module cannot be imported. Or a module makes the template unfit, and either the user has asked
+            for "forkserver", or fresh interpreters cannot be started here.
         """
         if self.template is None:
             return
@@ -98,12 +98,17 @@ class Launcher:
             self.template = None
 
     def learner(self, renew: Callable[[], object] = lambda: None) -> Learner | None:
-        """Return what decides what workers are born with; None where they are not forked, or learn nothing.
+        """Return the learner, which decides which modules the template imports for its workers.
 
         Parameters
         ----------
         renew : callable
-            As for :class:`fedexec._channel.learning.Learner`.
+            Replaces waiting workers; see :class:`fedexec._channel.learning.Learner`.
+
+        Returns
+        -------
+        Learner or None
+            None if workers are not forked, or if learning is off.
         """
         return Learner(self._learn, renew) if self._learns and self.template is not None else None
 
@@ -111,7 +116,22 @@ class Launcher:
         return Lesson() if self.template is None else self.template.learn(modules)
 
     def rehearse(self, call: Callable[[], object], name: str, renew: Callable[[], object]) -> str | None:
-        """Have workers be born with what a call leaves in memory; ``renew`` those that wait without it."""
+        """Call a function in the template, so that later workers inherit what the call leaves in memory.
+
+        Parameters
+        ----------
+        call : callable
+            A function without arguments.
+        name : str
+            Name of the function, for messages.
+        renew : callable
+            Called after success; replaces the waiting workers, which lack what the call has left.
+
+        Returns
+        -------
+        str or None
+            Why workers do not inherit it, a sentence with the subject "it"; None on success.
+        """
         if self.template is None:
             return "it starts its workers as fresh interpreters, which inherit nothing"
         reason = self.template.rehearse(dumps(call), name)
@@ -125,15 +145,25 @@ class Launcher:
             self.template.stop()
 
     def launch(self, process: "WorkerProcess") -> "WorkerPopen":
-        """Start one process."""
+        """Start one process: forked from the template, or as a fresh interpreter.
+
+        Parameters
+        ----------
+        process : WorkerProcess
+
+        Returns
+        -------
+        WorkerPopen
+            The handle that multiprocessing keeps as the process's ``_popen``.
+        """
         if self.template is not None:
             try:
                 popen = ForkedPopen if self.template.service is None else ServedPopen
                 return popen(process, self.template)
             except (EOFError, OSError, PreloadError) as exc:
-                # Raised in a pool's management thread, this would end the thread and hang its futures. A
-                # spawned worker imports the preload by itself, and its task hears of it if that fails.
-                log.warning("the template cannot be replaced, a worker is spawned instead: %s", str(exc))
+                # If this error reached a pool's management thread, the thread would end and its futures would
+                # never be done. A spawned worker imports the preload itself; if that fails, its task fails.
+                log.warning("the template cannot be replaced, so a worker is spawned instead: %s", str(exc))
         return SpawnedPopen(process)
 
 
@@ -143,22 +173,22 @@ def _can_spawn() -> bool:
 
 
 def _open_standard_streams() -> None:
-    """Have descriptors 0, 1 and 2 lead somewhere: a daemon may have closed them.
+    """Open descriptors 0, 1 and 2 if they are closed, as in a daemon.
 
-    Otherwise pipes of ours get these numbers, and whoever reads, writes or closes a standard stream, in this
-    process or in a worker, hits one of them.
+    Otherwise pipes of fedexec would get these numbers, and code that uses a standard stream, in this process
+    or in a worker, would damage a pipe.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # It gets the lowest number that is free.
+            opened = os.open(os.devnull, os.O_RDWR)  # The lowest free number is used.
             os.set_inheritable(opened, True)
 
 
 @functools.cache
 def _try_signals() -> None:
-    """Say, once, where workers must do without a signal of the kernel's at the end of this process."""
+    """Warn once if the kernel cannot signal workers when this process ends."""
     reading, writing = os.pipe()
     try:
         if sys.platform == "linux":

@@ -1,6 +1,7 @@
-"""How a template and its workers leave: what imports have left to be done at exit is done once.
+"""How a template and its workers exit: exit functions that imports have registered run only once.
 
-That is in the process that has imported. A worker, and a successor, do what was left since their fork.
+They run in the process that has imported. A worker or a successor runs only the exit functions that were
+registered after its fork.
 """
 
 import atexit
@@ -26,25 +27,26 @@ __all__ = [
     "leave_out_inherited",
 ]
 
-_util: Any = util  # its underscored names, which type checkers do not know
+_util: Any = util  # gives access to underscored names, which type checkers do not know
 _process: Any = process
 _finalize: Any = weakref.finalize
-REST_SECONDS = 0.5  # that a process which an import has started may take to end, once it was told to
-MOST_FILES = 1 << 20  # descriptors that a process may have open by default, at most
+REST_SECONDS = 0.5  # time that a process which an import has started has to end after SIGTERM
+MOST_FILES = 1 << 20  # the highest common default of the limit on open descriptors
 POLL_SECONDS = 0.01
 _PR_SET_PDEATHSIG = 1
 
-exit_code = 0  # of a worker whose exit functions are all that is left to do
+exit_code = 0  # exit code of a worker that only has its exit functions left to run
 
 
 class ToDoAtExit:
-    """What imports have left to be done at exit: this process does it at its end, and no worker does.
+    """Exit functions that imports have registered: this process runs them when it exits, and workers do not.
 
-    atexit's own list cannot be read or put aside: see :func:`leave_out_inherited`.
+    The list of :mod:`atexit` itself cannot be read or replaced: see :func:`leave_out_inherited`.
     """
 
     def __init__(self) -> None:
-        # weakref tells no one what is to be finalized. In workers it is still, but not at exit.
+        # weakref has no public list of its finalizers. In workers, a finalizer still runs when its object is
+        # collected, but not at exit.
         self._finalizers = [each for each in list(_finalize._registry) if each.atexit]
         for each in self._finalizers:
             each.atexit = False
@@ -54,7 +56,7 @@ class ToDoAtExit:
         _process._children.clear()
 
     def take_back(self) -> None:
-        """Be again as before."""
+        """Register the exit functions again."""
         for each in self._finalizers:
             each.atexit = True
         _util._finalizer_registry.update(self._of_multiprocessing)
@@ -62,9 +64,10 @@ class ToDoAtExit:
 
 
 def leave_out_inherited() -> None:
-    """Have a worker do at exit what its tasks ask for, and not what was imported before.
+    """Let a worker run at exit only what its tasks have registered, not what was registered before the fork.
 
-    To clear the list would cost up to 30 pages: this stands before what a worker has inherited, and ends it.
+    Clearing the inherited list would copy up to 30 memory pages. Instead, a function is registered that runs
+    before the inherited ones and ends the process.
     """
 
     def end() -> None:
@@ -73,23 +76,29 @@ def leave_out_inherited() -> None:
         os._exit(exit_code)
 
     atexit.register(end)
-    _finalize._registered_with_atexit = False  # else weakref would rely on what is not reached
+    # If this stayed true, weakref would rely on an exit function that is never reached.
+    _finalize._registered_with_atexit = False
 
 
 def end_what_is_left(pid: int) -> None:
-    """End this process, and what an import has started in its group: a Manager, a pool.
+    """End this process and what an import has started in its process group (a Manager, a pool).
 
-    Resource trackers take no SIGTERM: they remove what is left when they see that this process is gone.
+    Resource trackers ignore SIGTERM: they remove what is left once they see that this process is gone.
+
+    Parameters
+    ----------
+    pid : int
+        The process that has registered this function; in any other process, the function does nothing.
     """
     if os.getpid() != pid:
-        return  # A process that an import has forked ends without us.
+        return  # A process that an import has forked must end by itself.
     _util._flush_std_streams()
     try:
         for fd in map(int, os.listdir("/dev/fd")):  # noqa: PTH208
             if fd > 2:
-                with contextlib.suppress(OSError):  # that of the listing itself
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself
                     os.close(fd)
-    except OSError:  # no /proc
+    except OSError:  # /proc is missing.
         os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MOST_FILES))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
@@ -99,12 +108,18 @@ def end_what_is_left(pid: int) -> None:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.002)
     except ChildProcessError:
-        pass  # All have ended.
+        pass  # All children have ended.
     end_group(0)
 
 
 def end_group(pid: int) -> None:
-    """End a process, if it is there, and those of its group."""
+    """Kill a process group if it exists.
+
+    Parameters
+    ----------
+    pid : int
+        The group's leader.
+    """
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -112,13 +127,18 @@ def end_group(pid: int) -> None:
 
 
 def has_ended(pid: int, *, wait: bool = False) -> bool:
-    """Return whether a child has ended and is not reaped: its number is still that of its group.
+    """Return whether a child has ended and is not reaped yet, so that its pid still names its group.
 
     Parameters
     ----------
     pid : int
     wait : bool
-        Return when it has, or when the caller's own code has reaped it.
+        Whether to wait until the child has ended or other code of the caller has reaped it.
+
+    Returns
+    -------
+    bool
+        False if it still runs, or has been reaped.
     """
     if hasattr(os, "waitid"):
         try:
@@ -137,7 +157,7 @@ def has_ended(pid: int, *, wait: bool = False) -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when its parent, the template, ends."""
+    """Let the kernel end this process when its parent, the template, ends."""
     parent = os.getppid()
     _have_signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
@@ -145,10 +165,10 @@ def end_with_parent() -> None:
 
 
 def continue_without_parent() -> None:
-    """Have the kernel let this process go on when its parent ends, if it is stopped then: so it can end.
+    """Let the kernel continue this process when its parent ends, so that a stopped process can end, too.
 
-    The kernel does so to a process group that nobody is left to look after, but not while a stop is on its
-    way. It follows the thread that has started this process: to be continued too early does no harm.
+    The kernel does the same for an orphaned process group, but not while a stop is pending. The signal
+    follows the thread that has started this process; an early signal does no harm.
     """
     _have_signal_at_parents_end(signal.SIGCONT)
 

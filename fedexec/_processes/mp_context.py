@@ -1,16 +1,17 @@
-"""A :mod:`multiprocessing` context whose processes start our way; every isolating backend uses it.
+"""A :mod:`multiprocessing` context for all isolating backends: a launcher starts its processes.
 
-It differs from the standard contexts in two ways: the caller's ``__main__`` is not run again in the worker
-(tasks travel by value, so nobody needs it, and a heavy one made 30 small tasks take 183 s instead of 15), and
-"forkserver" forks from a :class:`~fedexec._processes.forkserver_client.Template` of this executor's own.
+It differs from the standard contexts in two ways. The worker does not run the caller's ``__main__`` again:
+tasks travel by value, so workers do not need it, and a heavy ``__main__`` made 30 small tasks take 183 s
+instead of 15 s. And "forkserver" forks from the executor's own
+:class:`~fedexec._processes.forkserver_client.Template`.
 
-It builds on ``Process._Popen``, which the documentation of multiprocessing does not mention; it is the same
-in CPython 3.11 to 3.14.
+The context relies on ``Process._Popen``, which multiprocessing does not document, and which is the same in
+CPython 3.11 to 3.14.
 """
 
 import multiprocessing.context
 import multiprocessing.queues
-import multiprocessing.synchronize  # these two so that they are in the template: workers of pools need them
+import multiprocessing.synchronize  # with queues: the template has both, because workers of pools need them
 import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -29,11 +30,12 @@ class _Launcher(Protocol):
 
 
 class WorkerContext(multiprocessing.context.SpawnContext):
-    """What a pool takes for its ``mp_context``.
+    """The context that a pool accepts as its ``mp_context``.
 
     Parameters
     ----------
     launcher : Launcher
+        Starts the processes.
     """
 
     worker_class: "type[WorkerProcess]"
@@ -46,42 +48,58 @@ class WorkerContext(multiprocessing.context.SpawnContext):
         self, group: None = None, target: Callable[..., object] | None = None, name: str | None = None,
         args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
     ) -> "WorkerProcess":  # fmt: skip
-        """Make a process that starts our way."""
+        """Make a process that the launcher starts.
+
+        Parameters
+        ----------
+        group : None
+            Must be None, as in multiprocessing.
+        target : callable, optional
+        name : str, optional
+        args : tuple
+        kwargs : dict, optional
+            As for :class:`multiprocessing.Process`.
+
+        Returns
+        -------
+        WorkerProcess
+        """
         process = self.worker_class(target=target, name=name, args=args, kwargs=kwargs or {})
         process._launcher = self._launcher
         return process
 
 
 class WorkerProcess(BaseProcess):
-    """A process of this context."""
+    """A process that a launcher starts."""
 
-    _start_method = None  # The worker's own children start as the caller's do.
+    _start_method = None  # The worker's own children use the same start method as the caller's children.
     _launcher: _Launcher | None = None
-    _stays_here: tuple[str, ...] = ("_launcher", "_popen")  # attributes that the worker does not get
+    _stays_here: tuple[str, ...] = ("_launcher", "_popen")  # attributes that are not sent to the worker
 
     def _Popen(self, process: "WorkerProcess") -> WorkerPopen:  # noqa: N802
         assert self._launcher is not None
         return self._launcher.launch(process)
 
     def start(self) -> None:
-        """Start it, also from a daemonic process, and apart from the children that multiprocessing lists.
+        """Start the process, also from a daemonic process, and do not list it as a child of multiprocessing.
 
-        A daemonic process may start none, lest they outlive it: ours end with their caller, however it ends.
-        Those that are listed are joined at exit, before executors that were left open are shut down, and by
-        whoever waits for ``active_children()``: a worker that waits for a task would never be done.
+        multiprocessing forbids children of daemonic processes because they could outlive the daemon; a worker
+        of fedexec always ends with its caller. multiprocessing joins listed children at exit, before
+        executors that were left open are shut down, and so does code that joins ``active_children()``: both
+        would wait for ever for a worker that waits for a task.
         """
         self._popen = self._Popen(self)
         self._sentinel = self._popen.sentinel
         del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
 
     def run(self) -> None:
-        """Do a worker's work, then end."""
+        """Do the worker's work, then end the process."""
         super().run()
         leave()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in self._stays_here} | {"_popen": None}
-        # A worker may start processes although its caller, a daemonic one, may not: they end with the worker.
+        # The caller may be daemonic; the worker may start processes all the same, because they end with it.
         state["_config"] = {k: v for k, v in state["_config"].items() if k != "daemon"}
         return state
 
@@ -90,12 +108,30 @@ WorkerContext.worker_class = WorkerProcess
 
 
 def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a worker and what it started, if it has not ended; by default one that kills."""
+    """Send a signal to a worker and the processes that it started, if the worker has not ended.
+
+    Parameters
+    ----------
+    process : BaseProcess
+        The worker.
+    number : int
+        The signal; SIGKILL by default.
+    """
     pid = process.pid
     if pid is not None and process.exitcode is None and not kill_group(pid, number):
-        process.kill()  # too young to lead a group
+        process.kill()  # The worker is too young to lead a process group.
 
 
 def exit_code(process: BaseProcess) -> int | None:
-    """Return how a worker ended: as ``exitcode``, but None where nobody knows."""
+    """Return a worker's exit code as ``exitcode`` does, but None if it is unknown.
+
+    Parameters
+    ----------
+    process : BaseProcess
+
+    Returns
+    -------
+    int or None
+        Negative: the signal that ended the worker. None: it runs still, or its template died first.
+    """
     return None if process.exitcode == UNKNOWN_EXITCODE else process.exitcode

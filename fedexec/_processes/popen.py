@@ -1,6 +1,6 @@
-"""How one worker process is started, and how its end is heard of: multiprocessing's ``Popen``, three ways.
+"""Three kinds of multiprocessing's ``Popen``: each starts one worker and reports the worker's end.
 
-It builds on ``Popen._launch``, which the documentation of multiprocessing does not mention.
+They rely on ``Popen._launch``, which multiprocessing does not document.
 """
 
 import io
@@ -22,8 +22,8 @@ from fedexec._system import forks
 
 __all__ = ["UNKNOWN_EXITCODE", "ForkedPopen", "ServedPopen", "SpawnedPopen", "WorkerPopen", "kill_group"]
 
-_util: Any = util  # its names that type checkers do not know
-UNKNOWN_EXITCODE = 255  # as in multiprocessing, of a worker whose template died before it
+_util: Any = util  # gives access to underscored names, which type checkers do not know
+UNKNOWN_EXITCODE = 255  # as in multiprocessing: exit code of a worker whose template died first
 
 
 def _close_all(fds: list[int]) -> None:
@@ -33,13 +33,27 @@ def _close_all(fds: list[int]) -> None:
 
 
 def _lifeline() -> tuple[int, int]:
-    """Make a pipe whose reading end tells a worker that this process is gone, whatever it has forked."""
+    """Make a pipe whose reading end ends with this process, even if this process has forked."""
     with forks.no_fork():
         reading, writing = os.pipe()
         return reading, forks.hold(writing)
 
 
 def kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
+    """Send a signal to a process group.
+
+    Parameters
+    ----------
+    pid : int
+        The group's leader.
+    number : int
+        The signal; SIGKILL by default.
+
+    Returns
+    -------
+    bool
+        Whether the group exists.
+    """
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -48,7 +62,7 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
 
 
 def _packed(process: BaseProcess, popen: Any) -> bytes:
-    """Pickle what the worker needs, without the caller's ``__main__``."""
+    """Pickle the process object and its preparation, without the caller's ``__main__``."""
     buffer = io.BytesIO()
     set_spawning_popen(popen)
     try:
@@ -68,7 +82,13 @@ class _InheritedFd:
 
 
 class ForkedPopen(popen_forkserver.Popen):
-    """Forked from our own template instead of multiprocessing's global forkserver."""
+    """Starts a worker by a fork of the executor's template, not of multiprocessing's global forkserver.
+
+    Parameters
+    ----------
+    process : BaseProcess
+    template : Template
+    """
 
     DupFd = _InheritedFd  # type: ignore[assignment]
     _fds: list[int]
@@ -79,14 +99,25 @@ class ForkedPopen(popen_forkserver.Popen):
         super().__init__(process)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Return the exit code the template reports; from any thread, unlike the standard one."""
+        """Return the exit code that the template reports; thread-safe, unlike the standard method.
+
+        Parameters
+        ----------
+        flag : int
+            ``os.WNOHANG``: do not wait. 0: wait until the worker has ended.
+
+        Returns
+        -------
+        int or None
+            Negative: a signal. None: the worker still runs.
+        """
         if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
             with self._reaping:
                 if self.returncode is None:
                     end_if_stopped(self._template_pid, self._status_fd)
                     try:
                         self.returncode = read_signed(self._status_fd)
-                    except (OSError, EOFError):  # the template died before the worker: nobody can tell
+                    except (OSError, EOFError):  # The template died first, so the code is unknown.
                         kill_group(self.pid)
                         self.returncode = UNKNOWN_EXITCODE
         return self.returncode
@@ -95,15 +126,15 @@ class ForkedPopen(popen_forkserver.Popen):
         data = _packed(process, self)
         try:
             data_w = self._fork()
-        except EOFError:  # the template died under the request: a new one answers
+        except EOFError:  # The template died during the request; the second request starts a new one.
             data_w = self._fork()
         _write(data_w, data, self.pid)
 
     def _fork(self) -> int:
-        """Ask the template for a worker; return the end of the pipe it reads its process object from."""
+        """Request a worker from the template; return the pipe's end that the process object is written to."""
         status_r, status_w = os.pipe()
         data_r, data_w = _lifeline()
-        # The worker sees the end of this process as the end of the data pipe: we keep its writing end open.
+        # The end of the data pipe tells the worker that this process has ended, so keep the writing end open.
         fds = [status_r, data_w]
         self.finalizer = util.Finalize(self, _close_all, (fds,))
         try:
@@ -119,28 +150,33 @@ class ForkedPopen(popen_forkserver.Popen):
             raise
         self._status_fd = self.sentinel = status_r
         try:
-            # The end of the worker itself: the status pipe also ends with the template, which is no death.
+            # The status pipe also ends with the template; only a pidfd tells that the worker has ended.
             self.sentinel = os.pidfd_open(self.pid)
             fds.append(self.sentinel)
         except (AttributeError, OSError):
-            pass  # no such call here, or the worker has ended already
+            pass  # The system lacks this call, or the worker has ended already.
         return data_w
 
 
 class ServedPopen(ForkedPopen):
-    """Forked from a template that knows what its workers do: the connection goes along, and nothing else."""
+    """Starts a worker whose work the template knows: only the worker's connection is sent along."""
 
     def _launch(self, process: BaseProcess) -> None:
         (connection,) = process._args  # type: ignore[attr-defined]
         self._fds.append(connection.fileno())
         try:
             self._fork()
-        except EOFError:  # the template died under the request: a new one answers
+        except EOFError:  # The template died during the request; the second request starts a new one.
             self._fork()
 
 
 class SpawnedPopen(popen_spawn_posix.Popen):
-    """A fresh interpreter."""
+    """Starts a worker as a fresh interpreter.
+
+    Parameters
+    ----------
+    process : BaseProcess
+    """
 
     _fds: list[int]
 
@@ -149,12 +185,23 @@ class SpawnedPopen(popen_spawn_posix.Popen):
         super().__init__(process)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Return the exit code; from any thread."""
+        """Return the exit code; this method is thread-safe.
+
+        Parameters
+        ----------
+        flag : int
+            ``os.WNOHANG``: do not wait. 0: wait until the worker has ended.
+
+        Returns
+        -------
+        int or None
+            Negative: a signal. None: the worker still runs.
+        """
         while True:
             ended = self.returncode is None and has_ended(self.pid, wait=flag != os.WNOHANG)
             with self._reaping:
                 if self.returncode is None and has_ended(self.pid):
-                    kill_group(self.pid)  # what its task left running
+                    kill_group(self.pid)  # ends what the worker's task left running
                 code = super().poll(os.WNOHANG)
             if code is not None or not ended or flag == os.WNOHANG:
                 return code
@@ -167,7 +214,7 @@ class SpawnedPopen(popen_spawn_posix.Popen):
         data_r, data_w = _lifeline()
         self.sentinel = status_r
         self.finalizer = util.Finalize(self, _close_all, ([status_r, data_w],))
-        # Blocked until the worker leads a group of its own: Ctrl+C is this process's business.
+        # Ctrl+C is for this process alone. Block it until the worker leads a process group of its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=data_r)
@@ -183,7 +230,7 @@ WorkerPopen = ForkedPopen | SpawnedPopen
 
 
 def _write(fd: int, data: bytes, pid: int) -> None:
-    """Send all of `data` to a worker; if it dies meanwhile, whoever waits for it will see that."""
+    """Send all of `data` to a worker; if the worker dies meanwhile, its sentinel reports that."""
     try:
         with await_reader(pid, len(data)), open(fd, "wb", closefd=False) as file:
             file.write(data)

@@ -1,7 +1,7 @@
-"""What an import must leave as it was: tasks that do not need the module would find it changed.
+"""The state of a process that an import must not change, because other tasks would find it changed.
 
-Looked at before and after, in the child that imports for a template. What is compared is of the process, and
-cheap to read; a module's own variables are its own business.
+The child that imports for a template compares the state before and after. The comparison covers only what
+belongs to the process and is cheap to read, not the variables of modules.
 """
 
 import contextlib
@@ -25,7 +25,13 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 def process_state() -> dict[str, Any]:
-    """Return what must not change, each under a name that ends the sentence "it changes ..."."""
+    """Return the state that must not change.
+
+    Returns
+    -------
+    dict of str to object
+        Each key ends the sentence "it changes ...".
+    """
     torch = sys.modules.get("torch")
     context = decimal.getcontext()
     return {
@@ -47,7 +53,18 @@ def process_state() -> dict[str, Any]:
 
 
 def difference(before: dict[str, Any]) -> str | None:
-    """Return how this process differs from before, as the end of "it changes ..."; None if it does not."""
+    """Return how this process's state differs from an earlier one.
+
+    Parameters
+    ----------
+    before : dict of str to object
+        An earlier result of :func:`process_state`.
+
+    Returns
+    -------
+    str or None
+        "it changes ...", which names the first difference; None if there is none.
+    """
     now = process_state()
     for what, value in before.items():
         if now[what] != value:
@@ -57,10 +74,11 @@ def difference(before: dict[str, Any]) -> str | None:
 
 @contextlib.contextmanager
 def tidied() -> Iterator[None]:
-    """Take back what a first use leaves behind, and the next use makes anew.
+    """Undo, at the end, side effects of a first use that the next use repeats by itself.
 
-    That is the default start method of processes, which is settled then, and the lock that tqdm makes with
-    its first bar: a worker that is killed while it holds it would stop the bars of all others.
+    These are the default start method of processes, which a first use fixes, and the lock that tqdm creates
+    with its first bar: if a worker were killed while it held an inherited lock, the bars of all other workers
+    would stop.
     """
     chosen = multiprocessing.get_start_method(allow_none=True)
     before = set(_locks_of_tqdm())
@@ -71,11 +89,11 @@ def tidied() -> Iterator[None]:
             multiprocessing.set_start_method(None, force=True)
         for owner, name in set(_locks_of_tqdm()) - before:
             delattr(owner, name)
-        gc.collect()  # What nobody holds any more may still be mapped, or open.
+        gc.collect()  # Objects without references may still keep files open or mapped.
 
 
 def _locks_of_tqdm() -> Iterator[tuple[type, str]]:
-    """Yield where tqdm keeps its locks: a class, of which it has several kinds, and the attribute's name."""
+    """Yield the class (tqdm has several kinds of bars) and the attribute name of each lock of tqdm."""
     if (module := sys.modules.get("tqdm.std")) is None:
         return
     bars = [module.tqdm]
@@ -91,7 +109,7 @@ def _locks_of_tqdm() -> Iterator[tuple[type, str]]:
 def _directory() -> str:
     try:
         return os.getcwd()  # noqa: PTH109
-    except OSError:  # it has been removed
+    except OSError:  # The directory has been removed.
         return ""
 
 
@@ -106,23 +124,23 @@ def _start_method() -> str:
 
 
 def _files_with_a_position() -> Iterator[str]:
-    """Yield the regular files that are open, but for those that are only appended to, or mapped."""
+    """Yield the open regular files, except those that are only appended to, and those that are mapped."""
     if not Path("/proc/self/fd").is_dir():
         return
     mapped = Path("/proc/self/maps").read_text()
     for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError, ValueError):  # It was closed since it was listed.
+        with contextlib.suppress(OSError, ValueError):  # The descriptor was closed after it was listed.
             if not descriptor.is_file():
                 continue
-            told = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
-            flags = next(int(line.split()[1], 8) for line in told.splitlines() if line.startswith("flags:"))
+            fdinfo = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text()
+            flags = next(int(line.split()[1], 8) for line in fdinfo.splitlines() if line.startswith("flags:"))
             name = str(descriptor.readlink())
             if not flags & os.O_APPEND and f" {name}\n" not in mapped:
                 yield name
 
 
 def _shared_memory() -> set[str]:
-    """Return what is mapped here to be written to by several processes: locks, arrays, values."""
+    """Return the memory mapped here that several processes can write to (locks, arrays, values)."""
     with contextlib.suppress(OSError):
         mapped = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
         return {" ".join(entry[3:]) for entry in mapped if entry[1].startswith("rw-s")}

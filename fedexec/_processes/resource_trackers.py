@@ -1,4 +1,4 @@
-"""Resource trackers of multiprocessing and loky, started so that they outlive the caller's group."""
+"""Start of the resource trackers of multiprocessing and loky outside the caller's process group."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from fedexec._system import forks
 
 __all__ = ["start_tracker_apart"]
 
-_util: Any = util  # its names that type checkers do not know
+_util: Any = util  # gives access to underscored names, which type checkers do not know
 
 
 def start_tracker_apart(module: ModuleType) -> None:
     """Start a resource tracker that leads a process group of its own, unless it runs already.
 
-    It removes the names of semaphores when the caller is gone. Left in the caller's group it is ended by what
-    ends the whole group (``kill -9 -PGID``, a closed terminal), and the names stay for ever.
+    The tracker removes the names of semaphores when the caller is gone. In the caller's group, the tracker
+    would end with the group (``kill -9 -PGID``, a closed terminal), and the names would stay for ever.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ def start_tracker_apart(module: ModuleType) -> None:
         command = [os.fsdecode(spawn.get_executable()), *_util._args_from_interpreter_flags()]
         command += ["-c", f"from {module.__name__} import main; main({reading})"]
         os.set_inheritable(reading, True)
-        # Blocked until it ignores them and says so to the kernel, both of which its main() does first.
+        # Block both signals until the tracker ignores them, which its main() arranges first.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            # Its number stays unknown to multiprocessing, which newer releases of CPython have wait at exit
-            # for the end of a tracker that they know: it lives as long as any process that a task has left.
+            # multiprocessing must not know the tracker's pid: newer releases of CPython wait at exit for a
+            # tracker with a known pid, and it lives as long as any process that a task has left.
             os.posix_spawn(command[0], command, os.environ, setpgroup=0)
         except BaseException:
             os.close(writing)

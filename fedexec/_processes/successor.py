@@ -1,8 +1,9 @@
-"""How a template learns: a forked child imports what is to be learnt and, if all is well, takes its place.
+"""How a template learns: a forked child imports the modules and, if all is well, replaces the template.
 
-Whatever an import does, hangs, kills its process, leaves a thread, it does to a child that nobody needs yet.
-One that is fit to be forked becomes the template: nothing is imported twice, and no worker waits meanwhile.
-The old one stays as its parent, to reap the workers that it has forked and to end when its successor does.
+If an import hangs, kills its process or leaves a thread, it does so in a child that no task depends on. A
+child that is fit to be forked becomes the template, so nothing is imported twice and no worker waits. The old
+template stays as the child's parent: it reaps the workers that it has forked, and ends when its successor
+ends.
 """
 
 import contextlib
@@ -28,63 +29,66 @@ from fedexec.devices.device import hidden
 
 __all__ = ["Trial", "import_quietly", "rehearse", "silence"]
 
-ATTEMPTS = 8  # one for each module that turns out to be unfit, until no more is learnt
-LEAVE_SECONDS = 1.0  # that a child that has failed may take to do what was left to be done at exit
+ATTEMPTS = 8  # one for each module that turns out to be unfit; after that, nothing more is learnt
+LEAVE_SECONDS = 1.0  # time that a child that has failed has for its exit functions
 
 
-class Heir(Protocol):
-    """What the child does beside importing: the template's own business. All of it happens in the child."""
+class TemplateSteps(Protocol):
+    """The template's own steps in a child on trial, before and after the imports."""
 
     def detach(self) -> None:
-        """Let go of what only the old template needs."""
+        """Release what only the old template needs."""
 
     def get_ready(self) -> None:
-        """Do what is done once, before workers are forked."""
+        """Make the preparations that come before the first fork."""
 
     def take_over(self) -> NoReturn:
-        """Be the template."""
+        """Run as the template."""
 
 
 class Trial:
-    """A child that is trying to import modules; after one that failed, another without what was to blame.
+    """A child process that tries to import modules, and rehearses.
+
+    After a failure, the next child tries again without the module that is to blame.
 
     Parameters
     ----------
     modules : iterable of str
-    heir : Heir
+    steps : TemplateSteps
+        The template's own steps in the child.
     seconds : float
-        That the import of one module, or the rehearsal, may take.
+        Time that the import of one module, or the rehearsal, may take.
     rehearsal : tuple of str and bytes, optional
-        A name, and a pickled call to make after the imports.
+        Name and pickled call, which is made after the imports.
     path : list of str, optional
         ``sys.path`` of the caller when it asked.
 
     Attributes
     ----------
     pid : int
-        Of the child that is trying; -1 where there is nothing to import.
+        The child's pid; -1 if there is nothing to import.
     fd : int
-        Becomes readable when there is something to :meth:`hear`.
+        Becomes readable when :meth:`hear` has something to read.
     deadline : float
-        By :func:`time.monotonic`: then it hangs.
+        Time of :func:`time.monotonic` from which the child counts as hanging.
     learnt : list of str or None
-        What it has imported, once it is ready to take over.
+        Modules that the child has imported; None until it is ready to replace the template.
     unfit : dict of str to str
-        Modules that were left out, or the rehearsal, and why.
+        Module (or name of the rehearsal) that was left out -> reason.
     raised : str
-        The traceback of what the rehearsal has raised.
+        Traceback of the exception that the rehearsal raised; empty if there is none.
     """
 
     def __init__(
         self,
         modules: Iterable[str],
-        heir: Heir,
+        steps: TemplateSteps,
         seconds: float,
         rehearsal: tuple[str, bytes] | None = None,
         path: list[str] | None = None,
     ) -> None:
         self._modules = [name for name in modules if name not in sys.modules]
-        self._heir = heir
+        self._steps = steps
         self._seconds = seconds
         self._rehearsal = rehearsal
         self._path = path
@@ -109,15 +113,21 @@ class Trial:
         if self.pid == 0:
             os.close(self.fd)
             os.close(self._go)
-            self._try_all(writing, reading)
+            self._run_child(writing, reading)
         os.close(writing)
         os.close(reading)
 
-    def hear(self) -> bool:
-        """Read what the child says; return whether it says no more."""
+    def read_reports(self) -> bool:
+        """Read the child's reports.
+
+        Returns
+        -------
+        bool
+            Whether no more reports will come.
+        """
         try:
             data = os.read(self.fd, 1 << 16)
-        except BlockingIOError:  # it has ended, and left a process that still has the pipe
+        except BlockingIOError:  # The child has ended, but a process that it left still has the pipe open.
             return True
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in map(json.loads, lines):
@@ -135,26 +145,32 @@ class Trial:
         return not data
 
     def take_over(self) -> None:
-        """Have the child, which is ready, be the template."""
+        """Tell the child, which is ready, to replace the template."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._go, b"g")
         self.close()
 
     def end(self) -> None:
-        """End the child, which hangs or is not needed any more."""
+        """Kill the child, which hangs or is no longer needed."""
         self._hangs = True
         for send in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 send(self.pid, signal.SIGKILL)
 
     def failed(self, status: int) -> None:
-        """Take note that the child has ended, with this wait status; start another if one is left to try."""
+        """Note why the child has ended, and start another child if anything is left to try.
+
+        Parameters
+        ----------
+        status : int
+            The child's wait status.
+        """
         if self._has_told:
-            pass  # and it may have been ended since
+            pass  # The child has told the reason; it may have been killed since.
         elif self._hangs:
             self._leave_out(self._doing, f"{self._subject()} was not done after {self._seconds:g} s")
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
-            self._modules, self._rehearsal = [], None  # Somebody has ended the child: no module is to blame.
+            self._modules, self._rehearsal = [], None  # Another process has killed the child, not a module.
         else:
             code = os.waitstatus_to_exitcode(status)
             self._leave_out(self._doing, f"{self._subject()} ended the process with {code}")
@@ -178,88 +194,100 @@ class Trial:
 
     # ------------------------------------------------------------ in the child
 
-    def _try_all(self, writing: int, reading: int) -> NoReturn:
-        def tell(**line: object) -> None:
+    def _run_child(self, writing: int, reading: int) -> NoReturn:
+        def report(**line: object) -> None:
             os.write(writing, json.dumps(line).encode() + b"\n")
 
         try:
             end_with_parent()
             os.setpgid(0, 0)
-            self._heir.detach()
+            self._steps.detach()
             if self._path is not None:
                 sys.path[:] = imports.birth_path[:] = self._path
-            learnt = self._import_all(tell)
+            learnt = self._import_all(report)
             if learnt is not None:
                 imports.learnt.update(learnt)
-                self._heir.get_ready()
-                tell(learnt=learnt)
+                self._steps.get_ready()
+                report(learnt=learnt)
                 os.close(writing)
                 if os.read(reading, 1):
                     os.close(reading)
-                    self._heir.take_over()
+                    self._steps.take_over()
         except BaseException as exc:
             with contextlib.suppress(OSError):
-                tell(module=self._doing, unfit=f"its import failed: {exc!r}")
-        leave()  # and do what the imports have left to be done at exit
+                report(module=self._doing, unfit=f"its import failed: {exc!r}")
+        leave()  # leave() runs the exit functions that the imports have registered.
 
-    def _import_all(self, tell: Callable[..., None]) -> list[str] | None:
-        """Import the modules; None if that makes this process unfit to be a template.
+    def _import_all(self, report: Callable[..., None]) -> list[str] | None:
+        """Import the modules; return None if they make this process unfit to be a template.
 
-        The first child looks once, at the end. Those after it look after each module, which takes longer.
+        The first child checks once, at the end. Later children check after each module, which takes longer.
         """
         is_first = self._attempts == 1
         before = process_state()
         put_back = fitness.show_devices()
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # so that libraries start none when loaded
+        # so that libraries start no threads when they are loaded
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         with silence(), fitness.no_torch_threads(), tidied():
             for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
                 if module in sys.modules:
                     continue
                 self._doing = module
-                tell(doing=module)
+                report(doing=module)
                 import_quietly(module)
                 if not is_first and (reason := _why_not(before)):
-                    tell(module=module, unfit=reason)
+                    report(module=module, unfit=reason)
                     return None
-            if self._rehearsal and not self._rehearse(self._rehearsal, tell):
+            if self._rehearsal and not self._rehearse(self._rehearsal, report):
                 return None
         put_back()
         learnt = [module for module in self._modules if module in sys.modules]
         if (is_first or self._rehearsal) and (reason := _why_not(before)):
-            # Which of several is to blame, the next child finds out.
-            tell(module="" if learnt else self._doing, unfit=reason)
+            # The next child finds out which of several modules is to blame.
+            report(module="" if learnt else self._doing, unfit=reason)
             return None
         return learnt + ([self._rehearsal[0]] if self._rehearsal else [])
 
-    def _rehearse(self, rehearsal: tuple[str, bytes], tell: Callable[..., None]) -> bool:
-        """Make the call; return whether it went well."""
+    def _rehearse(self, rehearsal: tuple[str, bytes], report: Callable[..., None]) -> bool:
+        """Make the call; return whether it has succeeded."""
         self._doing, call = rehearsal
-        tell(doing=self._doing)
+        report(doing=self._doing)
         try:
             rehearse(call)
         except BaseException:
-            tell(module=self._doing, unfit="it has raised", raised=traceback.format_exc())
+            report(module=self._doing, unfit="it has raised", raised=traceback.format_exc())
             return False
         return True
 
 
 def _with_parents(module: str) -> Iterator[str]:
-    """Yield the packages that a module is in, then the module: so the one that does harm can be told."""
+    """Yield the packages that contain a module, then the module, so that the harmful one can be named."""
     parts = module.split(".")
     for number in range(1, len(parts) + 1):
         yield ".".join(parts[:number])
 
 
 def import_quietly(module: str) -> None:
-    """Import a module, if that can be done; what is wrong with it, the task that needs it will be told."""
+    """Import a module if possible; an error is ignored, because the task that needs the module meets it.
+
+    Parameters
+    ----------
+    module : str
+    """
     with contextlib.suppress(Exception):
         import_module(module)
 
 
 def rehearse(call: bytes) -> None:
-    """Make a pickled call on the CPU, for no forked worker could use a GPU that this process has started.
+    """Make a pickled call on the CPU.
 
-    What is imported to unpickle it still sees the devices: it may decide once which one to use.
+    The GPUs are hidden during the call, because no forked worker could use a GPU that this process has
+    initialized. Unpickling still sees the GPUs, because a module may choose its device when it is imported.
+
+    Parameters
+    ----------
+    call : bytes
+        The pickled function.
     """
     fn = pickle.loads(call)
     with hidden():
@@ -268,7 +296,7 @@ def rehearse(call: bytes) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep what modules print to themselves: the task that needs them does not import them any more."""
+    """Discard what modules print when they are imported, because no single task asked for the import."""
     null = os.open(os.devnull, os.O_RDWR)
     saved = [os.dup(number) for number in (1, 2)]
     try:
@@ -286,7 +314,7 @@ def silence() -> Iterator[None]:
 
 
 def _why_not(before: dict[str, Any]) -> str | None:
-    """Return why this process cannot take the template's place; None if it can."""
+    """Return why this process cannot replace the template; None if it can."""
     if reason := difference(before):
         return reason
     if children := _children():

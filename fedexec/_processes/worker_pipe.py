@@ -1,7 +1,8 @@
-"""How a worker that waited runs a task: it says that it begins, then it answers, over a pipe of its own.
+"""How a waiting worker runs a task: it reports the beginning, then answers, over a pipe of its own.
 
-Before it begins nobody has run any of the task, which may be given to another. And since nobody else has the
-pipe's writing end, its death ends the pipe: whoever waits hears of it even in the middle of an answer.
+Before the report nothing of the task has run, so another worker may get the task. The worker is the only
+process that has the pipe's writing end, so the pipe ends when the worker dies, even in the middle of an
+answer, and the caller notices.
 """
 
 from multiprocessing.connection import Connection, wait
@@ -17,9 +18,21 @@ BEGUN = b""
 
 
 def await_beginning(connection: Connection, process: BaseProcess) -> None:
-    """Wait until a worker begins its task; EOFError or OSError if it ends before that.
+    """Wait until a worker begins its task.
 
-    One that stays stopped is ended, so that another may have the task.
+    A worker that stays stopped is ended, so that another worker can get the task.
+
+    Parameters
+    ----------
+    connection : Connection
+        The caller's end of the worker's pipe.
+    process : BaseProcess
+        The worker.
+
+    Raises
+    ------
+    EOFError, OSError
+        The worker has ended before it began.
     """
     if not await_answer([connection, process.sentinel], process.pid):
         end_process(process)
@@ -28,14 +41,39 @@ def await_beginning(connection: Connection, process: BaseProcess) -> None:
 
 
 def receive(connection: Connection, process: BaseProcess) -> bytes:
-    """Wait for a message of a worker; EOFError or OSError if it ends without one."""
+    """Wait for a worker's message.
+
+    Parameters
+    ----------
+    connection : Connection
+        The caller's end of the worker's pipe.
+    process : BaseProcess
+        The worker.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    EOFError, OSError
+        The worker has ended without a message.
+    """
     ready = wait([connection, process.sentinel])
-    if connection in ready or connection.poll():  # a message may lie there although its writer is gone
+    if connection in ready or connection.poll():  # A message may be there although its writer is gone.
         return connection.recv_bytes()
     raise EOFError
 
 
 def serve(connection: Connection, message: bytes) -> None:
-    """Run one packed task, in the worker."""
+    """Run one packed task, in the worker.
+
+    Parameters
+    ----------
+    connection : Connection
+        The worker's end of its pipe.
+    message : bytes
+        The packed task.
+    """
     connection.send_bytes(BEGUN)
     connection.send_bytes(run(message))
