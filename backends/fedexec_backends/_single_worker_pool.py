@@ -1,13 +1,13 @@
-"""Backends built on a pool: one pool *with one worker* for each slot.
+"""Backends built on pools: each slot has a pool of its own, with one worker.
 
-A shared pool breaks as a whole when one worker dies, and cannot tell which task was the guilty one. With a
-pool for each slot a death, a kill or a restart touches one task by construction; it costs one more management
-thread a slot and nothing per task.
+When one worker of a shared pool dies, the whole pool breaks, and the pool cannot tell which task was to
+blame. With one pool per slot, a death, a kill or a restart affects one task only. The price is one more
+management thread per slot, and nothing per task.
 
-The pool starts the worker, hands it the task and replaces it. What it makes of a death is not relied on: it
-never learns of one in the middle of an answer, its locks stay locked if their owner dies, and CPython 3.11
-forgets a task that is submitted while it finds out. So a worker answers over a pipe of its own, which ends
-with it, and shares no lock.
+The pool starts the worker, gives it the task and replaces it. This module does not rely on how the pool
+handles a worker's death: a pool does not notice a death in the middle of an answer, its locks stay locked if
+their owner dies, and CPython 3.11 forgets a task that is submitted while the pool notices the death.
+Therefore a worker answers over a pipe of its own, which ends with the worker, and shares no lock.
 """
 
 import functools
@@ -45,26 +45,57 @@ from fedexec.backend import (
 
 __all__ = ["PooledBackend", "Slot"]
 
-ATTEMPTS = 4  # workers that may end before they begin a task, until that is what it is told
+ATTEMPTS = 4  # how many workers may end before they begin a task, until the task fails
 
 
 class PooledBackend(IsolatingBackend):
-    """Runs each task in the pool of a free slot."""
+    """Runs each task in the pool of a free slot.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+
+    Raises
+    ------
+    BackendUnavailableError
+        The system provides no semaphores, which pools need.
+    """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         _require_semaphores(settings.backend)
         super().__init__(settings, hooks)
         self._slots = [Slot(self) for _ in range(settings.max_workers)]
-        self._lock = threading.RLock()  # guards what is free
+        self._lock = threading.RLock()  # guards the list of free slots
         self._changed = threading.Condition(self._lock)
-        self._free = self._slots[::-1]  # the last one is the one that was used last, and is warm
+        self._free = self._slots[::-1]  # The last slot in the list was used last, so its worker is warm.
 
     @abstractmethod
-    def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Pool:
-        """Make a pool with one worker that calls ``worker.setup(wanted)`` first."""
+    def make_pool(self, context: WorkerContext, worker_setup: WorkerSetup) -> Pool:
+        """Make a pool with one worker that first calls ``setup(worker_setup)``.
+
+        Parameters
+        ----------
+        context : WorkerContext
+            The pool's ``mp_context``.
+        worker_setup : WorkerSetup
+
+        Returns
+        -------
+        Executor
+        """
 
     def run(self, task: Task) -> Outcome:
-        """Run one task in a free slot."""
+        """Run one task in a free slot.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Outcome
+        """
         slot = self._take(task)
         try:
             outcome = self.channel.deliver(task, functools.partial(slot.call, task))
@@ -76,7 +107,7 @@ class PooledBackend(IsolatingBackend):
         return outcome
 
     def _take(self, task: Task) -> "Slot":
-        """Take a free slot, rather one whose worker is on the task's device already."""
+        """Take a free slot, preferably one whose worker already uses the task's device."""
         with self._lock:
             self._changed.wait_for(lambda: self._free)
             fitting = [slot for slot in self._free if slot.device in (None, task.device)]
@@ -87,16 +118,30 @@ class PooledBackend(IsolatingBackend):
         return slot
 
     def renew_workers(self) -> None:
-        """Replace, before their next task, the workers that have started ahead and lack what was learnt."""
-        if Capability.FRESH_PROCESS in self.capabilities:  # others have run tasks, and import once
+        """Mark workers that were started ahead of their task: workers with the new modules replace them."""
+        if Capability.FRESH_PROCESS in self.capabilities:  # Other workers import a module once for all tasks.
             for slot in self._slots:
                 slot.is_stale = True
 
     def after(self, slot: "Slot", task: Task, outcome: Outcome) -> None:
-        """Look at a slot after a task, before it gets the next one."""
+        """Check a slot after a task, before the slot gets the next task.
+
+        Parameters
+        ----------
+        slot : Slot
+        task : Task
+        outcome : Outcome
+        """
 
     def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
-        """End the worker that runs `task`."""
+        """Send a signal to the worker that runs `task`.
+
+        Parameters
+        ----------
+        task : Task
+        number : int
+            The signal; SIGKILL by default.
+        """
         for slot in self._slots:
             slot.kill(task, number)
 
@@ -107,14 +152,23 @@ class PooledBackend(IsolatingBackend):
         super().shutdown()
 
     def new_pool(self, slot: "Slot") -> Pool:
-        """Make the pool of one slot, which hears of every process the pool starts."""
+        """Make the pool of one slot; the pool reports each process that it starts to the slot.
+
+        Parameters
+        ----------
+        slot : Slot
+
+        Returns
+        -------
+        Executor
+        """
         return self.make_pool(_SlotContext(self.launcher, slot), self.worker_setup)
 
 
 def _require_semaphores(backend: str) -> None:
-    """Raise BackendUnavailableError where the system gives none: the queues of pools are made of them.
+    """Raise BackendUnavailableError if the system provides no semaphores, which the queues of pools need.
 
-    One of the context "fork" has no name that a resource tracker would have to be told.
+    A semaphore of the context "fork" has no name, so no resource tracker has to know it.
     """
     try:
         multiprocessing.get_context("fork").Semaphore()
@@ -124,21 +178,38 @@ def _require_semaphores(backend: str) -> None:
 
 
 class Slot:
-    """One pool with one worker, replaced when it breaks."""
+    """A place for one task at a time: a pool with one worker, which is replaced when it breaks.
+
+    Parameters
+    ----------
+    backend : PooledBackend
+    """
 
     def __init__(self, backend: PooledBackend) -> None:
         self._backend = backend
-        self.device: str | None = None  # that its worker computes on, if it stays there
-        self.is_stale = False  # its worker lacks modules that others are born with
+        self.device: str | None = None  # device that the worker uses, if the worker serves more tasks
+        self.is_stale = False  # whether the worker lacks modules that new workers have
         self._pool: Pool | None = None
         self._retired: Pool | None = None
-        self._lock = threading.RLock()  # guards the two below; taken as it is, for Ctrl+C's sake
+        # guards `_task` and `_workers`; used itself, because Ctrl+C can break `with self._changed`
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._task: Task | None = None
-        self._workers: list[_Worker] = []  # of the pool: one, and the next if that one has served
+        self._workers: list[_Worker] = []  # the pool's worker, and the next one if the first has served
 
     def call(self, task: Task, message: bytes) -> bytes:
-        """Have a worker run one packed task.
+        """Run one packed task in a worker.
+
+        Parameters
+        ----------
+        task : Task
+        message : bytes
+            The packed task.
+
+        Returns
+        -------
+        bytes
+            The packed reply.
 
         Raises
         ------
@@ -163,22 +234,22 @@ class Slot:
         finally:
             with self._lock:
                 self._task = None
-            if task.doomed:  # the signal may hit the worker only now, when it is idle
+            if task.doomed:  # The signal may reach the worker only now, when it is idle.
                 self._discard()
         assert isinstance(answer, _Death)
         try:
             raise answer.error or WorkerDiedError(answer.pid, answer.exitcode, task.name)
         finally:
-            del answer  # no cycle
+            del answer  # avoids a reference cycle
 
     def _attempt(self, task: Task, message: bytes) -> "bytes | _Death":
-        """Submit a task to the pool and wait for its answer, or for its worker's end."""
+        """Submit a task to the pool, and wait for the answer or the worker's end."""
         if self._pool is None:
             self._pool = self._backend.new_pool(self)
         try:
             future = self._pool.submit(_run, message)
         except BrokenExecutor:
-            return self._bury(self._workers[-1] if self._workers else None)
+            return self._report_death(self._workers[-1] if self._workers else None)
         future.add_done_callback(self._notify)
         ended = None
         while (worker := self._await_worker(future)) is not None:
@@ -186,37 +257,39 @@ class Slot:
                 await_beginning(worker.answers, worker)
                 break
             except (OSError, EOFError):
-                # One that has served may have ended as it should, and the pool will say so or start the next.
-                # A fresh one has not, and the pool may have forgotten the task over it.
+                # A worker that has served may have ended as it should: the pool then reports that or starts
+                # the next worker. A fresh worker should not have ended, and the pool may have lost the task.
                 if not worker.has_served:
-                    return self._bury(worker)
+                    return self._report_death(worker)
             with self._lock:
                 self._workers.remove(worker)
             ended = worker
         else:
-            return self._bury(ended)
+            return self._report_death(ended)
         task.pid = worker.pid
         try:
             answer = receive(worker.answers, worker)
         except (OSError, EOFError):
             error = future.exception()
-            return self._bury(worker, begun=True, error=None if isinstance(error, BrokenExecutor) else error)
+            return self._report_death(
+                worker, begun=True, error=None if isinstance(error, BrokenExecutor) else error
+            )
         if future.exception() is None:
             worker.has_served = True
         else:
-            self._discard()  # it ended just after its answer
+            self._discard()  # The worker has ended just after its answer.
         return answer
 
     def _await_worker(self, future: Future[None]) -> "_Worker | None":
-        """Wait for the first worker that has not ended; None if the pool breaks instead."""
+        """Wait for the first worker that has not ended; return None if the pool breaks instead."""
         with self._lock:
             self._changed.wait_for(lambda: self._workers or future.done())
             return self._workers[0] if self._workers else None
 
-    def _bury(
+    def _report_death(
         self, worker: "_Worker | None", *, begun: bool = False, error: BaseException | None = None
     ) -> "_Death":
-        """Drop the pool, and tell how its worker ended."""
+        """Drop the pool, and return how its worker ended."""
         self._discard()
         if worker is None:
             return _Death(None, None, begun, error)
@@ -227,7 +300,12 @@ class Slot:
             self._changed.notify_all()
 
     def started(self, worker: "_Worker") -> None:
-        """Take note of a process the pool has started."""
+        """Note a process that the pool has started.
+
+        Parameters
+        ----------
+        worker : _Worker
+        """
         with self._lock:
             self._workers.append(worker)
             if self._task is not None and self._task.doomed:
@@ -235,14 +313,29 @@ class Slot:
             self._changed.notify_all()
 
     def kill(self, task: Task, number: int) -> None:
-        """End the worker if it runs `task`."""
+        """Send a signal to the slot's workers if the slot runs `task`.
+
+        Parameters
+        ----------
+        task : Task
+        number : int
+            The signal.
+        """
         with self._lock:
             if self._task is task:
-                for worker in self._workers:  # one that has served and does not end too: the pool waits
+                # The pool may wait for a worker that has served but does not end, so that worker gets the
+                # signal, too.
+                for worker in self._workers:
                     end_process(worker, number)
 
     def retire(self, usage: Usage | None = None) -> None:
-        """Give the next task a new worker; wait for this one's end only where device memory may come back."""
+        """Let the next task have a new worker; wait for the old one's end only if it may free device memory.
+
+        Parameters
+        ----------
+        usage : Usage, optional
+            What the last task used; None: there is nothing to wait for.
+        """
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired, self._pool, self.device = self._pool, None, None
@@ -252,23 +345,30 @@ class Slot:
             _shut_down(self._retired, workers, wait=usage is not None and usage.may_hold_device)
 
     def await_end(self, usage: Usage | None) -> None:
-        """Wait for the end of the worker that ran a task, if it may hold device memory."""
+        """Wait for the end of the worker that ran a task, if the worker may hold device memory.
+
+        Parameters
+        ----------
+        usage : Usage or None
+            What the task used.
+        """
         if usage is None or not usage.may_hold_device:
             return
         with self._lock:
             workers = [worker for worker in self._workers if worker.pid == usage.worker_pid]
-        for worker in workers:  # none if the pool has seen its end, and started the next
+        # The list is empty if the pool has noticed the worker's end and started the next worker.
+        for worker in workers:
             worker.join()
 
     def close(self) -> None:
-        """Let the worker end. Returns when it is gone."""
+        """Let the worker end; return when it is gone."""
         if self._retired is not None:
             self._retired.shutdown(wait=True)
         self._retired = None
         self._discard(kill=False)
 
     def _discard(self, *, kill: bool = True) -> None:
-        """Drop the pool; when this returns, its processes have been reaped."""
+        """Drop the pool; when this method returns, the pool's processes have been reaped."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -280,47 +380,58 @@ class Slot:
         queue: Any = getattr(pool, "_call_queue", None)
         _shut_down(pool, workers)
         if kill and queue is not None:
-            # A task that its worker did not live to read fills the pipe, whose reading end is here too:
-            # without this, a broken loky's thread writes to it for ever (CPython closes it since gh-94777).
+            # A task whose worker died before reading it fills the pipe, and the pipe's reading end is also
+            # open here. If it stayed open, the thread of a broken loky pool would write to it for ever
+            # (CPython closes this end since gh-94777).
             queue._reader.close()
         with self._lock:
             workers, self._workers = self._workers, []
         for worker in workers:
-            worker.join()  # a broken loky does not, and multiprocessing keeps what is not joined
+            worker.join()  # A broken loky pool does not join, and multiprocessing keeps unjoined processes.
 
 
 def _shut_down(pool: Pool, workers: "list[_Worker]", *, wait: bool = True) -> None:
-    """Shut a pool down. It waits for its workers: one that is, or comes to be, stopped is ended meanwhile."""
+    """Shut a pool down; meanwhile, end workers that are stopped, because the pool waits for its workers."""
 
     def watch() -> None:
         for worker in workers:
             if not await_answer([worker.sentinel], worker.pid):
                 end_process(worker)
 
-    watching = start_watching(watch, "fedexec-watch-pool")
+    watcher = start_watching(watch, "fedexec-watch-pool")
     pool.shutdown(wait=wait)
-    if wait and watching is not None:
-        watching.join()
+    if wait and watcher is not None:
+        watcher.join()
 
 
 class _Death(NamedTuple):
-    """How a worker ended; numbers only, since exceptions live long and its handle has pipes."""
+    """How a worker ended: numbers, not the handle, whose pipes a long-lived exception would keep open."""
 
     pid: int | None
     exitcode: int | None
     begun: bool
-    error: BaseException | None  # instead, what the pool reports of a worker that could not answer
+    error: BaseException | None  # what the pool reports instead of a worker that could not answer
 
 
 class _SlotContext(WorkerContext):
-    """Of a slot's pool."""
+    """The context of a slot's pool."""
 
     def __init__(self, launcher: Launcher, slot: Slot) -> None:
         super().__init__(launcher)
         self._slot = slot
 
     def Process(self, *args: Any, **kwargs: Any) -> "_Worker":  # type: ignore[override]  # noqa: N802
-        """Make a process that answers to the slot."""
+        """Make a worker that reports to the slot.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for :meth:`fedexec.backend.WorkerContext.Process`.
+
+        Returns
+        -------
+        _Worker
+        """
         worker = super().Process(*args, **kwargs)
         assert isinstance(worker, _Worker)
         worker.slot = self._slot
@@ -336,11 +447,14 @@ class _Worker(WorkerProcess):
 
     Attributes
     ----------
+    slot : Slot
+        Learns that the worker has started.
     answers : Connection
-        The caller's end.
+        The caller's end of the pipe.
     answering : Connection
-        The worker's end.
+        The worker's end of the pipe.
     has_served : bool
+        Whether the worker has answered a task.
     """
 
     slot: Slot
@@ -350,7 +464,7 @@ class _Worker(WorkerProcess):
     _stays_here = (*WorkerProcess._stays_here, "slot", "answers")
 
     def start(self) -> None:
-        """Start it, then tell."""
+        """Start the worker, and report it to the slot."""
         self.answers, self.answering = multiprocessing.Pipe(duplex=False)
         with self.answering:
             super().start()
@@ -358,10 +472,10 @@ class _Worker(WorkerProcess):
 
 
 class _Lock:
-    """A lock among the threads of a process, where a pool wants one that it shares with its workers.
+    """A lock between threads of one process, in place of a lock that a pool would share with its workers.
 
-    There is one worker at a time, so there is nothing to guard; but one that is killed just after its answer
-    could leave the lock locked, for its successor to wait for ever.
+    A pool here has one worker at a time, so there is nothing to guard. But a worker that is killed just after
+    its answer could leave a shared lock locked, and the next worker would wait for ever.
     """
 
     def __init__(self) -> None:
@@ -391,5 +505,5 @@ def _run(message: bytes) -> None:
     try:
         serve(worker.answering, message)
     except BaseException:
-        worker.answering.close()  # so that the slot asks the pool, which is told why
+        worker.answering.close()  # Then the slot asks the pool, which knows the reason.
         raise

@@ -1,6 +1,6 @@
-"""``inline``: the caller's own process, one thread a slot. The baseline that isolation is measured against.
+"""``inline``: tasks run in the caller's own process, one thread per slot; the baseline without isolation.
 
-No pickling, no limit, no protection: what a task leaks or breaks, it leaks or breaks here.
+Nothing is pickled or limited, and nothing protects the caller: a task's leaks and crashes are the caller's.
 """
 
 import os
@@ -25,14 +25,27 @@ __all__ = ["InlineBackend"]
 
 
 class InlineBackend(Backend):
-    """Runs a task in the thread that brings it."""
+    """Runs each task in the thread that submits it to the backend.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+    """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
-        self._before: dict[str, str | None] = {}  # the environment's variables that we have changed
+        # environment variables that this backend has changed -> earlier values
+        self._before: dict[str, str | None] = {}
 
     def start(self) -> None:
-        """Have this process compute on the device that was chosen, until the shutdown; import the preload."""
+        """Set the environment variables of the chosen device until the shutdown, and import the preload.
+
+        Raises
+        ------
+        PreloadError
+            A module cannot be imported.
+        """
         variables = device_environment(self.settings)
         self._before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
@@ -40,7 +53,16 @@ class InlineBackend(Backend):
         self._thread = threading.local()
 
     def run(self, task: Task) -> Outcome:
-        """Call the function."""
+        """Call the function in this thread.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Outcome
+        """
         if failure := self._initialize():
             return Outcome(exception=failure)
         wall, cpu = time.perf_counter(), time.thread_time()
@@ -48,7 +70,7 @@ class InlineBackend(Backend):
         try:
             outcome.value = task.fn(*task.args, **task.kwargs)
         except BaseException as exc:
-            # Without our own frame, which would keep the arguments alive as long as the exception.
+            # Leave out this method's own frame: it would keep the arguments alive as long as the exception.
             outcome.exception = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
             outcome.out_of_memory = is_out_of_memory(exc)
         outcome.usage = Usage(
@@ -59,14 +81,26 @@ class InlineBackend(Backend):
         try:
             return outcome
         finally:
-            del outcome, task  # the traceback's frames refer to this one: no cycle
+            # The traceback refers to this frame, so local names would form a reference cycle.
+            del outcome, task
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Do nothing: what a task leaves in memory, all later ones find anyway."""
+        """Do nothing: later tasks find anyway what an earlier task leaves in this process.
+
+        Parameters
+        ----------
+        call : callable
+        name : str
+
+        Returns
+        -------
+        None
+            There is never a reason to refuse.
+        """
         return None
 
     def shutdown(self) -> None:
-        """Give the environment back."""
+        """Restore the environment variables."""
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -74,7 +108,7 @@ class InlineBackend(Backend):
                 os.environ[name] = value
 
     def _initialize(self) -> InitializerError | None:
-        """Call the initializer once a thread, as ThreadPoolExecutor does."""
+        """Call the initializer once per thread, as ThreadPoolExecutor does."""
         if self.hooks.initializer is None or getattr(self._thread, "ready", False):
             return None
         try:

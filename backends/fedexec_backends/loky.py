@@ -1,7 +1,7 @@
-"""``loky``: long-lived loky workers, replaced when a task leaves them above ``memory_limit``.
+"""``loky``: long-lived loky workers, each replaced when a task leaves it above ``memory_limit``.
 
-The worker reports its resident set with each result, so the first task counts and so does a burst; loky's own
-check compares with the first task's figure, once a second at most.
+Each worker reports its resident set with each result, so the first task is checked and a sudden growth is
+noticed. loky's own check compares with the first task's figure and runs at most once per second.
 """
 
 import threading
@@ -30,10 +30,11 @@ __all__ = ["LokyBackend"]
 
 
 def _register_lokys_exit_hook() -> None:
-    """Have loky close its pools at exit *after* the executor has finished its work.
+    """Register loky's exit hook now, so that loky closes its pools after the executor has finished its work.
 
-    Hooks run last registered first, and loky registers its own when a pool starts: that is after the
-    executor's, which would lose what is queued, and again for every pool, which fails during exit.
+    Hooks run in reverse order of registration. loky would register its hook when a pool starts, which is
+    after the executor's hook: then queued tasks would be lost. loky would also register once per pool, which
+    fails during exit.
     """
     if process_executor.process_pool_executor_at_exit is None:
         threading._register_atexit(process_executor._python_exit)  # type: ignore[attr-defined]
@@ -44,7 +45,13 @@ _register_lokys_exit_hook()
 
 
 class LokyBackend(PooledBackend):
-    """A worker for many tasks."""
+    """Runs many tasks in each worker.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+    """
 
     capabilities = (
         Capability.ISOLATED
@@ -57,18 +64,35 @@ class LokyBackend(PooledBackend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
-        start_tracker_apart(resource_tracker)  # loky's own
+        start_tracker_apart(resource_tracker)  # loky's own tracker, not multiprocessing's
         self._limits = Limits(settings)
 
-    def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:
-        """Make a pool whose worker stays."""
+    def make_pool(self, context: WorkerContext, worker_setup: WorkerSetup) -> Executor:
+        """Make a pool whose one worker stays.
+
+        Parameters
+        ----------
+        context : WorkerContext
+        worker_setup : WorkerSetup
+
+        Returns
+        -------
+        Executor
+        """
         pool: Executor = loky.ProcessPoolExecutor(
-            max_workers=1, context=context, initializer=setup, initargs=(wanted,)
+            max_workers=1, context=context, initializer=setup, initargs=(worker_setup,)
         )
         return pool
 
     def after(self, slot: Slot, task: Task, outcome: Outcome) -> None:
-        """Retire a worker that holds too much."""
+        """Retire the slot's worker if it holds more memory than the limit.
+
+        Parameters
+        ----------
+        slot : Slot
+        task : Task
+        outcome : Outcome
+        """
         slot.device = task.device
         if self._limits.exceeded(outcome.usage):
             slot.retire(outcome.usage)

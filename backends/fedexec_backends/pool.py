@@ -1,10 +1,10 @@
 """``pool``: the standard library's ProcessPoolExecutor with ``max_tasks_per_child=1``.
 
-How it stays clear of CPython's bugs: ``max_tasks_per_child`` of 2 or more hangs with a backlog (gh-115634),
-so it is always 1; with 1, ``shutdown(wait=False)`` kills the management thread (gh-119592) and a collected
-executor hangs its futures (gh-152967), so the slot holds the pool and shuts it down, waiting, when no task
-runs; and workers that would outlive a killed caller (gh-111873) are made to notice its end by
-:func:`fedexec._worker.worker.setup`.
+It avoids these bugs of CPython. A ``max_tasks_per_child`` of 2 or more hangs with a backlog (gh-115634), so
+it is always 1. With 1, ``shutdown(wait=False)`` kills the management thread (gh-119592), and the futures of
+an executor that is garbage-collected hang (gh-152967); so the slot keeps the pool, and shuts it down with a
+wait when no task runs. Workers would outlive a killed caller (gh-111873); :func:`fedexec.backend.setup` makes
+them notice the caller's end.
 """
 
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -16,7 +16,7 @@ __all__ = ["PoolBackend"]
 
 
 class PoolBackend(PooledBackend):
-    """A worker for one task; the pool starts the next while the slot waits."""
+    """Runs one task in each worker; the pool starts the next worker while the slot is free."""
 
     capabilities = (
         Capability.ISOLATED
@@ -25,18 +25,36 @@ class PoolBackend(PooledBackend):
         | Capability.KILLS_ONE
         | Capability.SHARES_MEMORY
     )
-    descriptors_per_worker = 20  # ten are the pool's own: two queues, and what wakes its thread
+    # Ten of them are the pool's own: two queues, and the pipe that wakes its thread.
+    descriptors_per_worker = 20
 
-    def make_pool(self, context: WorkerContext, wanted: WorkerSetup) -> Executor:
-        """Make a pool whose worker ends after each task."""
+    def make_pool(self, context: WorkerContext, worker_setup: WorkerSetup) -> Executor:
+        """Make a pool whose one worker ends after each task.
+
+        Parameters
+        ----------
+        context : WorkerContext
+        worker_setup : WorkerSetup
+
+        Returns
+        -------
+        Executor
+        """
         return ProcessPoolExecutor(
             max_workers=1,
             mp_context=context,
             initializer=setup,
-            initargs=(wanted,),
+            initargs=(worker_setup,),
             max_tasks_per_child=1,
         )
 
     def after(self, slot: Slot, task: Task, outcome: Outcome) -> None:
-        """Have the worker gone before its device memory is counted on."""
+        """Wait until the worker has ended and its device memory is free for the next task.
+
+        Parameters
+        ----------
+        slot : Slot
+        task : Task
+        outcome : Outcome
+        """
         slot.await_end(outcome.usage)

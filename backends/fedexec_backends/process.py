@@ -1,8 +1,9 @@
-"""``process``: one raw :class:`multiprocessing.Process` per task, its result in a Manager's dict.
+"""``process``: one :class:`multiprocessing.Process` per task, whose result goes into a Manager's dict.
 
-The method of the tutorial this project grew from, with its failures mended: an exception arrives as that
-exception, a worker that dies as :class:`~fedexec.errors.WorkerDiedError` instead of a ``KeyError``, and the
-Manager (one for all tasks, where the tutorial starts one for each) ends with the executor or with the caller.
+This is the method of the tutorial that fedexec grew from, without its weaknesses. An exception arrives as
+that exception. A worker that dies raises :class:`~fedexec.errors.WorkerDiedError` instead of a ``KeyError``.
+One Manager serves all tasks, where the tutorial starts one per task, and it ends with the executor or with
+the caller.
 """
 
 import contextlib
@@ -46,13 +47,19 @@ __all__ = ["ProcessBackend"]
 
 _MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
 _SOCKET = "socket"
-_LONGEST_PATH = 90  # bytes of a directory's path: the socket's path may have 103 on macOS
-_AFTER_THE_SOCKET = -100  # multiprocessing removes what a Manager listens to at priority 0
-_MANAGERS = 5  # so many may be killed as soon as they start, one after another
+_LONGEST_PATH = 90  # bytes of a directory's path, because a socket's path may have 103 bytes on macOS
+_AFTER_THE_SOCKET = -100  # exit priority; multiprocessing removes a Manager's socket at priority 0
+_MANAGERS = 5  # how many Managers in a row may be killed as soon as they start
 
 
 class ProcessBackend(IsolatingBackend):
-    """Starts a process, waits for its end, reads what it left in the dict."""
+    """Starts a process for each task, waits for its end, and reads its result from the dict.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+    """
 
     capabilities = (
         Capability.ISOLATED
@@ -64,14 +71,23 @@ class ProcessBackend(IsolatingBackend):
     descriptors_per_worker = 8
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
-        # Everything through the Manager, as the tutorial has it, unless asked otherwise.
-        asked = settings.sources.get("shared_memory", "default") != "default"
-        super().__init__(settings, hooks, shared_memory=asked and settings.shared_memory)
+        # As in the tutorial, arrays go through the Manager, unless the user has asked for shared memory.
+        is_chosen = settings.sources.get("shared_memory", "default") != "default"
+        super().__init__(settings, hooks, shared_memory=is_chosen and settings.shared_memory)
         self._lock = threading.Lock()  # guards the Manager
         self._manager: _Manager | None = None
 
     def run(self, task: Task) -> Outcome:
-        """Run one task in one process."""
+        """Run one task in a process of its own.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Outcome
+        """
         return self.channel.deliver(task, functools.partial(self._call, task))
 
     def _call(self, task: Task, message: bytes) -> bytes:
@@ -88,17 +104,18 @@ class ProcessBackend(IsolatingBackend):
             if reply is not None:
                 return reply
         except _MANAGER_GONE as exc:
-            gone = exc.with_traceback(None)  # its frames hold this one: no cycle
+            # The traceback's frames refer to this one and would form a reference cycle.
+            gone = exc.with_traceback(None)
         try:
             died = WorkerDiedError(pid, exitcode, task.name)
             if gone is not None:
                 died.add_note("The Manager that held its result had died.")
             raise died from gone
         finally:
-            del died  # no cycle
+            del died  # avoids a reference cycle
 
     def shutdown(self) -> None:
-        """End Manager and template."""
+        """End the Manager and the template."""
         with self._lock:
             if self._manager is not None:
                 self._manager.end()
@@ -132,32 +149,65 @@ class _StoppedError(ConnectionError):
 
 
 class _PatientConnection(Connection):
-    """A connection to a Manager that does not wait for ever for one that is stopped."""
+    """A connection to a Manager that gives up when the Manager stays stopped."""
 
     @classmethod
     def of(cls, connection: Connection) -> "_PatientConnection":
-        """Take a connection over."""
-        taken = cls(os.dup(connection.fileno()))
+        """Return a connection of this class that replaces another connection.
+
+        Parameters
+        ----------
+        connection : Connection
+            Closed afterwards.
+
+        Returns
+        -------
+        _PatientConnection
+        """
+        replacement = cls(os.dup(connection.fileno()))
         connection.close()
-        return taken
+        return replacement
 
     def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
-        """Send a message of bytes."""
+        """Send a message of bytes.
+
+        Parameters
+        ----------
+        buf : bytes-like
+        offset : int
+        size : int, optional
+            As for :meth:`multiprocessing.connection.Connection.send_bytes`.
+        """
         pid, _ = _peer(self)
         with await_reader(pid, len(buf)):
             super().send_bytes(buf, offset, size)
 
     def send(self, obj: Any) -> None:
-        """Send an object."""
+        """Send a pickled object.
+
+        Parameters
+        ----------
+        obj : object
+        """
         self.send_bytes(ForkingPickler.dumps(obj))
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
-        """Receive a message as bytes."""
+        """Receive a message as bytes.
+
+        Parameters
+        ----------
+        maxlength : int, optional
+            The highest accepted number of bytes.
+
+        Returns
+        -------
+        bytes
+        """
         self._await_message()
         return super().recv_bytes(maxlength)
 
     def recv(self) -> Any:
-        """Receive an object."""
+        """Receive a pickled object."""
         self._await_message()
         return super().recv()
 
@@ -167,9 +217,9 @@ class _PatientConnection(Connection):
 
 
 def _connect(address: str, authkey: bytes | None = None) -> Connection:
-    """Connect to the Manager; nothing is read from, or told to, a process of another user.
+    """Connect to the Manager, and exchange no data with a process of another user.
 
-    The name of its socket is free when the Manager has died, and anybody may take it.
+    When the Manager has died, the name of its socket is free, and a process of any user can take it.
     """
     connection = _PatientConnection.of(Client(address))
     try:
@@ -184,16 +234,22 @@ def _connect(address: str, authkey: bytes | None = None) -> Connection:
     return connection
 
 
-_SERIALIZER = "fedexec"  # What proxies call the pair of functions with which they talk to their Manager.
+# Proxies know under this name the pair of functions with which they talk to their Manager.
+_SERIALIZER = "fedexec"
 _listener_client: dict[str, Any] = managers.listener_client  # type: ignore[attr-defined]
 _listener_client[_SERIALIZER] = (Listener, _connect)
 
 
 class _Server(managers.Server):
-    """What runs in the Manager's process: it reads nothing from another user, though he knew the key."""
+    """The server in the Manager's process: it rejects other users, even if they know the key."""
 
     def handle_request(self, connection: Connection) -> None:
-        """Answer one request, unless it is of another user."""
+        """Answer one request, unless another user sends it.
+
+        Parameters
+        ----------
+        connection : Connection
+        """
         if _is_of_this_user(connection):
             super().handle_request(connection)
         else:
@@ -205,8 +261,8 @@ def _is_of_this_user(connection: Connection) -> bool:
 
 
 def _peer(connection: Connection) -> tuple[int | None, int]:
-    """Return pid and user of the process at the other end; not on Linux: None, and this user."""
-    if not hasattr(socket, "SO_PEERCRED"):  # The key, and the private directory of the socket, must do.
+    """Return pid and user id of the process at the other end; None and this user if that is unknown."""
+    if not hasattr(socket, "SO_PEERCRED"):  # The key and the socket's private directory have to suffice.
         return None, os.geteuid()
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -215,12 +271,12 @@ def _peer(connection: Connection) -> tuple[int | None, int]:
 
 
 class _Manager(SyncManager):
-    """A Manager that leaves no file behind, whoever kills it, and never outlives the caller."""
+    """A Manager that leaves no file behind, even if it is killed, and never outlives the caller."""
 
     _Server = _Server
 
     def __init__(self, context: WorkerContext) -> None:
-        # An abstract socket has no name in the file system, so nobody has to remove it. Only Linux has them.
+        # An abstract socket has no name in the file system, so it need not be removed. Only Linux has them.
         self._directory = None if sys.platform == "linux" else _new_directory()
         abstract = f"\0fedexec-{secrets.token_hex(16)}"
         address = abstract if self._directory is None else str(self._directory / _SOCKET)
@@ -233,11 +289,11 @@ class _Manager(SyncManager):
             raise
 
     def is_alive(self) -> bool:
-        """Return whether its process runs."""
+        """Return whether the Manager's process runs."""
         return self._process is not None and self._process.is_alive()
 
     def end(self) -> None:
-        """End its process, and let go of it."""
+        """End the Manager's process and release it."""
         self.shutdown()
         self._forget()
 
@@ -247,12 +303,12 @@ class _Manager(SyncManager):
             end_process(process)
             process.join()
             process.close()
-        if self._directory is not None:  # It is there still if the process was killed.
+        if self._directory is not None:  # The directory still exists if the process was killed.
             _remove(self._directory)
 
 
 def _prepare_manager(directory: Path | None) -> None:
-    os.setpgid(0, 0)  # Ctrl+C is the caller's business
+    os.setpgid(0, 0)  # Ctrl+C is for the caller alone.
     if directory is None:
         end_with_caller()
     else:
@@ -262,25 +318,25 @@ def _prepare_manager(directory: Path | None) -> None:
 
 
 def _new_directory() -> Path:
-    """Return a name that nobody has, or can guess, for the private directory of a Manager's socket."""
+    """Return an unused name, which cannot be guessed, for the private directory of a Manager's socket."""
     name = f"fedexec-{secrets.token_hex(8)}"
     path = Path(tempfile.gettempdir(), name)
     return path if len(os.fsencode(path)) <= _LONGEST_PATH else Path("/tmp", name)
 
 
 def _remove(directory: Path) -> None:
-    """Remove a Manager's socket and its directory, as far as they are there, and nothing else."""
-    for _ in range(2):  # The Manager's main thread may make the socket just after the first attempt.
+    """Remove a Manager's socket and its directory if they exist, and nothing else."""
+    for _ in range(2):  # The Manager's main thread may create the socket just after the first attempt.
         with contextlib.suppress(OSError):
             (directory / _SOCKET).unlink()
         with contextlib.suppress(OSError):
             directory.rmdir()
 
 
-def _work(wanted: WorkerSetup, message: bytes, return_dict: MutableMapping[str, bytes]) -> None:
-    """Run in the worker: be set up, run the task, leave its answer."""
-    setup(wanted)
+def _work(worker_setup: WorkerSetup, message: bytes, return_dict: MutableMapping[str, bytes]) -> None:
+    """Run in the worker: set it up, run the task, and put the reply into the dict."""
+    setup(worker_setup)
     try:
         return_dict["reply"] = run(message)
     except _MANAGER_GONE:
-        os._exit(1)  # the caller says what happened
+        os._exit(1)  # The caller reports what has happened.

@@ -1,12 +1,12 @@
-"""``standby``: workers that wait before there is work. A fresh process a task, at a warm pool's speed.
+"""``standby``: workers wait before there is work, so that a fresh process per task is as fast as a warm pool.
 
-A template imports the preload, runs the warm-up once, and forks workers ahead of need. A task goes to one
-that waits; it runs that one task, answers and ends, and everything it held ends with it; the next is forked
-meanwhile. With ``max_tasks_per_child`` above 1 a worker serves that many, or fewer if one leaves it above
-``memory_limit``.
+A template imports the preload, runs the warm-up once, and forks workers ahead of demand. A waiting worker
+gets a task, runs it, answers and ends, and all its resources are freed with it; meanwhile the template forks
+the next worker. If ``max_tasks_per_child`` is above 1, a worker serves that many tasks, or fewer if a task
+leaves it above ``memory_limit``.
 
-With ``start_method="spawn"``, or where fork is not safe, the workers that wait are fresh interpreters that
-have imported the preload: slower to come by, the same promise.
+With ``start_method="spawn"``, or if the template is unfit to be forked, the waiting workers are fresh
+interpreters that have imported the preload. They take longer to start, and make the same promises.
 """
 
 import functools
@@ -46,13 +46,19 @@ from fedexec.backend import (
 
 __all__ = ["StandbyBackend"]
 
-# Until the interpreter has adapted its code and filled its caches: 8 would do in CPython 3.11.
+# The interpreter needs this many runs to specialize its code and fill its caches (8 in CPython 3.11).
 REHEARSALS = 20
-LEAVE_SECONDS = 5.0  # what a worker that has answered may take to end
+LEAVE_SECONDS = 5.0  # time that a worker that has answered has to end
 
 
 class StandbyBackend(IsolatingBackend):
-    """Hands a task to a worker that waits."""
+    """Gives each task to a waiting worker.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+    """
 
     capabilities = (
         Capability.ISOLATED
@@ -74,15 +80,16 @@ class StandbyBackend(IsolatingBackend):
         if settings.max_tasks_per_child > 1:
             self.capabilities = self.capabilities & ~Capability.FRESH_PROCESS | Capability.RECYCLES
         self._limits = Limits(settings)
-        self._lock = threading.RLock()  # guards everything below; taken as it is, for Ctrl+C's sake
+        # guards everything below; used itself, because Ctrl+C can break `with self._changed`
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._waiting: deque[_Worker | Exception] = deque()  # an exception: why there is no worker
-        self._wanted = 0  # tasks that wait for a worker
+        self._idle_workers: deque[_Worker | Exception] = deque()  # An exception tells why there is no worker.
+        self._waiting_tasks = 0  # number of tasks that wait for a worker
         self._leaving: list[_Worker] = []
         self._running: dict[int, _Worker] = {}  # task id -> its worker
-        self._generation = 0  # how often workers have learnt something
+        self._generation = 0  # number of times that workers have been renewed
         self._closing = False
-        self._keeper = threading.Thread(target=self._keep, name="fedexec-standby", daemon=True)
+        self._keeper = threading.Thread(target=self._maintain_workers, name="fedexec-standby", daemon=True)
 
     def start(self) -> None:
         """Start the template, then the first workers."""
@@ -90,7 +97,16 @@ class StandbyBackend(IsolatingBackend):
         self._keeper.start()
 
     def run(self, task: Task) -> Outcome:
-        """Run one task in a worker that waits."""
+        """Run one task in a waiting worker.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Outcome
+        """
         lent: list[_Worker] = []
         usage = None
         try:
@@ -102,7 +118,14 @@ class StandbyBackend(IsolatingBackend):
         return outcome
 
     def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
-        """End the worker of `task`."""
+        """Send a signal to the worker that runs `task`.
+
+        Parameters
+        ----------
+        task : Task
+        number : int
+            The signal; SIGKILL by default.
+        """
         with self._lock:
             worker = self._running.get(task.id)
         if worker is not None:
@@ -113,28 +136,28 @@ class StandbyBackend(IsolatingBackend):
         return self._limits.replaced()
 
     def shutdown(self) -> None:
-        """End the workers that wait, then the template."""
+        """End the waiting workers, then the template."""
         with self._lock:
             self._closing = True
             self._changed.notify_all()
         if self._keeper.ident is not None:
             self._keeper.join()
-        workers = [worker for worker in self._waiting if isinstance(worker, _Worker)]
+        workers = [worker for worker in self._idle_workers if isinstance(worker, _Worker)]
         for worker in workers:
             worker.leave()
         for worker in workers + self._leaving:
             worker.end()
-        self._waiting.clear()
+        self._idle_workers.clear()
         self._leaving.clear()
         super().shutdown()
 
-    # ------------------------------------------------------------ a task's way
+    # ------------------------------------------------------------ from a task to a worker and back
 
     def _call(self, task: Task, lent: "list[_Worker]", message: bytes) -> bytes:
-        """Have a worker run a packed task; the worker is added to `lent`, to be given back."""
-        while lent:  # the worker of a first delivery, which could not open the caller's shared memory
+        """Run a packed task in a worker; the worker is added to `lent`, so that the caller gives it back."""
+        while lent:  # The first delivery's worker could not open the caller's shared memory.
             self._give_back(task, lent.pop(), None)
-        # Workers that ended while they waited are no fault of the task; all of them, and three more, are.
+        # It is not the task's fault if workers end while they wait, unless all of them and three more do so.
         for left in range(self.settings.standby + 3, 0, -1):
             worker = self._take(task)
             lent.append(worker)
@@ -150,13 +173,13 @@ class StandbyBackend(IsolatingBackend):
 
     def _take(self, task: Task) -> "_Worker":
         with self._lock:
-            self._wanted += 1
-            if not self._waiting:
+            self._waiting_tasks += 1
+            if not self._idle_workers:
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting)
-            self._wanted -= 1
-            worker = next((each for each in self._waiting if _fits(each, task)), self._waiting[0])
-            self._waiting.remove(worker)
+            self._changed.wait_for(lambda: self._idle_workers)
+            self._waiting_tasks -= 1
+            worker = next((each for each in self._idle_workers if _fits(each, task)), self._idle_workers[0])
+            self._idle_workers.remove(worker)
             self._changed.notify_all()
             if isinstance(worker, Exception):
                 raise worker
@@ -165,34 +188,36 @@ class StandbyBackend(IsolatingBackend):
             if _fits(worker, task):
                 worker.device = task.device
                 return worker
-        # All that wait have settled on other devices: one of them makes room for a new one.
+        # All waiting workers use other devices: replace one of them by a new worker.
         self._give_back(task, worker, None)
         return self._take(task)
 
     def _give_back(self, task: Task, worker: "_Worker", usage: Usage | None) -> None:
-        """Let a worker go, or wait again if it may serve another task."""
-        again = usage is not None and not task.doomed and worker.served < self.settings.max_tasks_per_child
-        again = again and not self._limits.exceeded(usage)
-        if not again:
+        """Release a worker, or let it wait again if it may serve another task."""
+        serves_again = (
+            usage is not None and not task.doomed and worker.served < self.settings.max_tasks_per_child
+        )
+        serves_again = serves_again and not self._limits.exceeded(usage)
+        if not serves_again:
             worker.leave()
             if usage is not None and usage.may_hold_device:
-                worker.process.join(LEAVE_SECONDS)  # until then it holds it
+                worker.process.join(LEAVE_SECONDS)  # The worker holds the memory until it has ended.
         with self._lock:
             del self._running[task.id]
-            if again:
-                self._waiting.appendleft(worker)
+            if serves_again:
+                self._idle_workers.appendleft(worker)
             else:
                 self._leaving.append(worker)
             self._changed.notify_all()
 
-    # ------------------------------------------------------------ the thread that keeps workers waiting
+    # ------------------------------------------------------------ the thread that maintains waiting workers
 
-    def _keep(self) -> None:
+    def _maintain_workers(self) -> None:
         while True:
             with self._lock:
                 while not self._closing and not self._is_short():
                     if not self._changed.wait(timeout=1.0 if self._leaving else None):
-                        break  # time to look after those that leave
+                        break  # Check the leaving workers.
                 if self._closing:
                     return
                 short = self._is_short()
@@ -204,34 +229,35 @@ class StandbyBackend(IsolatingBackend):
                 self._leaving += remaining
 
     def renew_workers(self) -> None:
-        """Replace the workers that wait: the next ones are born with more modules."""
+        """Replace the waiting workers, because new workers have more modules."""
         with self._lock:
             self._generation += 1
-            stale = [worker for worker in self._waiting if isinstance(worker, _Worker)]
-            self._waiting.clear()
+            stale = [worker for worker in self._idle_workers if isinstance(worker, _Worker)]
+            self._idle_workers.clear()
             for worker in stale:
                 worker.leave()
             self._leaving += stale
             self._changed.notify_all()
 
     def _is_short(self) -> bool:
-        return len(self._waiting) < self.settings.standby + self._wanted
+        return len(self._idle_workers) < self.settings.standby + self._waiting_tasks
 
     def _add_worker(self) -> None:
         worker: _Worker | Exception
         generation = self._generation
         try:
             worker = _Worker(self.context, self._service)
-        except Exception as exc:  # no descriptors, no memory, a preload that fails the second time
+        except Exception as exc:  # no descriptors, no memory, or a preload that fails in a new template
             worker = exc
         with self._lock:
             if isinstance(worker, Exception):
-                self._changed.wait_for(lambda: self._closing or self._wanted)  # somebody to tell
+                # until a task can be told
+                self._changed.wait_for(lambda: self._closing or self._waiting_tasks)
             elif generation != self._generation and not self._closing:
                 worker.leave()
                 self._leaving.append(worker)
                 return
-            self._waiting.append(worker)
+            self._idle_workers.append(worker)
             self._changed.notify_all()
 
 
@@ -240,24 +266,36 @@ class _NotBegunError(WorkerDiedError):
 
 
 class _Worker:
-    """One process that waits for tasks, and our end of the connection to it."""
+    """A process that waits for tasks, and the caller's end of the connection to it."""
 
     def __init__(self, context: WorkerContext, service: "_Service") -> None:
         self.connection, theirs = context.Pipe()
         self.process: WorkerProcess = context.Process(target=service.serve, args=(theirs,))
         self.served = 0
-        self.device: str | None = None  # that it computes on, since its first task
-        self._left = 0.0
+        self.device: str | None = None  # device that the worker uses since its first task
+        self._left_at = 0.0
         with theirs:
             self.process.start()
 
     def call(self, message: bytes, task: Task) -> bytes:
-        """Have it run a packed task.
+        """Run a packed task in this worker.
+
+        Parameters
+        ----------
+        message : bytes
+            The packed task.
+        task : Task
+
+        Returns
+        -------
+        bytes
+            The packed reply.
 
         Raises
         ------
         WorkerDiedError
-            It ended instead of answering; _NotBegunError if it had not begun: another may have the task.
+            The worker has ended instead of answering. _NotBegunError: it had not begun, so another worker may
+            run the task.
         """
         begun = False
         try:
@@ -267,7 +305,8 @@ class _Worker:
             begun = True
             reply = receive(self.connection, self.process)
         except (OSError, EOFError):
-            end_process(self.process)  # in case it has only closed its end: it cannot answer any more
+            # The worker may only have closed its end of the connection, but it can no longer answer.
+            end_process(self.process)
             self.process.join()
         else:
             self.served += 1
@@ -276,14 +315,14 @@ class _Worker:
         raise error(self.process.pid, exit_code(self.process), task.name)
 
     def leave(self) -> None:
-        """Let it end: it does when it has answered, or when it sees that nobody will ask."""
+        """Close the connection, so that the worker ends after its answer, or without a further task."""
         self.connection.close()
-        self._left = time.monotonic()
+        self._left_at = time.monotonic()
 
     def is_gone(self) -> bool:
-        """Return whether it has ended; one that does not is killed after a while."""
+        """Return whether the worker has ended; kill it if it takes longer than LEAVE_SECONDS."""
         if self.process.is_alive():
-            if time.monotonic() > self._left + LEAVE_SECONDS:
+            if time.monotonic() > self._left_at + LEAVE_SECONDS:
                 end_process(self.process)
             return False
         self.process.join()
@@ -291,7 +330,7 @@ class _Worker:
         return True
 
     def end(self) -> None:
-        """Wait for its end, and bring it about if need be."""
+        """Wait for the worker's end, and kill the worker if that takes longer than LEAVE_SECONDS."""
         self.process.join(LEAVE_SECONDS)
         end_process(self.process)
         self.process.join()
@@ -304,32 +343,38 @@ def _fits(worker: "_Worker | Exception", task: Task) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Service:
-    """What a worker does: it is set up, then runs what comes.
+    """A worker's work: it sets itself up, then runs the tasks that it receives.
 
     Attributes
     ----------
-    wanted : WorkerSetup
+    worker_setup : WorkerSetup
     tasks : int
-        How many it runs.
+        Number of tasks that a worker runs.
     rehearsal : bytes
-        A task that does nothing. Run beforehand, so that what every task needs is there when the first comes.
+        A task that does nothing; run in advance, it initializes what every task needs.
     """
 
-    wanted: WorkerSetup
+    worker_setup: WorkerSetup
     tasks: int
     rehearsal: bytes
 
     def prepare(self) -> None:
-        """Rehearse in the template: what the interpreter learns from it, no worker has to."""
-        os.environ.update(self.wanted.environ)
+        """Run the empty task in the template, so that workers inherit warm caches."""
+        os.environ.update(self.worker_setup.environ)
         rehearse_stderr()
         for _ in range(REHEARSALS):
             run(self.rehearsal)
 
     def serve(self, connection: Connection) -> None:
-        """Run in the worker."""
-        setup(self.wanted)
-        run(self.rehearsal)  # copies from the template what it writes to
+        """Run tasks, in the worker.
+
+        Parameters
+        ----------
+        connection : Connection
+            The worker's end.
+        """
+        setup(self.worker_setup)
+        run(self.rehearsal)  # copies the template's memory pages that each task writes to
         for _ in range(self.tasks):
             try:
                 message = connection.recv_bytes()
@@ -337,4 +382,6 @@ class _Service:
                 return
             serve(connection, message)
             if hasattr(os, "sched_yield"):
-                os.sched_yield()  # Linux wakes the caller on this core: let it not wait for our end
+                # Linux may wake the caller on this core; yield the core, so that the caller need not wait for
+                # this worker's end.
+                os.sched_yield()
