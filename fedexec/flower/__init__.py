@@ -1,10 +1,10 @@
 """Flower over an Executor, in three ways that share the executor and the record of what happened.
 
-:func:`offload` isolates one function of an app, wherever that runs. :func:`simulate` runs a whole
-``ServerApp``/``ClientApp`` pair. :mod:`fedexec.flower.grpc` is the tutorial's way (gRPC, NumPyClient), whose
-process hosts clients and the server, stays light and never imports torch.
+:func:`offload` isolates one function of an app, no matter how the app is run. :func:`simulate` runs a whole
+``ServerApp``/``ClientApp`` pair. :mod:`fedexec.flower.grpc` follows the tutorial (gRPC, NumPyClient): the
+process that hosts the clients or the server stays small and never imports torch.
 
-What is named here is imported when it is used.
+The names below are imported when they are first used.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedexec._system.lazy_names import importer
 
-# Before flwr is imported anywhere: no telemetry, no look-up of newer releases.
+# Set these before flwr is imported anywhere, so that it sends no telemetry and looks up no newer release.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 

@@ -1,7 +1,7 @@
-"""Every name of Flower's that is not public; no other file of ours uses one.
+"""All names of Flower that are not public; no other file of fedexec uses such a name.
 
-Seen where they are imported from here in flwr 1.38 to 1.42; ``tests/flower/test_flower_internals.py`` says
-which of them a newer release has moved.
+They exist at these places in flwr 1.38 to 1.42. ``tests/flower/test_flower_internals.py`` reports the names
+that a newer release has moved.
 """
 
 import logging
@@ -54,47 +54,119 @@ __all__ = [
 
 
 def become_server(run_id: int) -> None:
-    """Let this process make messages: without an identity ``Message(...)`` raises."""
+    """Let this process make messages, because ``Message(...)`` raises in a process without an identity.
+
+    Parameters
+    ----------
+    run_id : int
+    """
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
 def empty_run(run_id: int) -> Run:
-    """Return what a grid says of the run it belongs to."""
+    """Return what a grid reports as its run.
+
+    Parameters
+    ----------
+    run_id : int
+
+    Returns
+    -------
+    Run
+    """
     return Run.create_empty(run_id=run_id)
 
 
 def stamp(message: Message) -> str:
-    """Give a message its id, as a SuperLink would."""
+    """Give a message its id, as a SuperLink would.
+
+    Parameters
+    ----------
+    message : Message
+
+    Returns
+    -------
+    str
+        The id.
+    """
     identifier = uuid.uuid4().hex
     message.metadata.__dict__["_message_id"] = identifier
     return identifier
 
 
 def arrived(content: RecordDict, metadata: Metadata) -> Message:
-    """Return a message as its receiver gets it."""
+    """Return a message as its receiver gets it.
+
+    Parameters
+    ----------
+    content : RecordDict
+    metadata : Metadata
+
+    Returns
+    -------
+    Message
+    """
     return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def has_main(app: ServerApp) -> bool:
-    """Return whether a ServerApp has anything to run: a main, or an older app's server_fn or strategy."""
+    """Return whether a ServerApp has anything to run: a main, or an older app's server_fn or strategy.
+
+    Parameters
+    ----------
+    app : ServerApp
+
+    Returns
+    -------
+    bool
+    """
     return any(
         getattr(app, name, None) for name in ("_main", "_server_fn", "_server", "_strategy", "_config")
     )
 
 
 def is_from_server(record: logging.LogRecord) -> bool:
-    """Return whether Flower's own server side has logged this; apps log to the same logger."""
+    """Return whether Flower's own server side has logged a record; apps use the same logger.
+
+    Parameters
+    ----------
+    record : logging.LogRecord
+
+    Returns
+    -------
+    bool
+    """
     folder = Path(str(import_module("flwr").__file__)).parent
-    return record.pathname.startswith(str(folder / "server"))  # and serverapp
+    return record.pathname.startswith(str(folder / "server"))  # "serverapp" begins with "server", too.
 
 
 def workflow_arrays(context: Context) -> ArrayRecord | None:
-    """Return the global model that a DefaultWorkflow leaves."""
+    """Return the global model that a DefaultWorkflow leaves.
+
+    Parameters
+    ----------
+    context : Context
+
+    Returns
+    -------
+    ArrayRecord or None
+        None if there is no model.
+    """
     return context.state.array_records.get(MAIN_PARAMS_RECORD)
 
 
 def ray_backend(config: dict[str, Any]) -> Any:
-    """Start what Flower's own simulation gives messages to; needs Ray."""
+    """Start the backend of Flower's own simulation engine; needs Ray.
+
+    Parameters
+    ----------
+    config : dict
+        The backend's configuration.
+
+    Returns
+    -------
+    flwr's RayBackend
+    """
     return import_module("flwr.server.superlink.fleet.vce.backend.raybackend").RayBackend(config)

@@ -1,4 +1,4 @@
-"""What is noted of a run: its rounds, and what each of its tasks was for and cost. Knows no Flower."""
+"""The record of a run: its rounds, and the purpose and cost of each task. Imports nothing of Flower."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,29 +12,31 @@ Scalar = bool | bytes | float | int | str
 
 @dataclass(slots=True)
 class Round:
-    """What happened in one round. Round 0 is the initial model, and what an app asks its nodes before.
+    """What happened in one round; round 0 is the initial model, and what an app asks nodes before training.
 
     Attributes
     ----------
     server_round : int
     loss : float or None
-        Of the global model on the server; None without server-side evaluation.
+        Loss of the global model on the server; None without server-side evaluation.
     metrics : dict
-        Likewise, ``accuracy`` among them if the evaluation gives it.
+        Metrics of the same evaluation; ``accuracy`` is among them if the evaluation returns it.
     seconds : float
-        From sampling to the end of the evaluation.
+        Time from sampling to the end of the evaluation.
     clients : list of int
-        Which were sampled to train.
+        Clients that were sampled to train.
     failures : list of dict
-        ``client`` (int) and ``reason`` (str) of each that failed.
+        ``client`` (int) and ``reason`` (str) for each client that failed.
     remarks : list of dict
-        ``client`` and ``reason`` likewise, of each whose result counts, and is odd: absurdly large, say.
+        ``client`` and ``reason`` for each client whose result counts but is suspicious, for instance absurdly
+        large.
     client_loss : float or None
-        Mean over the clients that evaluated, if they do.
+        Mean over the clients that evaluated, if any.
     client_metrics : dict
-        Likewise.
+        Means of the same clients.
     start : int
-        Which start of a strategy it belongs to, where an app has several: each counts its rounds from 1.
+        Number of the strategy's start, because an app may start several strategies, each of which counts its
+        rounds from 1.
     """
 
     server_round: int
@@ -49,28 +51,29 @@ class Round:
     start: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the round as JSON knows it."""
+        """Return the round as JSON-compatible values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """One task of a federation: what it was for, and what it cost.
+    """One task of a federation: its purpose and its cost.
 
     Attributes
     ----------
     kind : str
-        "fit", "evaluate", "server evaluate" or "prepare"; in a simulation the type of the message.
+        "fit", "evaluate", "server evaluate" or "prepare"; in a simulation, the type of the message.
     client : int or None
-        None for the server's tasks.
+        None for tasks of the server.
     server_round : int or None
     error : str or None
-        Why it failed; in a simulation also that the run was over before it was done, which is no failure.
+        Why the task failed. In a simulation, also that the run was over before the task was done, which is
+        not a failure.
     usage : Usage or None
     started, ended : float or None
-        When it was given to a worker, and when its outcome was known, in seconds since the epoch.
+        When a worker got the task, and when the outcome was known, in seconds since the epoch.
     start : int
-        As of its :class:`Round`.
+        As in :class:`Round`.
     """
 
     kind: str
@@ -83,16 +86,36 @@ class TaskRecord:
     start: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the record as JSON knows it."""
+        """Return the record as JSON-compatible values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "TaskRecord":
-        """Read what :meth:`as_dict` wrote."""
+        """Make a record from what :meth:`as_dict` returned.
+
+        Parameters
+        ----------
+        row : dict
+
+        Returns
+        -------
+        TaskRecord
+        """
         usage = row["usage"]
         return cls(**row | {"usage": None if usage is None else Usage(**usage)})
 
 
 def cost_of(future: object) -> dict[str, Any]:
-    """Return the fields of a :class:`TaskRecord` that a future tells; only fedexec's tells any."""
+    """Return those fields of a :class:`TaskRecord` that a future of fedexec provides.
+
+    Parameters
+    ----------
+    future : object
+        Any future, or None; the values are None unless it is fedexec's.
+
+    Returns
+    -------
+    dict
+        ``usage``, ``started`` and ``ended``.
+    """
     return {name: getattr(future, name, None) for name in ("usage", "started", "ended")}

@@ -1,4 +1,4 @@
-"""One line that isolates a function of a Flower app, wherever that app runs.
+"""One line that isolates a function of a Flower app, no matter how the app is run.
 
 ::
 
@@ -9,8 +9,8 @@
 
     strategy.start(grid, arrays, evaluate_fn=offload(evaluate))
 
-The body runs in a worker of an executor, and what it held ends with it. In a process that is such a worker
-already (:func:`fedexec.flower.simulate`), it just runs.
+The function's body runs in a worker of an executor, and its resources are freed when it ends. In a process
+that already is such a worker (:func:`fedexec.flower.simulate`), the function runs directly.
 """
 
 import contextlib
@@ -49,38 +49,48 @@ def offload(fn: Callable[P, T], /, *, executor: Executor | None = None) -> Calla
 @overload
 def offload(*, executor: Executor | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def offload(fn: Any = None, /, *, executor: Executor | None = None) -> Any:
-    """Have a function run in a worker. A decorator, also called with the function.
+    """Make a function run in a worker; use this as a decorator, or call it with the function.
 
     Parameters
     ----------
     fn : callable
-        Under ``@app.train()`` or ``@app.evaluate()``, or any other: an ``evaluate_fn`` of either signature.
-        Its arguments are copies; of what it changes, the ``state`` of a ``Context`` comes back.
+        A function under ``@app.train()`` or ``@app.evaluate()``, or any other function, such as an
+        ``evaluate_fn`` of either signature. It gets copies of its arguments; the only change that comes back
+        is the ``state`` of a ``Context``.
     executor : Executor, optional
-        Default: one for this process, made at the first call from ``executor-backend`` and the like in the
-        app's config, which the environment (``FEDEXEC_BACKEND``) overrides; one worker unless told otherwise.
+        Default: one executor for this process, made at the first call from ``executor-backend`` and similar
+        keys of the app's config, which the environment (``FEDEXEC_BACKEND``) overrides; it has one worker
+        unless it is configured otherwise.
 
     Returns
     -------
     callable
-        Returns what `fn` returns and raises what it raises; WorkerDiedError if its worker dies.
+        Returns what `fn` returns and raises what `fn` raises.
+
+    Raises
+    ------
+    TypeError
+        `fn` is not callable.
+    WorkerDiedError
+        Raised by the returned function if its worker dies.
     """
     if fn is None:
         return functools.partial(offload, executor=executor)
     if not callable(fn):
         raise TypeError(f"offload needs a function, got {fn!r}")
-    chosen = _Here(executor)
+    holder = _LocalExecutor(executor)
 
     @functools.wraps(fn)
     def offloaded(*args: Any, **kwargs: Any) -> Any:
-        return _run(fn, chosen, args, kwargs)  # all else by reference: this may be pickled by value
+        # Everything else is found by reference, because this function may be pickled by value.
+        return _run(fn, holder, args, kwargs)
 
     _offloaded.add(fn)
     return offloaded
 
 
-class _Here:
-    """An executor that stays where it is when the function around it travels."""
+class _LocalExecutor:
+    """Holds an executor, which stays in this process when the function around it is pickled."""
 
     def __init__(self, executor: Executor | None = None) -> None:
         self.executor = executor
@@ -89,11 +99,13 @@ class _Here:
         return type(self), ()
 
 
-def _run(fn: Callable[..., Any], chosen: _Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(
+    fn: Callable[..., Any], holder: _LocalExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     if _isolated:
         return fn(*args, **kwargs)
     contexts = _contexts(args, kwargs)
-    pool = chosen.executor or _shared_executor(contexts[0].run_config if contexts else {})
+    pool = holder.executor or _shared_executor(contexts[0].run_config if contexts else {})
     if Capability.ISOLATED not in pool.capabilities:
         return _wait(pool, fn, *args, **kwargs)
     answer = _wait(pool, _call, _address(fn), pack((args, kwargs)))
@@ -112,14 +124,14 @@ def _wait(pool: Executor, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     future = pool.submit(fn, *args, **kwargs)
     try:
         return future.result()
-    except BaseException:  # Ctrl+C too: nobody waits for it any more
+    except BaseException:  # Also after Ctrl+C: no caller waits for the task any more.
         pool.end(future)
         raise
 
 
 # ---------------------------------------------------------------- in the worker
 
-_isolated = False  # this process is a worker: what would be sent to another one runs here
+_isolated = False  # Whether this process is a worker, in which an offloaded function runs directly.
 
 
 def set_isolated() -> None:
@@ -139,7 +151,7 @@ def _call(address: Callable[[], Callable[..., Any]], packed: Packed) -> Packed:
 
 
 def _address(fn: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
-    """Return what finds a function in another process: its name; itself, if that leads to another."""
+    """Return a function that finds `fn` in another process: by name, or pickled if the name does not work."""
     module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
     if module not in (None, "__main__"):
         by_name = functools.partial(_by_name, module, name)
@@ -150,10 +162,10 @@ def _address(fn: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
 
 
 def _by_name(module: str, name: str) -> Callable[..., Any]:
-    found: Any = import_module(module)
+    target: Any = import_module(module)
     for part in name.split("."):
-        found = getattr(found, part)
-    return getattr(found, "__wrapped__", found)  # type: ignore[no-any-return]
+        target = getattr(target, part)
+    return getattr(target, "__wrapped__", target)  # type: ignore[no-any-return]
 
 
 def _itself(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,7 +175,7 @@ def _itself(fn: Callable[..., Any]) -> Callable[..., Any]:
 # ---------------------------------------------------------------- the executor of this process
 
 _offloaded: "weakref.WeakSet[Callable[..., Any]]" = weakref.WeakSet()
-_shared: tuple[int, Executor] | None = None  # with the process it belongs to
+_shared: tuple[int, Executor] | None = None  # the owner's pid, and the executor
 _lock = threading.Lock()
 
 
@@ -179,10 +191,19 @@ def _shared_executor(run_config: Mapping[str, Any]) -> Executor:
 def app_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the executor's settings in an app's config: ``executor-max-workers`` is ``max_workers``.
 
+    Parameters
+    ----------
+    run_config : mapping
+
+    Returns
+    -------
+    dict
+        Name of the setting -> value.
+
     Raises
     ------
     SettingsError
-        No setting has this name.
+        A key begins with ``executor-`` but names no setting.
     """
     known = {PREFIX + option.name.replace("_", "-"): option.name for option in settings.options()}
     given = {key: value for key, value in run_config.items() if key.startswith(PREFIX)}
@@ -190,28 +211,28 @@ def app_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Known: {', '.join(known)}."
-            raise SettingsError(f"{key!r} in the app's config is no setting of an executor.{hint}")
+            raise SettingsError(f"{key!r} in the app's config is not a setting of an executor.{hint}")
     return {known[key]: value for key, value in given.items()}
 
 
 def _warmup() -> Callable[[], object]:
     packed = []
     for fn in list(_offloaded):
-        with contextlib.suppress(Exception):  # what does not pickle is for its own call to report
+        with contextlib.suppress(Exception):  # If a function cannot be pickled, its own call reports that.
             packed.append(cloudpickle.dumps(_address(fn)))
     return functools.partial(_warm, packed)
 
 
 def _warm(packed: list[bytes]) -> None:
-    """Import in the template what the functions of this process need."""
+    """Import, in the template, what the functions of this process need."""
     for each in packed:
-        with contextlib.suppress(Exception):  # for its own call to report
+        with contextlib.suppress(Exception):  # The function's own call reports the error.
             cloudpickle.loads(each)()
     warm_torch()
 
 
 def warm_torch() -> None:
-    """Take a training step, if torch is there: what it imports and sets up then takes 2 s a process."""
+    """Take one training step if torch is imported: the first step of a process takes 2 s of set-up."""
     if "torch" in sys.modules:
         with hidden(), _one_thread(sys.modules["torch"]):
             _take_step(sys.modules["torch"])
@@ -219,13 +240,13 @@ def warm_torch() -> None:
 
 @contextlib.contextmanager
 def _one_thread(torch: Any) -> Iterator[None]:
-    """Compute with one thread, whatever an app has chosen: no forked worker could use a pool of threads."""
-    chosen = torch.get_num_threads()
+    """Compute with one thread, even if an app has set more: no forked worker could use a pool of threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(chosen)
+        torch.set_num_threads(before)
 
 
 def _take_step(torch: Any) -> None:

@@ -1,8 +1,9 @@
-"""Flower's records between processes: what is not an array as pickled bytes, the arrays beside it.
+"""Flower's records between processes: pickled bytes for everything but arrays, whose bytes travel separately.
 
-A Flower ``Array`` that has computed its object id cannot be pickled any more, nor copied: it keeps views of
-its bytes. So it is taken apart here and put together again there. Its bytes travel like any array's, through
-shared memory where they are large; what is packed once and sent to many lies there once.
+A Flower ``Array`` that has computed its object id can no longer be pickled or copied, because it keeps views
+of its bytes. So this module takes an array apart and rebuilds it after the transfer. The bytes travel like
+those of any array, through shared memory if they are large; an object that is packed once and sent to many
+nodes lies there once.
 """
 
 import io
@@ -22,32 +23,41 @@ __all__ = ["Packed", "pack", "unpack"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """An object on its way.
+    """An object that is ready to be sent.
 
     Attributes
     ----------
     skeleton : bytes
-        The object, without
+        The pickled object without the bytes of its arrays.
     buffers : tuple of ndarray of uint8
-        the bytes of its arrays.
+        The bytes of each array.
     """
 
     skeleton: bytes
     buffers: tuple[npt.NDArray[np.uint8], ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Return this in one piece, which keeps no shared memory."""
+        """Return the object as one byte string, which keeps no shared memory in use."""
         return pickle.dumps((self.skeleton, tuple(buffer.tobytes() for buffer in self.buffers)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Packed":
-        """Read what :meth:`to_bytes` wrote."""
+        """Make a packed object from what :meth:`to_bytes` returned.
+
+        Parameters
+        ----------
+        data : bytes
+
+        Returns
+        -------
+        Packed
+        """
         skeleton, buffers = pickle.loads(data)
         return cls(skeleton, tuple(np.frombuffer(buffer, np.uint8) for buffer in buffers))
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles by value what ``__main__`` and closures define, and arrays by their bytes."""
+    """Pickles by value what ``__main__`` and closures define, and pickles arrays by their bytes."""
 
     dispatch_table = Pickler.dispatch_table
 
@@ -62,9 +72,17 @@ def _array(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
 
 
 def pack(obj: Any) -> Packed:
-    """Take an object apart: a Message, a RecordDict, a tuple of arguments, anything that pickles.
+    """Take an object apart: a Message, a RecordDict, a tuple of arguments, or any other picklable object.
 
-    The buffers are views of its arrays: nobody may write to those until it has arrived.
+    Parameters
+    ----------
+    obj : object
+
+    Returns
+    -------
+    Packed
+        Its buffers are views of the object's arrays, so the arrays must not change until the object has
+        arrived.
     """
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
@@ -73,13 +91,18 @@ def pack(obj: Any) -> Packed:
 
 
 def unpack(packed: Packed, *, keep_classes: bool = False) -> Any:
-    """Put an object together again; plain ndarrays in it are views of the buffers.
+    """Rebuild an object; plain ndarrays in it are views of the buffers.
 
     Parameters
     ----------
     packed : Packed
     keep_classes : bool
-        What comes back from a worker must not change this process's classes; see :func:`pickling.loads`.
+        True for results of a worker, which must not change the classes of this process; see
+        :func:`fedexec._channel.pickling.loads`.
+
+    Returns
+    -------
+    object
     """
     read = loads if keep_classes else pickle.loads
     return read(packed.skeleton, buffers=packed.buffers)

@@ -138,7 +138,7 @@ def test_a_spoilt_checkpoint_is_named_and_gives_way_to_the_one_before(tmp_path, 
     assert is_same(latest(tmp_path), state(1))
     assert f"{newest} cannot be read" in caplog.text
     spoil(before)
-    with pytest.raises(CheckpointError, match=r"round-000002\.npz is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"round-000002\.npz is not a checkpoint"):
         latest(tmp_path)
 
 

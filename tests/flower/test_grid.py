@@ -135,8 +135,8 @@ def test_an_app_with_mods_and_one_from_a_function_travel(standby):
         ("leave", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "SystemExit: 4"),
         ("exit", ErrorCode.CLIENT_APP_CRASHED, "exited with code 3"),
         ("kill", ErrorCode.CLIENT_APP_CRASHED, "SIGKILL"),
-        ("rubbish", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "returned a dict where a Message is due"),
-        ("echo", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "a Message that is no reply"),
+        ("rubbish", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "returned a dict instead of a Message"),
+        ("echo", ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "a Message that is not a reply"),
     ],
 )
 def test_a_node_that_fails_is_one_error_and_lives_in_the_next_round(standby, how, code, reason):

@@ -20,11 +20,11 @@ from flower.federations import federate, weights
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("a layer less", "returned 1 arrays, the model has 2"),
-        ("another shape", "returned array 0 of shape (2, 3), the model's is (3, 2)"),
-        ("text", "returned array 1 of type <U1, the model's is float32"),
-        ("integers", "returned array 0 of type int32, the model's is float32"),
-        ("truth values", "returned array 0 of type bool, the model's is float32"),
+        ("a layer less", "returned 1 arrays, but the model has 2"),
+        ("another shape", "returned array 0 of shape (2, 3), but the model's is (3, 2)"),
+        ("text", "returned array 1 of type <U1, but the model's is float32"),
+        ("integers", "returned array 0 of type int32, but the model's is float32"),
+        ("truth values", "returned array 0 of type bool, but the model's is float32"),
         ("more digits", "returned array 1 of type float64, whose values the model's float32 cannot hold"),
         ("no samples", "says that it trained on 0 samples"),
     ],
@@ -91,7 +91,7 @@ def test_an_archive_instead_of_an_array_is_a_failure():
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("far away", "returned array 0 with values up to 3.2e+37, where 1e+06 is far"),
+        ("far away", "returned array 0 with values up to 3.2e+37, far above 1e+06"),
         ("all the samples", f"says that it trained on {2**62} samples"),
     ],
 )
@@ -122,7 +122,7 @@ def test_too_few_results_end_the_run_with_the_reason():
     fit = functools.partial(jobs.faulty_fit, culprits=(1, 2), how="nan")
     with fedexec.create_executor("inline") as executor, pytest.raises(RoundFailedError) as caught:
         federate(executor, clients=3, fit=fit, min_results=2)
-    assert "Round 1: 1 of 3 clients gave a result, 2 are needed. returned array 1" in str(caught.value)
+    assert "Round 1: 1 of 3 clients gave a result, but 2 are needed. returned array 1" in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
 
 
@@ -139,11 +139,14 @@ def test_an_evaluation_without_a_loss_is_a_failure():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"metrics": {"accuracy": "high"}}, "returned the metric 'accuracy' as a str, which is no number"),
-        ({"metrics": {"accuracy": b"high"}}, "returned the metric 'accuracy' as a bytes, which is no number"),
+        ({"metrics": {"accuracy": "high"}}, "returned the metric 'accuracy' as a str, which is not a number"),
+        (
+            {"metrics": {"accuracy": b"high"}},
+            "returned the metric 'accuracy' as a bytes, which is not a number",
+        ),
         ({"metrics": {"accuracy": float("nan")}}, "returned the metric 'accuracy' as nan"),
         ({"metrics": {"accuracy": 0.5, "more": float("inf")}}, "returned the metric 'more' as inf"),
-        ({"metrics": {}}, "returned no metric 'accuracy', which most others did"),
+        ({"metrics": {}}, "returned no metric 'accuracy', although most other clients did"),
         ({"metrics": {"accuracy": 1e308}}, "returned 'accuracy' as 1e+308, which cannot be averaged"),
         ({"loss": 1e308}, "returned a loss of inf"),
         ({"samples": -1}, "says that it evaluated on -1 samples"),
@@ -172,7 +175,7 @@ def test_of_two_that_differ_the_servers_own_metrics_tell_who_is_wrong():
     with fedexec.create_executor("inline") as executor:
         strategy, _ = federate(executor, clients=1, rounds=1, evaluate_clients=1, client_evaluate=evaluate)
     (failure,) = strategy.rounds[1].failures
-    assert failure["reason"] == "returned the metric 'accuracy' as a str, which is no number"
+    assert failure["reason"] == "returned the metric 'accuracy' as a str, which is not a number"
 
 
 def test_a_metric_that_cannot_be_aggregated_is_a_failure_of_its_client():
@@ -186,4 +189,4 @@ def test_a_metric_that_cannot_be_aggregated_is_a_failure_of_its_client():
     with fedexec.create_executor("inline") as executor:
         strategy, _ = federate(executor, clients=3, rounds=1, fit=metric, fit_metrics_aggregation_fn=mean)
     (failure,) = strategy.rounds[1].failures
-    assert failure == {"client": 0, "reason": "returned the metric 'loss' as a str, which is no number"}
+    assert failure == {"client": 0, "reason": "returned the metric 'loss' as a str, which is not a number"}

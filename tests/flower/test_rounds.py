@@ -119,7 +119,7 @@ def test_another_seed_samples_other_clients():
         ("kill", "SIGKILL"),
         ("hang", "was ended after 1 s"),
         ("rubbish", "fit must return what NumPyClient.fit does; got 'nonsense'"),
-        ("array metric", "metric 'loss' is a float32, no scalar"),
+        ("array metric", "metric 'loss' is a float32, not a scalar"),
         ("nan", "returned array 1 with values that are not finite"),
     ],
 )
@@ -150,7 +150,7 @@ def test_the_log_names_the_clients_that_a_round_waits_for(tmp_path, caplog):
     fit = functools.partial(jobs.wait_for, file=file)
 
     def release():
-        poll(lambda: "awaited are the clients [1]" in caplog.text, "the stall was logged")
+        poll(lambda: "waiting for clients [1]" in caplog.text, "the stall was logged")
         file.touch()
 
     watcher = threading.Thread(target=release)

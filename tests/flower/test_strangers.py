@@ -267,10 +267,10 @@ def test_a_thousand_silent_strangers_keep_nobody_out():
     ("index", "told"),
     [
         (10, "its number 10 is not among 0 to 9"),
-        (-1, "-1 is no client's number"),
-        (True, "True is no client's number"),
-        ("0", "'0' is no client's number"),
-        (0, "there is a client 0 already"),
+        (-1, "-1 is not a valid client number"),
+        (True, "True is not a valid client number"),
+        ("0", "'0' is not a valid client number"),
+        (0, "client 0 is connected already"),
     ],
 )
 def test_a_number_that_is_none_or_taken_is_refused_with_a_warning(index, told, caplog):
@@ -279,7 +279,7 @@ def test_a_number_that_is_none_or_taken_is_refused_with_a_warning(index, told, c
         poll(lambda: "client 0 takes part" in caplog.text, "it was admitted")
         wrong = members(executor, address, [index])
         wrong.start()
-        with pytest.raises(RefusedError, match="its number is not among those that there are"):
+        with pytest.raises(RefusedError, match="its number is not valid"):
             wrong.join()
         members(executor, address, [1]).start()
 
@@ -300,7 +300,10 @@ def test_who_is_refused_for_want_of_room_comes_again(monkeypatch, caplog):
         early.say(proof=prove(SECRET, challenge))  # without a number
         poll(lambda: "a client without a number takes part" in caplog.text, "it was admitted")
         members(executor, address, range(10)).start()
-        poll(lambda: "a client was refused: there are 10 already" in caplog.text, "there was no room for one")
+        poll(
+            lambda: "a client was refused: 10 clients take part already" in caplog.text,
+            "there was no room for one",
+        )
         early.close()
         poll(lambda: "a client without a number takes part no more" in caplog.text, "the server knows")
 

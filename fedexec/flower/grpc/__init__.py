@@ -1,6 +1,6 @@
-"""The tutorial's way: NumPyClient over gRPC, on Flower's ``start_client`` and the server that it deprecates.
+"""The tutorial's way: NumPyClient over gRPC, with Flower's deprecated ``start_client`` and server.
 
-What is named here is imported when it is used.
+The names below are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""``host:port``, checked before Flower sees it: its own check prints and exits."""
+"""Checks of ``host:port`` before Flower sees it, because Flower's own check prints and exits."""
 
 import errno
 import os
@@ -9,16 +9,32 @@ from fedexec.errors import FedexecError
 
 __all__ = ["AddressError", "check_listening", "free_address", "split_address"]
 
-CONNECT_SECONDS = 1.0  # to somebody on this machine
-_PORTS = range(10_000, 32_768)  # below those that a system gives to who asks for any
+CONNECT_SECONDS = 1.0  # time limit for a connection on this machine
+# below the ephemeral ports, which a system gives to programs that ask for any port
+_PORTS = range(10_000, 32_768)
 
 
 class AddressError(FedexecError, OSError):
-    """An address nobody can use; the message says why."""
+    """An address that cannot be used; the message gives the reason."""
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Take ``host:port`` or ``[host]:port`` apart; AddressError if it is neither."""
+    """Split ``host:port`` or ``[host]:port``.
+
+    Parameters
+    ----------
+    address : str
+
+    Returns
+    -------
+    tuple of (str, int)
+        Host without brackets, and port.
+
+    Raises
+    ------
+    AddressError
+        The address has neither form.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise AddressError(f"{address!r} is not an address. Write it like 127.0.0.1:8080 or [::1]:8080.")
@@ -26,10 +42,20 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def check_listening(address: str) -> None:
-    """Raise AddressError where nobody can listen.
+    """Check that this process can listen at an address.
 
-    It does not listen itself: a process that another thread starts just then has all our sockets for a moment
-    longer than we do, and whoever listens next would find the address in use.
+    The check does not listen itself: a process that another thread starts at that moment holds this process's
+    sockets a little longer, and the next listener would find the address in use.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``.
+
+    Raises
+    ------
+    AddressError
+        Listening is not possible there.
     """
     host, port = split_address(address)
     try:
@@ -37,7 +63,8 @@ def check_listening(address: str) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(endpoint)
-            with socket.socket(family, kind, protocol) as caller:  # there may be a listener all the same
+            # A listener may exist although the bind has succeeded.
+            with socket.socket(family, kind, protocol) as caller:
                 caller.settimeout(CONNECT_SECONDS)
                 if caller.connect_ex(endpoint) in (0, errno.EAGAIN):
                     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -46,15 +73,24 @@ def check_listening(address: str) -> None:
 
 
 def free_address(host: str = "127.0.0.1") -> str:
-    """Find an address to listen at.
+    """Find a free address to listen at.
 
-    Its port is none that the system would give to another program for the asking, so that it is still free
-    when a server comes to listen there.
+    The port is not an ephemeral one, so the system does not give it to another program before the server
+    listens.
+
+    Parameters
+    ----------
+    host : str
+
+    Returns
+    -------
+    str
+        ``host:port``.
 
     Raises
     ------
     AddressError
-        All of many ports are taken, or `host` is none of this machine's.
+        None of 100 ports is free, or `host` does not belong to this machine.
     """
     choose = random.SystemRandom().choice
     for _ in range(100):

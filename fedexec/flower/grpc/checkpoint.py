@@ -1,8 +1,8 @@
-"""The state of a federation after a round, on disk: written whole or not at all, read without executing code.
+"""A federation's state after a round, on disk: written atomically, and read without executing code.
 
-A checkpoint is an ``.npz`` file, the global model's arrays and one more that holds JSON, and behind it a line
-with the SHA-256 of all that is before. The line is checked before anything else is read. The last two are
-kept, so that one that a failing disk spoils does not lose the run.
+A checkpoint is an ``.npz`` file with the arrays of the global model and one more array that holds JSON. A
+last line holds the SHA-256 digest of everything before it, and is checked before anything else is read. The
+last two checkpoints are kept, so that the run is not lost if a failing disk damages one.
 """
 
 import hashlib
@@ -38,23 +38,23 @@ _SEAL_BYTES = len(_SEAL % (b"0" * 64))
 
 
 class CheckpointError(FedexecError, ValueError):
-    """A directory in which no checkpoint can be read, or that another run uses; the message says which."""
+    """No checkpoint in a directory can be read, or another run uses it; the message tells which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a run needs to go on as if it had not been interrupted.
+    """The state that a run needs to continue as if it had not been interrupted.
 
     Attributes
     ----------
     server_round : int
-        The last that was completed; 0 is the initial model.
+        The last completed round; 0 is the initial model.
     weights : list of ndarray
-        The global model after it.
+        The global model after that round.
     rounds : list of Round
         The record of each round so far.
     settings : dict
-        What must be the same when the run goes on.
+        Settings that must be the same when the run is resumed.
     """
 
     server_round: int
@@ -69,21 +69,21 @@ class Checkpoints:
     Parameters
     ----------
     directory : Path
-        Made if it is not there.
+        Created if it does not exist.
 
     Raises
     ------
     CheckpointError
-        Another run uses it.
+        Another run uses the directory.
     OSError
-        Nothing can be written there.
+        The directory cannot be written to.
     """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self._run = secrets.token_hex(8)  # stands in each file of the run, also when it goes on
-        self._written: list[Path] = []  # by this run, the oldest first
+        self._run = secrets.token_hex(8)  # id in each file of the run, kept when the run is resumed
+        self._written: list[Path] = []  # files that this run has written, the oldest first
         try:
             self._lock = DirectoryLock(directory)
         except LockedError as exc:
@@ -94,39 +94,53 @@ class Checkpoints:
         self._lock.release()
 
     def latest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, and go on with its run; None if there is none.
+        """Read the newest undamaged checkpoint, and continue its run.
+
+        Returns
+        -------
+        Checkpoint or None
+            None if the directory has no checkpoint.
 
         Raises
         ------
         CheckpointError
-            There are some, and none of them can be read.
+            There are checkpoints, but none can be read.
         """
         files = _files(self.directory)
         problem: CheckpointError | None = None
         for path in files:
             try:
-                run, found = _read(path)
+                run, checkpoint = _read(path)
             except CheckpointError as exc:
                 problem = problem or exc
                 log.warning("%s cannot be read: %s", path, exc)
                 continue
             self._adopt(run, [each for each in reversed(files) if each <= path])
-            return found
+            return checkpoint
         if problem is not None:
             raise CheckpointError(
-                f"{files[0]} is no checkpoint, nor is an older one there: {problem}"
+                f"{files[0]} is not a checkpoint, and no older one can be read: {problem}"
             ) from problem
         return None
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, then remove those of this run that are too old. It is then on the disk.
+        """Write a checkpoint to the disk, then remove this run's oldest checkpoints.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------
         OSError
-            The disk is full, say; the checkpoints that were there are untouched.
+            For instance, the disk is full; earlier checkpoints are unchanged.
         ValueError
-            An array of objects: it could be read by executing code only.
+            An array has Python objects, which cannot be read without executing code.
         """
         about: dict[str, Any] = {"version": VERSION, "run": self._run}
         about |= {"server_round": checkpoint.server_round, "settings": checkpoint.settings}
@@ -159,42 +173,42 @@ class Checkpoints:
 
     @property
     def _part(self) -> str:
-        """Return how the names of files begin that are being written."""
+        """Return the prefix of the names of unfinished files."""
         return f".{self._run}-"
 
     def _adopt(self, run: str, files: list[Path]) -> None:
-        """Go on with a run: what is proven to be of it, whole and unfinished files, is ours to remove."""
+        """Continue a run: complete and unfinished files that are proven to belong to it may be removed."""
         self._run, self._written = run, []
         for path in files:
             try:
                 if _read(path)[0] == run:
                     self._written.append(path)
-            except CheckpointError as exc:  # not ours to judge
+            except CheckpointError as exc:  # It cannot be shown that this file belongs to the run.
                 log.debug("%s stays: %s", path, exc)
         for part in self.directory.glob(f"{self._part}*"):
             part.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[str, Checkpoint]:
-    """Read a file: which run has written it, and what. Whatever is wrong with it is a CheckpointError."""
+    """Read a file's run id and checkpoint; raise CheckpointError for anything that is wrong with the file."""
     try:
         with io.FileIO(path, opener=_without_waiting) as raw, io.BufferedReader(raw) as file:
             status = os.fstat(raw.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is not a regular file")
             if status.st_size < _SEAL_BYTES:
-                raise ValueError(f"it has {status.st_size} bytes only")
+                raise ValueError(f"it has only {status.st_size} bytes")
             seal = _seal(file, status.st_size - _SEAL_BYTES)
             ending = file.read()
             if not ending.startswith(_SEAL.partition(b"%s")[0]):
                 raise ValueError(
-                    "no digest is at its end: it was cut off or changed, or an older fedexec has written it"
+                    "there is no digest at its end: it was cut off or changed, or an older fedexec wrote it"
                 )
             if ending != seal:
-                raise ValueError("its content is not that of its digest: it was changed or is damaged")
+                raise ValueError("its content does not match its digest: it was changed or damaged")
             file.seek(0)
             return _parse(path, file)
-    except Exception as exc:  # a right digest can be made for anything, and readers raise anything
+    except Exception as exc:  # A valid digest can be made for any content, and readers raise any exception.
         raise CheckpointError(str(exc) or type(exc).__name__) from exc
 
 
@@ -204,27 +218,27 @@ def _parse(path: Path, content: BinaryIO) -> tuple[str, Checkpoint]:
             raise ValueError("it is compressed, which a checkpoint never is")
         about = json.loads(file["about"].tobytes())
         if about["version"] != VERSION:
-            raise ValueError(f"it has the format {about['version']}, this fedexec reads {VERSION}")
+            raise ValueError(f"its format is {about['version']}, but this fedexec reads {VERSION}")
         weights = [file[name] for name in sorted(file.files) if name.startswith("array_")]
     server_round, run = about["server_round"], about["run"]
-    named = _NAME.fullmatch(path.name)
-    if named is None or server_round != int(named[1]):
-        raise ValueError(f"it holds round {server_round}, which is not that of its name")
+    name_match = _NAME.fullmatch(path.name)
+    if name_match is None or server_round != int(name_match[1]):
+        raise ValueError(f"it holds round {server_round}, but its name says another")
     if not re.fullmatch("[0-9a-f]{16}", run):
-        raise ValueError(f"it says that {run!r:.40} has written it, which is the name of no run")
+        raise ValueError(f"it names {run!r:.40} as its run, which is not a valid run id")
     rounds = [Round(**row) for row in about["rounds"]]
     if not isinstance(about["settings"], dict) or not rounds or rounds[-1].server_round != server_round:
-        raise ValueError("it does not tell the run's settings, or not its last round")
+        raise ValueError("the run's settings or its last round are missing")
     return run, Checkpoint(server_round, weights, rounds, about["settings"])
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open what may be a FIFO, which nobody writes to."""
+    """Open a path without blocking, because it may be a FIFO without a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _seal(file: BinaryIO, size: int) -> bytes:
-    """Return the line that belongs behind the first `size` bytes of a file, and leave it there."""
+    """Return the line that belongs after the first `size` bytes of a file, which is positioned there."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (piece := file.read(min(size, 1 << 20))):
@@ -234,7 +248,7 @@ def _seal(file: BinaryIO, size: int) -> bytes:
 
 
 def _files(directory: Path) -> list[Path]:
-    """Return what is named like a checkpoint, the newest first."""
+    """Return the files that are named like checkpoints, the newest first."""
     return sorted(
         (path for path in directory.iterdir() if _NAME.fullmatch(path.name)),
         key=lambda path: int(path.name[6:-4]),
@@ -243,7 +257,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _sync(directory: Path) -> None:
-    """Have the directory's own entry on the disk, where that can be asked for."""
+    """Write the directory's entries to the disk, where the system supports that."""
     try:
         fd = os.open(directory, os.O_RDONLY)
     except OSError:

@@ -42,12 +42,12 @@ Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
 
 
 class RecordingExecutor:
-    """Runs tasks and remembers what each cost. Shared by the clients and the server of a process.
+    """Runs tasks and records the cost of each; the clients and the server of a process share it.
 
     Parameters
     ----------
     executor : concurrent.futures.Executor
-        Any; only fedexec's tells what a task cost.
+        Any executor; only fedexec's reports what a task cost.
     """
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
@@ -58,7 +58,23 @@ class RecordingExecutor:
     def call(
         self, fn: Callable[..., Any], *args: Any, kind: str, client: int | None, server_round: int | None
     ) -> Any:
-        """Run ``fn(*args)`` on the executor, wait, and return what it returns or raise what it raises."""
+        """Run ``fn(*args)`` on the executor and wait for it.
+
+        Parameters
+        ----------
+        fn : callable
+        *args : object
+        kind : str
+            Purpose of the task, for its record.
+        client : int or None
+            None for the server.
+        server_round : int or None
+
+        Returns
+        -------
+        object
+            What `fn` returns; an exception of `fn` is raised here.
+        """
         executor = self.executor
         if isinstance(executor, Executor) and client is not None:
             executor = executor.with_options(tag=f"client {client}")
@@ -73,19 +89,19 @@ class RecordingExecutor:
 class ExecutorClient(NumPyClient):
     """A NumPyClient that does its work on an executor.
 
-    A task that raises, dies or takes too long makes a failed result for the server; the client lives on.
+    If a task raises, dies or takes too long, the server gets a failed result, and the client stays connected.
 
     Parameters
     ----------
     executor : concurrent.futures.Executor or RecordingExecutor
-        Shared by all clients of a machine, so that its ``max_workers`` bounds what runs at once.
+        Shared by all clients of a machine, so that its ``max_workers`` limits how many tasks run at once.
     fit : callable
         ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient's.
     evaluate : callable, optional
         ``evaluate(parameters, config) -> (loss, num_examples, metrics)``.
     index : int, optional
-        This client's number, told to the server as the property ``client``: Flower's own ids are random, and
-        a run can only be repeated if clients are sampled and averaged by something that stays.
+        This client's number, which the server gets as the property ``client``. Flower's own ids are random,
+        but a run is reproducible only if clients are sampled and averaged in a fixed order.
     secret : bytes, optional
         Shared with the server, which admits only clients that know it; see :func:`fedexec.flower.grpc.serve`.
     """
@@ -105,11 +121,20 @@ class ExecutorClient(NumPyClient):
         self._secret = secret
         self.index = index
         self.parameters: NDArrays = []
-        self.refusal: str | None = None  # as the server has told it
+        self.refusal: str | None = None  # the reason that the server has given
         self.has_worked = False
 
     def get_properties(self, config: Config) -> Config:
-        """Tell the server which client this is, and that it may take part."""
+        """Send the server this client's number and the answer to its challenge.
+
+        Parameters
+        ----------
+        config : dict
+
+        Returns
+        -------
+        dict
+        """
         properties: Config = {} if self.index is None else {"client": self.index}
         if config.get(REFUSED):
             self.refusal = str(config[REFUSED])
@@ -118,11 +143,33 @@ class ExecutorClient(NumPyClient):
         return properties
 
     def get_parameters(self, config: Config) -> NDArrays:
-        """Return the weights last seen; empty before the first round."""
+        """Return the latest weights.
+
+        Parameters
+        ----------
+        config : dict
+            Not used.
+
+        Returns
+        -------
+        list of ndarray
+            Empty before the first round.
+        """
         return self.parameters
 
     def fit(self, parameters: NDArrays, config: Config) -> tuple[NDArrays, int, Config]:
-        """Train in a worker."""
+        """Train in a worker.
+
+        Parameters
+        ----------
+        parameters : list of ndarray
+        config : dict
+
+        Returns
+        -------
+        tuple of (list of ndarray, int, dict)
+            New weights, number of samples, metrics.
+        """
         self.has_worked = True
         self.parameters = parameters
         new, examples, metrics = self._call("fit", self._fit, parameters, config, list)
@@ -130,7 +177,23 @@ class ExecutorClient(NumPyClient):
         return new, examples, metrics
 
     def evaluate(self, parameters: NDArrays, config: Config) -> tuple[float, int, Config]:
-        """Validate in a worker."""
+        """Evaluate in a worker.
+
+        Parameters
+        ----------
+        parameters : list of ndarray
+        config : dict
+
+        Returns
+        -------
+        tuple of (float, int, dict)
+            Loss, number of samples, metrics.
+
+        Raises
+        ------
+        TypeError
+            The client has no `evaluate` function.
+        """
         if self._evaluate is None:
             raise TypeError("this client was made without evaluate=")
         self.has_worked = True
@@ -139,23 +202,23 @@ class ExecutorClient(NumPyClient):
         return float(loss), examples, metrics
 
     def to_client(self) -> Client:
-        """Return the Client that Flower's ``start_client`` takes."""
+        """Return the Client that Flower's ``start_client`` expects."""
         return _ReportingClient(self)
 
     def _call(
         self, kind: str, fn: Callable[..., Any], parameters: NDArrays, config: Config, first: type
     ) -> Any:
-        config = dict(config)  # Flower's own record would have every worker import Flower
+        config = dict(config)  # With Flower's own class, each worker would have to import Flower.
         server_round = config.get("server_round")
         result = self._tasks.call(
             fn, parameters, config, kind=kind, client=self.index,
             server_round=server_round if isinstance(server_round, int) else None,
         )  # fmt: skip
         match result:
-            case (one, int(), dict() as metrics) if isinstance(one, first):
-                for name, value in metrics.items():
-                    if not isinstance(value, bool | bytes | float | int | str):
-                        raise TypeError(f"{kind}: metric {name!r} is a {type(value).__name__}, no scalar")
+            case (value, int(), dict() as metrics) if isinstance(value, first):
+                for name, metric in metrics.items():
+                    if not isinstance(metric, bool | bytes | float | int | str):
+                        raise TypeError(f"{kind}: metric {name!r} is a {type(metric).__name__}, not a scalar")
                 return result
         raise TypeError(f"{kind} must return what NumPyClient.{kind} does; got {result!r:.80}")
 
@@ -164,17 +227,25 @@ _decoding = threading.Lock()
 
 
 def decoded(parameters: Parameters) -> NDArrays:
-    """Read arrays, one thread at a time.
+    """Decode arrays, in one thread at a time.
 
-    numpy parses an array's header by ``ast``. Python 3.11 counts how deep that is in one number for all
-    threads: if another parses meanwhile, and the collector runs, one of them gets a SystemError.
+    numpy parses an array's header with ``ast``. Python 3.11 counts the parser's recursion depth once for all
+    threads: if two threads parse at the same time and the garbage collector runs, one gets a SystemError.
+
+    Parameters
+    ----------
+    parameters : Parameters
+
+    Returns
+    -------
+    list of ndarray
     """
     with _decoding:
         return parameters_to_ndarrays(parameters)
 
 
 class _ReportingClient(Client):
-    """Turns an exception into a failed result: one that left a Client would end its process."""
+    """Turns exceptions into failed results, because an exception of a Client would end its process."""
 
     def __init__(self, client: ExecutorClient) -> None:
         self._client = client
@@ -207,13 +278,31 @@ class _ReportingClient(Client):
 
 
 def failed_fit(reason: str) -> FitRes:
-    """Make the result of a fit that failed. Flower has no code for that; any but OK counts as a failure."""
+    """Make the result of a failed fit: Flower has no code for it, but any code except OK is a failure.
+
+    Parameters
+    ----------
+    reason : str
+
+    Returns
+    -------
+    FitRes
+    """
     empty = Parameters(tensors=[], tensor_type="numpy.ndarray")
     return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, reason), empty, num_examples=0, metrics={})
 
 
 def failed_evaluation(reason: str) -> EvaluateRes:
-    """Make the result of an evaluation that failed."""
+    """Make the result of a failed evaluation.
+
+    Parameters
+    ----------
+    reason : str
+
+    Returns
+    -------
+    EvaluateRes
+    """
     return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, reason), loss=0.0, num_examples=0, metrics={})
 
 

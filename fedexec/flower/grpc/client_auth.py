@@ -1,7 +1,7 @@
-"""Clients that prove that they belong here: each answers a challenge with a secret shared with the server.
+"""Client authentication: each client answers a challenge with a secret that it shares with the server.
 
-Flower's ``start_server`` lets in whoever connects. TLS tells a client who the server is; this tells the
-server who the client is. The secret itself never travels.
+Flower's ``start_server`` admits every client that connects. TLS authenticates the server to the client; this
+module authenticates the client to the server. The secret itself is never sent.
 """
 
 import functools
@@ -23,26 +23,27 @@ log = logging.getLogger("fedexec.flower")
 
 MIN_SECRET_BYTES = 16
 CHALLENGE, PROOF, REFUSED = "challenge", "proof", "refused"  # names of Flower properties
-PATIENCE = 60.0  # seconds for an answer
-STRANGERS = 64  # how many may be connected that have not been admitted
+PATIENCE = 60.0  # time limit in seconds for an answer
+STRANGERS = 64  # number of connected clients that may wait for admission
 
 
-SECRET, NUMBER, ROOM = "secret", "number", "room"  # why somebody is refused, as the server tells it
+SECRET, NUMBER, ROOM = "secret", "number", "room"  # reasons for a refusal, as the server sends them
 _REASONS = {
     SECRET: "The server refused a client of this machine: give both the same --client-secret.",
-    NUMBER: "The server refused a client of this machine: its number is not among those that there are, "
-    "or another client has it: see --clients, --first and --host.",
+    NUMBER: "The server refused a client of this machine: its number is not valid, or another client has it: "
+    "see --clients, --first and --host.",
     ROOM: "The server has no room for a client of this machine, and had none later on.",
 }
 
 
 class RefusedError(FedexecError, ConnectionError):
-    """The server let a client not take part.
+    """The server has refused a client.
 
     Parameters
     ----------
     why : str
-        ``secret``: it knows another, or none; ``number``: it has none that is free; ``room``.
+        ``secret``: the client knows no secret or a different one. ``number``: its number is not valid or not
+        free. ``room``: the server has no room.
     """
 
     def __init__(self, why: str = SECRET) -> None:
@@ -54,24 +55,35 @@ class RefusedError(FedexecError, ConnectionError):
 
 
 def prove(secret: bytes, challenge: str) -> str:
-    """Answer a challenge: HMAC-SHA256 of it (RFC 2104), as hexadecimal digits."""
+    """Answer a challenge with its HMAC-SHA256 (RFC 2104).
+
+    Parameters
+    ----------
+    secret : bytes
+    challenge : str
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+    """
     return hmac.new(secret, b"fedexec client " + challenge.encode(), hashlib.sha256).hexdigest()
 
 
 class AdmittedClients(SimpleClientManager):
-    """Knows those clients only that have answered its first question; others are told so, and sent away.
+    """Manages clients that have answered its challenge; others are told the reason and disconnected.
 
-    Who has not answered yet has one of a few places, which the next one takes over if there are no others: so
-    those who never answer keep nobody out.
+    A client that has not answered occupies one of a few places. If all of them are occupied, the next client
+    takes over the oldest place, so clients that never answer cannot keep others out.
 
     Parameters
     ----------
     secret : bytes, optional
-        Who does not know it is refused.
+        Clients that do not know it are refused.
     numbers : int, optional
-        So is who has a number that is not below this.
+        Clients whose number is not below this one are refused.
     room : int
-        How many may take part at once.
+        How many clients may take part at once.
     """
 
     def __init__(self, secret: bytes | None = None, *, numbers: int | None = None, room: int = 1000) -> None:
@@ -79,11 +91,22 @@ class AdmittedClients(SimpleClientManager):
         self._secret = secret
         self._numbers = numbers
         self._room = room
-        self._admission = threading.Lock()  # guards the next, and the clients
-        self._strangers: dict[str, ClientProxy] = {}  # cid -> one that may be asked still, the first first
+        self._admission = threading.Lock()  # guards the next attribute and the clients
+        # cid -> client that may still be asked, the oldest first
+        self._strangers: dict[str, ClientProxy] = {}
 
     def register(self, client: ClientProxy) -> bool:
-        """Let it connect, and ask it meanwhile: Flower passes questions on when this has returned."""
+        """Accept a connection, and challenge the client in a thread, as Flower can ask only afterwards.
+
+        Parameters
+        ----------
+        client : ClientProxy
+
+        Returns
+        -------
+        bool
+            Always True.
+        """
         client.bridge.forget = functools.partial(self.unregister, client)  # type: ignore[attr-defined]
         with self._admission:
             self._strangers[client.cid] = client
@@ -96,7 +119,12 @@ class AdmittedClients(SimpleClientManager):
         return True
 
     def unregister(self, client: ClientProxy) -> None:
-        """Forget a client whose connection has ended."""
+        """Forget a client whose connection has ended.
+
+        Parameters
+        ----------
+        client : ClientProxy
+        """
         with self._admission:
             self._strangers.pop(client.cid, None)
             was_there = client.cid in self.clients
@@ -105,7 +133,13 @@ class AdmittedClients(SimpleClientManager):
             log.debug("%s takes part no more", _called(client))
 
     def all(self) -> dict[str, ClientProxy]:
-        """Return those that take part."""
+        """Return the clients that take part.
+
+        Returns
+        -------
+        dict of str to ClientProxy
+            cid -> client.
+        """
         with self._admission:
             return dict(self.clients)
 
@@ -116,17 +150,17 @@ class AdmittedClients(SimpleClientManager):
             refusal = self._judge(client, challenge, answer)
             if refusal is None:
                 return
-            why, told = refusal
-            log.warning("a client was refused: %s", told)
+            why, reason = refusal
+            log.warning("a client was refused: %s", reason)
             _ask(client, {REFUSED: why})
             client.reconnect(ReconnectIns(seconds=None), timeout=PATIENCE, group_id=None)
-        except Exception as exc:  # lost meanwhile
+        except Exception as exc:  # The connection was lost meanwhile.
             log.debug("a client left before it was admitted", exc_info=exc)
 
     def _judge(
         self, client: ClientProxy, challenge: str, answer: dict[str, Scalar]
     ) -> tuple[str, str] | None:
-        """Let it take part, or return why not: for the client, and for the log."""
+        """Admit the client, or return why not: the code for the client, and the text for the log."""
         proof, index = answer.get(PROOF), answer.get("client")
         if self._secret is not None and not (
             isinstance(proof, str)
@@ -135,19 +169,20 @@ class AdmittedClients(SimpleClientManager):
             return SECRET, "it does not know the secret"
         if index is not None:
             if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-                return NUMBER, f"{index!r:.40} is no client's number"
+                return NUMBER, f"{index!r:.40} is not a valid client number"
             if self._numbers is not None and index >= self._numbers:
                 return NUMBER, f"its number {index} is not among 0 to {self._numbers - 1}"
         with self._admission:
             if client.cid not in self._strangers:
-                return None  # it has left
+                return None  # The client has left.
             others = self.clients.values()
             if index is not None and any(other.properties["client"] == index for other in others):
-                return NUMBER, f"there is a client {index} already"
+                return NUMBER, f"client {index} is connected already"
             if len(self.clients) >= self._room:
-                return ROOM, f"there are {self._room} already"
+                return ROOM, f"{self._room} clients take part already"
             del self._strangers[client.cid]
-            client.properties = {"client": "" if index is None else index}  # what is asked is asked once
+            # Flower caches properties here and does not ask again.
+            client.properties = {"client": "" if index is None else index}
             client.bridge.is_admitted = True  # type: ignore[attr-defined]
             super().register(client)
         log.debug("%s takes part", _called(client))

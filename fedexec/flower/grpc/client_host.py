@@ -1,4 +1,4 @@
-"""The clients of one machine in one light process: a thread each around Flower's ``start_client``."""
+"""The clients of one machine in one small process: one thread per client runs Flower's ``start_client``."""
 
 import logging
 import random
@@ -19,18 +19,18 @@ __all__ = ["ClientHost", "ServerUnreachableError", "wait_until_reachable"]
 
 log = logging.getLogger("fedexec.flower")
 
-FIRST_PAUSE = 0.2  # seconds before a client asks again that there was no room for
+FIRST_PAUSE = 0.2  # seconds until a client asks again after the server had no room
 _NO_ROOM = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 
 class ServerUnreachableError(FedexecError, ConnectionError):
-    """Nobody answers at the server's address.
+    """No server answers at the address.
 
     Parameters
     ----------
     address : str
     seconds : float
-        How long it was tried.
+        For how long the connection was tried.
     """
 
     def __init__(self, address: str, seconds: float) -> None:
@@ -45,12 +45,18 @@ class ServerUnreachableError(FedexecError, ConnectionError):
 
 
 def wait_until_reachable(address: str, timeout: float) -> None:
-    """Return when something listens at ``host:port``.
+    """Return when a server listens at ``host:port``.
+
+    Parameters
+    ----------
+    address : str
+    timeout : float
+        Seconds.
 
     Raises
     ------
     ServerUnreachableError
-        Nothing did within `timeout` seconds.
+        No server has listened within `timeout`.
     """
     endpoint = split_address(address)
     deadline = time.monotonic() + timeout
@@ -61,11 +67,11 @@ def wait_until_reachable(address: str, timeout: float) -> None:
         except OSError:
             if time.monotonic() >= deadline:
                 raise ServerUnreachableError(address, timeout) from None
-        time.sleep(0.1)  # a closed port answers at once
+        time.sleep(0.1)  # A closed port refuses a connection at once.
 
 
 class ClientHost:
-    """Runs clients until the server sends them away.
+    """Runs clients until the server disconnects them.
 
     Parameters
     ----------
@@ -73,9 +79,9 @@ class ClientHost:
     server_address : str
         ``host:port``.
     root_certificates : bytes, optional
-        PEM; with it the connection uses TLS.
+        PEM; if given, the connection uses TLS.
     connect_timeout : float
-        Seconds to wait for the server, and for room there.
+        Seconds to wait until the server answers and has room.
     """
 
     def __init__(
@@ -90,30 +96,51 @@ class ClientHost:
         self._root_certificates = root_certificates
         self._connect_timeout = connect_timeout
         self._failure: BaseException | None = None
-        # Daemons: a client waits in gRPC for as long as the server pleases, and must not hold the process.
+        # Daemon threads: a client waits in gRPC until the server answers, and must not keep the process
+        # alive.
         self._threads = [
             threading.Thread(target=self._run, args=(client,), name=f"fedexec-client-{index}", daemon=True)
             for index, client in enumerate(clients)
         ]
 
     def start(self) -> None:
-        """Connect every client; ServerUnreachableError if the server does not answer."""
+        """Connect every client.
+
+        Raises
+        ------
+        ServerUnreachableError
+            The server does not answer.
+        """
         wait_until_reachable(self._address, self._connect_timeout)
         for thread in self._threads:
             thread.start()
 
     def join(self) -> None:
-        """Wait until the server has sent every client away; raise what broke one of them, if anything did."""
+        """Wait until the server has disconnected every client.
+
+        Raises
+        ------
+        RefusedError, ConnectionError
+            As for :meth:`check`.
+        """
         for thread in self._threads:
-            if thread.ident is not None:  # one that could not be started has nothing to wait for
+            if thread.ident is not None:  # A thread that could not be started cannot be joined.
                 thread.join()
         self.check()
 
     def kill(self) -> None:
-        """End nothing: the clients are threads of this process, and end with it."""
+        """Do nothing: the clients are threads of this process, and end with it."""
 
     def check(self) -> None:
-        """Raise what broke a client, if anything did."""
+        """Raise the error that has ended a client, if there is one.
+
+        Raises
+        ------
+        RefusedError
+            The server has refused a client.
+        ConnectionError
+            A client has lost its connection.
+        """
         if isinstance(self._failure, RefusedError):
             raise self._failure
         if self._failure is not None:
@@ -125,14 +152,15 @@ class ClientHost:
             while not self._take_part(client):
                 if time.monotonic() >= deadline:
                     raise RefusedError(ROOM)
-                time.sleep(pause * random.uniform(0.5, 1.5))  # so that not all come back at once
+                # The random factor spreads the attempts of many clients.
+                time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 2.0)
         except BaseException as exc:
             self._failure = exc
             log.debug("a client ended", exc_info=exc)
 
     def _take_part(self, client: NumPyClient) -> bool:
-        """Be a client until the server sends it away; return False if there was no room."""
+        """Run a client until the server disconnects it; return False if the server had no room."""
         if isinstance(client, ExecutorClient):
             client.refusal = None
         try:
@@ -154,7 +182,7 @@ class ClientHost:
 
 
 def _why(error: BaseException) -> str:
-    """Return a failure in one line, and what may be done about it."""
+    """Describe a failure in one line, with advice."""
     if not isinstance(error, grpc.RpcError):
         return str(error) or type(error).__name__
     code, details = error.code(), " ".join(str(error.details()).split())
@@ -162,6 +190,6 @@ def _why(error: BaseException) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         advice = (
             ". It may have ended; or only one side uses TLS (server: --certificates, client: "
-            "--root-certificates), or the server's certificate is of another authority"
+            "--root-certificates), or another authority has issued the server's certificate"
         )
     return f"{code.name}: {details}{advice}"

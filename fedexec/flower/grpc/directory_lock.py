@@ -1,4 +1,4 @@
-"""A directory that one process uses at a time, and that tells which."""
+"""A lock on a directory, so that one process at a time uses it; the lock names that process."""
 
 import errno
 import logging
@@ -17,18 +17,18 @@ log = logging.getLogger("fedexec.flower")
 
 NAME = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have no locks
+_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # File systems without locks answer like this.
 
 
 class LockedError(Exception):
-    """Another process holds the lock; the message says which."""
+    """Another process holds the lock; the message names it."""
 
 
 class DirectoryLock:
-    """Holds a directory until it is released, or this process ends.
+    """Locks a directory until the lock is released or this process ends.
 
-    It is a record lock: the system takes it back with the process, however that ends, and what the process
-    has forked does not keep it.
+    It is a record lock: the system releases it when the process ends for any reason, and forked processes do
+    not keep it.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class DirectoryLock:
     Raises
     ------
     LockedError
-        Another process holds it.
+        Another process holds the lock.
     OSError
-        Nothing can be written there.
+        The directory cannot be written to.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,36 +56,38 @@ class DirectoryLock:
             raise
 
     def release(self) -> None:
-        """Let others have it. May be called again."""
+        """Release the lock; further calls do nothing."""
         if self._fd >= 0:
-            self._path.unlink(missing_ok=True)  # before it is let go: afterwards it may be somebody else's
+            # Remove the file first: after the release, it may belong to another process.
+            self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = -1
 
     def _open(self) -> int:
-        """Open the file of the lock, and nothing else that somebody has put there in its place."""
+        """Open the lock's file, but nothing that another user has put in its place."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         fd = os.open(self._path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OSError(errno.EINVAL, f"{NAME} in it is not a regular file")
+            raise OSError(errno.EINVAL, f"its {NAME} is not a regular file")
         return fd
 
     def _is_held(self) -> bool:
-        """Take the lock; return whether the file is still the one by that name."""
+        """Take the lock; return whether the file is still the one with that name."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             if exc.errno in _UNKNOWN:
                 log.warning(
-                    "%s cannot be locked (%s): let no other run use it", self._path.parent, exc.strerror
-                )
+                    "%s cannot be locked (%s): make sure that no other run uses it",
+                    self._path.parent, exc.strerror,
+                )  # fmt: skip
                 return True
             if exc.errno not in _TAKEN:
                 raise
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip()
-            raise LockedError(holder or "it has not yet said by which pid") from exc
+            raise LockedError(holder or "its pid is not known yet") from exc
         try:
             return os.path.samestat(self._path.lstat(), os.fstat(self._fd))
-        except FileNotFoundError:  # its holder has just removed it
+        except FileNotFoundError:  # The holder has just removed the file.
             return False

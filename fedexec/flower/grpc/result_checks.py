@@ -1,4 +1,4 @@
-"""What ends a run, and which results are none."""
+"""Checks that reject unusable results of clients, and the error that ends a run."""
 
 import math
 from collections import Counter
@@ -24,20 +24,21 @@ __all__ = [
     "mean_evaluation",
 ]
 
-FARTHEST = 1e6  # times the model's magnitude, or 1
+# factor by which a value may exceed the model's largest magnitude (or 1) without being suspicious
+FARTHEST = 1e6
 MOST_SAMPLES = 10**9
 
 
 class RoundFailedError(FedexecError, RuntimeError):
-    """Too few clients of a round gave a result.
+    """Too few clients of a round returned a result.
 
     Parameters
     ----------
     server_round : int
     reasons : tuple of str
-        One a client that gave none.
+        One for each client without a result.
     results, needed : int
-        How many gave one, and how many had to.
+        How many clients returned a result, and how many had to.
     """
 
     def __init__(
@@ -50,75 +51,107 @@ class RoundFailedError(FedexecError, RuntimeError):
         first = self.reasons[0] if self.reasons else "no client is connected"
         clients = len(self.reasons) + self.results
         if not self.results:
-            return f"Round {self.server_round}: no client gave a result, of {clients}. {first}"
+            return f"Round {self.server_round}: none of {clients} clients gave a result. {first}"
         return (
             f"Round {self.server_round}: {self.results} of {clients} clients gave a result, "
-            f"{self.needed} are needed. {first}"
+            f"but {self.needed} are needed. {first}"
         )
 
 
 class UnsoundError(ValueError):
-    """A client's result is none; the message says why."""
+    """A client's result cannot be used; the message gives the reason."""
 
 
 def limits_of(model: NDArrays) -> list[float]:
-    """Return up to which magnitude a client's arrays are no surprise, next to the model's."""
+    """Return the magnitude above which values of a client's arrays are suspicious.
+
+    Parameters
+    ----------
+    model : list of ndarray
+        The global model.
+
+    Returns
+    -------
+    list of float
+        One limit for each array.
+    """
     return [FARTHEST * max(1.0, _magnitude(array)) for array in model]
 
 
 def check_fit(model: NDArrays, limits: Sequence[float], res: FitRes) -> str | None:
-    """Check that a client's weights can be averaged into the model, and give them the model's types.
+    """Check that a client's weights can be averaged, and convert them to the model's types.
+
+    Parameters
+    ----------
+    model : list of ndarray
+        The global model.
+    limits : sequence of float
+        Result of :func:`limits_of`.
+    res : FitRes
+        Its parameters are replaced if their types differ.
 
     Returns
     -------
     str or None
-        What is odd about them, though they can be averaged.
+        What is suspicious about the weights, although they can be averaged.
 
     Raises
     ------
     UnsoundError
-        They cannot.
+        The weights cannot be averaged.
     """
     try:
         arrays = decoded(res.parameters)
-    except Exception as exc:  # whatever numpy says to bytes that are no array
-        raise UnsoundError(f"returned what cannot be read as arrays: {exc}") from exc
+    except Exception as exc:  # numpy raises different exceptions for bytes that are not an array.
+        raise UnsoundError(f"returned bytes that cannot be read as arrays: {exc}") from exc
     if len(arrays) != len(model):
-        raise UnsoundError(f"returned {len(arrays)} arrays, the model has {len(model)}")
-    same = [_alike(number, *both) for number, both in enumerate(zip(arrays, model, strict=True))]
+        raise UnsoundError(f"returned {len(arrays)} arrays, but the model has {len(model)}")
+    converted = [_converted(number, *both) for number, both in enumerate(zip(arrays, model, strict=True))]
     if res.num_examples <= 0:
         raise UnsoundError(f"says that it trained on {res.num_examples} samples")
-    if any(one.dtype != other.dtype for one, other in zip(same, arrays, strict=True)):
-        res.parameters = ndarrays_to_parameters(same)
+    if any(new.dtype != old.dtype for new, old in zip(converted, arrays, strict=True)):
+        res.parameters = ndarrays_to_parameters(converted)
     if res.num_examples > MOST_SAMPLES:
         return f"says that it trained on {res.num_examples} samples"
-    for number, (array, limit) in enumerate(zip(same, limits, strict=True)):
+    for number, (array, limit) in enumerate(zip(converted, limits, strict=True)):
         if (largest := _magnitude(array)) > limit:
-            return f"returned array {number} with values up to {largest:.3g}, where {limit:.3g} is far"
+            return f"returned array {number} with values up to {largest:.3g}, far above {limit:.3g}"
     return None
 
 
-def _alike(number: int, array: object, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the array with the type in which it is averaged; UnsoundError if it is none of the model's."""
-    if not isinstance(array, np.ndarray):  # numpy reads archives of several too
+def _converted(number: int, array: object, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array in the type used for averaging; raise UnsoundError if it does not fit the model."""
+    if not isinstance(array, np.ndarray):  # numpy also reads archives of several arrays.
         raise UnsoundError(f"returned array {number} as a {type(array).__name__}")
     if array.shape != like.shape:
-        raise UnsoundError(f"returned array {number} of shape {array.shape}, the model's is {like.shape}")
+        raise UnsoundError(f"returned array {number} of shape {array.shape}, but the model's is {like.shape}")
     if array.dtype.kind != like.dtype.kind:
-        raise UnsoundError(f"returned array {number} of type {array.dtype}, the model's is {like.dtype}")
+        raise UnsoundError(f"returned array {number} of type {array.dtype}, but the model's is {like.dtype}")
     if not np.isfinite(array).all():
         raise UnsoundError(f"returned array {number} with values that are not finite")
     with np.errstate(all="ignore"):
-        same = array.astype(like.dtype, copy=False)
-    if same is not array and not np.array_equal(same, array):
+        converted = array.astype(like.dtype, copy=False)
+    if converted is not array and not np.array_equal(converted, array):
         types = f"of type {array.dtype}, whose values the model's {like.dtype} cannot hold"
         raise UnsoundError(f"returned array {number} {types}")
-    # Flower scales arrays in their own type, in which a share of 1 is 0 where that is an integer's.
-    return same if like.dtype.kind in "fc" else same.astype(np.float64)
+    # Flower multiplies arrays by weights in the arrays' own type; in an integer type, weights below 1 become
+    # 0.
+    return converted if like.dtype.kind in "fc" else converted.astype(np.float64)
 
 
 def as_model(model: NDArrays, average: NDArrays) -> NDArrays | None:
-    """Give an average the model's types; None if it has overflown."""
+    """Convert an average to the model's types.
+
+    Parameters
+    ----------
+    model : list of ndarray
+    average : list of ndarray
+
+    Returns
+    -------
+    list of ndarray or None
+        None if the average has overflowed.
+    """
     if not all(np.isfinite(array).all() for array in average):
         return None
     return [
@@ -136,14 +169,14 @@ Metrics = Mapping[str, Scalar]
 
 @dataclass(frozen=True, slots=True)
 class DueMetrics:
-    """What a round's metrics are, by name and type. The majority of its clients decides, whoever comes first.
+    """Names and types of the metrics of a round, as the majority of its clients returns them.
 
     Attributes
     ----------
     numbers : frozenset of str
-        Those that are numbers, where they are given.
+        Metrics that must be numbers if a client returns them.
     required : frozenset of str
-        Those that are missed where they are not.
+        Metrics that every client must return.
     """
 
     numbers: frozenset[str]
@@ -151,7 +184,19 @@ class DueMetrics:
 
     @classmethod
     def of(cls, answers: Sequence[Metrics], known: Metrics) -> "DueMetrics":
-        """Find out from all answers, and from the metrics that the server knows for itself."""
+        """Derive the expected metrics from all answers and from the metrics of the server itself.
+
+        Parameters
+        ----------
+        answers : sequence of mapping
+            Metrics of each client.
+        known : mapping
+            Metrics of the server's own evaluation.
+
+        Returns
+        -------
+        DueMetrics
+        """
         given = Counter(name for metrics in answers for name in metrics if _is_number(metrics[name]))
         numbers = {name for name, count in given.items() if 2 * count >= len(answers)}
         numbers |= {name for name, value in known.items() if _is_number(value)}
@@ -159,20 +204,48 @@ class DueMetrics:
         return cls(frozenset(numbers), frozenset(required))
 
     def check(self, metrics: Metrics) -> None:
-        """Raise UnsoundError if a client's metrics are not what they should be."""
+        """Check a client's metrics.
+
+        Parameters
+        ----------
+        metrics : mapping
+
+        Raises
+        ------
+        UnsoundError
+            A metric is missing, not finite, or not a number.
+        """
         for name, value in metrics.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UnsoundError(f"returned the metric {name!r:.80} as {value}")
             if name in self.numbers and not _is_number(value):
                 raise UnsoundError(
-                    f"returned the metric {name!r:.80} as a {type(value).__name__}, which is no number"
+                    f"returned the metric {name!r:.80} as a {type(value).__name__}, which is not a number"
                 )
         for name in sorted(self.required - metrics.keys()):
-            raise UnsoundError(f"returned no metric {name!r:.80}, which most others did")
+            raise UnsoundError(f"returned no metric {name!r:.80}, although most other clients did")
 
 
 def check_evaluation(due: DueMetrics, total: int, res: EvaluateRes) -> str | None:
-    """Check that a client's evaluation can be averaged over `total` samples; as :func:`check_fit`."""
+    """Check that a client's evaluation can be averaged.
+
+    Parameters
+    ----------
+    due : DueMetrics
+    total : int
+        Number of samples of all clients.
+    res : EvaluateRes
+
+    Returns
+    -------
+    str or None
+        What is suspicious about the evaluation, although it can be averaged.
+
+    Raises
+    ------
+    UnsoundError
+        The evaluation cannot be averaged.
+    """
     if not math.isfinite(res.loss):
         raise UnsoundError(f"returned a loss of {res.loss}")
     if res.num_examples <= 0:
@@ -187,7 +260,17 @@ def check_evaluation(due: DueMetrics, total: int, res: EvaluateRes) -> str | Non
 
 
 def mean_evaluation(results: Sequence[EvaluateRes]) -> tuple[float, dict[str, Scalar]]:
-    """Average the losses of clients, and each metric that all give as a number, by their samples."""
+    """Average losses, and each metric that all clients return as a number, weighted by numbers of samples.
+
+    Parameters
+    ----------
+    results : sequence of EvaluateRes
+
+    Returns
+    -------
+    tuple of (float, dict)
+        Loss and metrics.
+    """
     total = sum(res.num_examples for res in results)
 
     def mean(values: Iterable[Scalar]) -> float:

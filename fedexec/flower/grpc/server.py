@@ -1,4 +1,4 @@
-"""The server's side of the tutorial's way: evaluation on an executor, a server that can fail."""
+"""The server of the tutorial's way: it evaluates on an executor, and a failed round ends the run."""
 
 import concurrent.futures
 import functools
@@ -20,10 +20,10 @@ __all__ = ["executor_evaluate_fn", "serve"]
 log = logging.getLogger("fedexec.flower")
 
 ROOM_AT_LEAST = 1000  # clients
-FAREWELL_SECONDS = 10.0  # to say that it goes
-STOP_SECONDS = 3.0  # for connections to end
-LARGEST_MESSAGE = 512 << 20  # as Flower's
-BESIDE_MODEL = 4 << 20  # metrics, and the reason for a failure
+FAREWELL_SECONDS = 10.0  # time limit for disconnecting the clients
+STOP_SECONDS = 3.0  # time limit for connections to end
+LARGEST_MESSAGE = 512 << 20  # as in Flower
+BESIDE_MODEL = 4 << 20  # for metrics, and for the reason of a failure
 
 Config = dict[str, Scalar]
 EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
@@ -32,9 +32,9 @@ EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
 def executor_evaluate_fn(
     executor: concurrent.futures.Executor | RecordingExecutor, evaluate: Evaluate
 ) -> EvaluateFn:
-    """Make the ``evaluate_fn`` a strategy takes out of a function that shall run in a worker.
+    """Make a strategy's ``evaluate_fn`` from a function that is to run in a worker.
 
-    It is tried once more if its worker dies, runs out of time or of memory.
+    The function is run once more if its worker dies, or exceeds its time or memory.
 
     Parameters
     ----------
@@ -86,19 +86,22 @@ def serve(
         ``host:port`` to listen at.
     num_rounds : int
     max_clients : int
-        How many clients may be talked to at once; Flower's default would serve six at a time on two cores.
+        How many clients the server may talk to at once; Flower's default would serve six at a time on two
+        cores.
     round_timeout : float, optional
-        Seconds that a client has to train, or to evaluate; one that takes longer is a failure of the round,
-        and takes part no more.
+        Seconds that a client has to train, or to evaluate; a client that takes longer is a failure of the
+        round, and no longer takes part.
     numbers : int, optional
-        Clients with a number that is not below this are refused, as is a second one with the same.
+        Clients whose number is not below this one are refused, and so is a second client with the same
+        number.
     message_bytes : int, optional
-        How large what a client sends may be; by default it follows from the strategy's `initial_parameters`.
+        The largest message that a client may send; by default it follows from the strategy's
+        `initial_parameters`.
     certificates : tuple of (bytes, bytes, bytes), optional
         CA certificate, server certificate, private key, in PEM: serve with TLS.
     secret : bytes, optional
-        Let only clients take part that know it; see :class:`fedexec.flower.grpc.ExecutorClient`. It does not
-        encrypt: beyond one machine, use TLS too.
+        Admit only clients that know it; see :class:`fedexec.flower.grpc.ExecutorClient`. It does not encrypt:
+        beyond one machine, use TLS too.
     on_ready : callable
         Called when clients can connect.
 
@@ -109,9 +112,9 @@ def serve(
     Raises
     ------
     AddressError
-        Nobody can listen there.
+        Listening is not possible there.
     Exception
-        Whatever the strategy raised; the clients are sent away first.
+        Any exception of the strategy, raised after the clients have been disconnected.
     """
     check_listening(address)
     room = max(ROOM_AT_LEAST, max_clients)
@@ -121,7 +124,7 @@ def serve(
     service = start_service(
         clients,
         address,
-        room=room + 2 * STRANGERS,  # those that are on their way out count too
+        room=room + 2 * STRANGERS,  # Clients that are leaving count, too.
         message_bytes=message_bytes or _message_bytes(strategy),
         certificates=certificates,
     )
@@ -130,12 +133,12 @@ def serve(
         history, _ = server.fit(num_rounds, round_timeout)
     finally:
         server.disconnect_all_clients(FAREWELL_SECONDS)
-        service.stop(grace=1).wait(STOP_SECONDS)  # one that takes nothing more would hold it for longer
+        service.stop(grace=1).wait(STOP_SECONDS)  # A client that reads nothing more would delay the stop.
     return history
 
 
 def _message_bytes(strategy: Strategy) -> int:
-    """Return how large a message may be that a client sends: twice the model, and something beside."""
+    """Return the largest message that a client may send: twice the model, plus room for metrics."""
     model = getattr(strategy, "initial_parameters", None)
     if model is None:
         return LARGEST_MESSAGE

@@ -1,6 +1,6 @@
-"""The server's end of the wire: Flower's service, with limits of time and size.
+"""The gRPC service of the server: Flower's own, with limits of time and size.
 
-Flower's own waits without limit where a client takes nothing more, and reads ahead as much as a client sends.
+Flower's service waits for ever if a client stops reading, and reads as far ahead as a client sends.
 """
 
 import concurrent.futures
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from flwr.server.client_manager import ClientManager
 
 from fedexec.flower.flower_internals import (
     FlowerServiceServicer,
@@ -24,12 +25,13 @@ __all__ = ["Connection", "start_service"]
 
 log = logging.getLogger("fedexec.flower")
 
-STRANGER_BYTES = 64 << 10  # an answer of somebody who has not been admitted
-KEEPALIVE_SECONDS = 60  # after so long without a sign of life a client is asked for one, and given as long
+STRANGER_BYTES = 64 << 10  # largest first answer of a client that is not admitted yet
+# After this time without traffic, the client is asked for a sign of life, and has the same time to answer.
+KEEPALIVE_SECONDS = 60
 
 
 class Connection(GrpcBridge):
-    """What Flower talks to one client through: each question has its time.
+    """Flower's connection to one client, with a time limit for each question.
 
     Parameters
     ----------
@@ -38,10 +40,10 @@ class Connection(GrpcBridge):
     Attributes
     ----------
     is_admitted : bool
-        Whether it may send more than a few words.
+        Whether the client may send long messages.
     forget : callable
-        Called when the connection ends, before anybody who waits for an answer hears of it: who hears of it
-        may begin the next round at once, and that one must not count on this client any more.
+        Called when the connection ends, before a thread that waits for an answer learns of the end: that
+        thread may begin the next round at once, which must not count on this client.
     """
 
     def __init__(self, context: grpc.ServicerContext) -> None:
@@ -51,7 +53,24 @@ class Connection(GrpcBridge):
         self.forget: Callable[[], None] = lambda: None
 
     def request(self, ins_wrapper: Any) -> Any:
-        """Ask, and wait for the answer; TimeoutError if it is late, ConnectionError if there will be none."""
+        """Ask the client, and wait for the answer.
+
+        Parameters
+        ----------
+        ins_wrapper : InsWrapper
+            Flower's message, and its timeout in seconds.
+
+        Returns
+        -------
+        Flower's ResWrapper
+
+        Raises
+        ------
+        TimeoutError
+            The answer is late.
+        ConnectionError
+            There will be no answer.
+        """
         late = threading.Event()
 
         def end() -> None:
@@ -74,27 +93,38 @@ class Connection(GrpcBridge):
                 timer.cancel()
 
     def close(self) -> None:
-        """Note that the connection has ended; Flower calls it when it has."""
+        """Note that the connection has ended; called by Flower."""
         self.forget()
         super().close()
 
     def end(self) -> None:
-        """End the connection, whatever its other end does."""
+        """End the connection, whether or not the client cooperates."""
         self.close()
         self._context.cancel()
 
 
 class _Service(FlowerServiceServicer):
-    """Flower's service, which reads one message for each that it sends, a short one from a stranger."""
+    """Flower's service; it reads one message for each that it sends, and only short ones before admission."""
 
-    def __init__(self, clients: Any) -> None:
+    def __init__(self, clients: ClientManager) -> None:
         super().__init__(clients, grpc_bridge_factory=self._connection)
         self._of_thread = threading.local()
 
-    def Join(  # noqa: N802  # Flower's name
+    def Join(  # noqa: N802  # The name is Flower's.
         self, request_iterator: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
-        """Serve one client; runs in a thread of its own."""
+        """Serve one client, in a thread of its own.
+
+        Parameters
+        ----------
+        request_iterator : iterator
+            Messages of the client.
+        context : grpc.ServicerContext
+
+        Yields
+        ------
+        Messages for the client.
+        """
         connection = self._of_thread.connection = Connection(context)
         asked = threading.Semaphore(0)
         is_over = threading.Event()
@@ -106,7 +136,7 @@ class _Service(FlowerServiceServicer):
                 if message is None:
                     return
                 if not connection.is_admitted and message.ByteSize() > STRANGER_BYTES:
-                    log.warning("a client was refused: it answered the first question at length")
+                    log.warning("a client was refused: its first answer was too long")
                     connection.end()
                     return
                 yield message
@@ -115,7 +145,7 @@ class _Service(FlowerServiceServicer):
             for message in super().Join(answers(), context):
                 asked.release()
                 yield message
-        except GrpcBridgeClosed:  # that is how it ends
+        except GrpcBridgeClosed:  # Flower ends every connection in this way.
             pass
         finally:
             is_over.set()
@@ -127,19 +157,35 @@ class _Service(FlowerServiceServicer):
 
 
 def start_service(
-    clients: Any,
+    clients: ClientManager,
     address: str,
     *,
     room: int,
     message_bytes: int,
     certificates: tuple[bytes, bytes, bytes] | None,
 ) -> grpc.Server:
-    """Listen, and serve so many clients at once; more are told that there is no room.
+    """Listen, and serve up to `room` clients at once; further clients are told that there is no room.
+
+    Parameters
+    ----------
+    clients : ClientManager
+    address : str
+        ``host:port``.
+    room : int
+    message_bytes : int
+        The largest message.
+    certificates : tuple of (bytes, bytes, bytes) or None
+        CA certificate, server certificate, private key, in PEM.
+
+    Returns
+    -------
+    grpc.Server
+        Started.
 
     Raises
     ------
     AddressError
-        Nobody can listen there, or not with these certificates.
+        Listening is not possible there, or not with these certificates.
     """
     options = [
         ("grpc.max_concurrent_streams", max(100, room)),

@@ -1,7 +1,7 @@
-"""FedAvg for a run that can be repeated, and that tells what happened in each round.
+"""FedAvg for reproducible runs, with a record of each round.
 
-Flower's node ids are random and results arrive in any order. So clients are told apart by the property
-``client`` of :class:`~fedexec.flower.grpc.ExecutorClient`; they are sampled and averaged in that order.
+Flower's node ids are random, and results arrive in any order. So clients are identified by the property
+``client`` of :class:`~fedexec.flower.grpc.ExecutorClient`, and are sampled and averaged in that order.
 """
 
 import logging
@@ -46,39 +46,39 @@ __all__ = ["FedAvgMp"]
 
 log = logging.getLogger("fedexec.flower")
 
-LONGEST_REASON = 20_000  # characters: a client may have written it
+LONGEST_REASON = 20_000  # number of characters, because a client may have written the reason
 
 Results = list[tuple[ClientProxy, Any]]
 Failures = list[tuple[ClientProxy, Any] | BaseException]
 
 
 class FedAvgMp(FedAvg):
-    """FedAvg without client evaluation unless asked for (the tutorial's choice), sampling by seed.
+    """FedAvg with seeded sampling, and without client evaluation by default (as in the tutorial).
 
     Parameters
     ----------
     fit_clients : int
-        How many train in each round; fewer if fewer are connected.
+        How many clients train in each round; fewer if fewer are connected.
     available_clients : int
-        How many must be connected before the first round.
+        How many clients must be connected before the first round.
     seed : int
-        Which clients are sampled follows from it, the round, and the clients that are there.
+        Together with the round and the connected clients, it determines which clients are sampled.
     evaluate_clients : int
-        How many evaluate after each round; 0 is none.
+        How many clients evaluate after each round; 0 means none.
     on_progress : callable
-        ``on_progress(round, done)`` after each sampled client's answer and, with the number of sampled
-        clients, when the round is over.
+        ``on_progress(round, done)``, called after each sampled client's answer and, with the number of
+        sampled clients, when the round is over.
     still_coming : callable
-        Called once a second while clients are awaited; raises to give up.
+        Called once per second while the server waits for clients; it may raise to give up.
     min_results : int
-        How many clients must give a result, or the round, and the run with it, fails.
+        How many clients must return a result; otherwise the round fails, and the run with it.
     stall_seconds : float
-        After so long without an answer in a round, the log names the clients it waits for.
+        After this time without an answer in a round, the log names the clients that the server waits for.
     done : sequence of Round
-        Rounds of a run that goes on: Flower's first becomes the one after the last of these, whose model
-        `initial_parameters` is.
+        Rounds of a run that is resumed: Flower's first round becomes the one after the last of these, and
+        `initial_parameters` is the model after it.
     **fedavg
-        What Flower's FedAvg takes.
+        Arguments of Flower's FedAvg.
     """
 
     def __init__(
@@ -99,45 +99,82 @@ class FedAvgMp(FedAvg):
         self._recorder = RoundRecorder(
             1, lambda current, done, planned: on_progress(current, done), by_strategy=True, rounds=done
         )
-        self._before = done[-1].server_round if done else 0  # rounds that Flower does not know of
+        self._before = done[-1].server_round if done else 0  # number of rounds that Flower does not know of
         self._min_results = min_results
-        self.parameters: Parameters | None = None  # the global model, as last evaluated
+        self.parameters: Parameters | None = None  # the global model at its last evaluation
         self._fit_clients = fit_clients
         self._evaluate_clients = evaluate_clients
         self._seed = seed
         self._still_coming = still_coming
-        self._indices: dict[str, int] = {}  # cid -> index
+        self._indices: dict[str, int] = {}  # cid -> client number
         self._awaited = Awaited(stall_seconds)
-        self._answers = threading.Lock()  # guards what threads note that talk to clients
+        self._answers = threading.Lock()  # guards what the threads that talk to clients record
 
     @property
     def rounds(self) -> list[Round]:
-        """What happened so far, a round each; 0 is the initial model."""
+        """The rounds so far; round 0 is the initial model."""
         return self._recorder.rounds
 
-    # ------------------------------------------------------------ what Flower calls, in its order
+    # ------------------------------------------------------------ called by Flower, in this order
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Choose who trains."""
+        """Sample the clients that train.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count.
+        parameters : Parameters
+            The global model.
+        client_manager : ClientManager
+
+        Returns
+        -------
+        list of tuple of (ClientProxy, FitIns)
+
+        Raises
+        ------
+        RoundFailedError
+            No client is connected.
+        """
         server_round += self._before
         if server_round == self._before + 1:
             while not client_manager.wait_for(self.min_available_clients, timeout=1):
                 self._still_coming()
         current = self._recorder.round(server_round)
         self.parameters = parameters
-        chosen = self._sample(server_round, "fit", self._fit_clients, client_manager)
-        if not chosen:
+        sampled = self._sample(server_round, "fit", self._fit_clients, client_manager)
+        if not sampled:
             raise RoundFailedError(server_round, ())
-        self._recorder.trains(current, [client.index for client in chosen])
+        self._recorder.trains(current, [client.index for client in sampled])
         ins = FitIns(parameters, self._config(server_round))
-        return [(client, ins) for client in chosen]
+        return [(client, ins) for client in sampled]
 
     def aggregate_fit(
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Average what came back and fits the model, in the order of the clients' numbers."""
+        """Average the results that fit the model, in the order of the clients' numbers.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count.
+        results : list of tuple of (ClientProxy, FitRes)
+        failures : list
+            Failed results and exceptions.
+
+        Returns
+        -------
+        tuple of (Parameters or None, dict)
+            The new global model, and metrics.
+
+        Raises
+        ------
+        RoundFailedError
+            Too few results are usable, or the average overflows.
+        """
         server_round += self._before
         assert self.parameters is not None
         model = parameters_to_ndarrays(self.parameters)
@@ -154,7 +191,7 @@ class FedAvgMp(FedAvg):
         if parameters is None:
             return None, metrics
         average = as_model(model, parameters_to_ndarrays(parameters))
-        if average is None:  # without those that can be the reason
+        if average is None:  # Average again without suspicious results, which may be the cause.
             sound = self._without_odd(sound)
             parameters, metrics = self._average(server_round, sound, failures)
             average = None if parameters is None else as_model(model, parameters_to_ndarrays(parameters))
@@ -171,16 +208,29 @@ class FedAvgMp(FedAvg):
         return super().aggregate_fit(server_round, sound, failures)
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
-        """Evaluate the global model on the server."""
+        """Evaluate the global model on the server.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count.
+        parameters : Parameters
+            The global model.
+
+        Returns
+        -------
+        tuple of (float, dict) or None
+            Loss and metrics; None if there is no evaluation, or if its worker has failed.
+        """
         self.parameters = parameters
-        if server_round == 0 and self.rounds:  # of a run that goes on: it has been evaluated
+        if server_round == 0 and self.rounds:  # The run was resumed, so its initial model has been evaluated.
             last = self.rounds[-1]
             return None if last.loss is None else (last.loss, last.metrics)
         server_round += self._before
         current = self._recorder.round(server_round)
         try:
             result = super().evaluate(server_round, parameters)
-        except WorkerError as exc:  # the model is not lost for it: the run goes on
+        except WorkerError as exc:  # The model is not lost, so the run continues.
             result = None
             self._recorder.failed(current, None, f"server evaluation: {exc}")
             log.warning("round %s: server evaluation failed: %s", server_round, str(exc))
@@ -193,18 +243,45 @@ class FedAvgMp(FedAvg):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Choose who evaluates: nobody, unless asked for."""
+        """Sample the clients that evaluate; by default there are none.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count.
+        parameters : Parameters
+            The global model.
+        client_manager : ClientManager
+
+        Returns
+        -------
+        list of tuple of (ClientProxy, EvaluateIns)
+        """
         server_round += self._before
         if not self._evaluate_clients:
             return []
-        chosen = self._sample(server_round, "evaluate", self._evaluate_clients, client_manager)
+        sampled = self._sample(server_round, "evaluate", self._evaluate_clients, client_manager)
         ins = EvaluateIns(parameters, self._config(server_round))
-        return [(client, ins) for client in chosen]
+        return [(client, ins) for client in sampled]
 
     def aggregate_evaluate(
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Average the clients' losses and numeric metrics, weighted by their samples."""
+        """Average the clients' losses and numeric metrics, weighted by numbers of samples.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's count.
+        results : list of tuple of (ClientProxy, EvaluateRes)
+        failures : list
+            Failed results and exceptions.
+
+        Returns
+        -------
+        tuple of (float or None, dict)
+            Loss and metrics.
+        """
         server_round += self._before
         due = DueMetrics.of([res.metrics for _, res in results], self.rounds[-1].metrics)
         total = sum(max(0, res.num_examples) for _, res in results)
@@ -222,7 +299,7 @@ class FedAvgMp(FedAvg):
     def _sift(
         self, results: Results, failures: Failures, check: Callable[[Any], str | None]
     ) -> tuple[Results, Failures]:
-        """Put results that are rubbish to the failures, and those on record; note what is odd."""
+        """Move unusable results to the failures, and record failures and suspicious results."""
         sound: Results = []
         failures = list(failures)
         for client, res in _in_order(results):
@@ -244,16 +321,16 @@ class FedAvgMp(FedAvg):
         return sound, failures
 
     def _without_odd(self, sound: Results) -> Results:
-        """Put results that were odd to the failures after all: their average overflows."""
+        """Move suspicious results to the failures after all, because their average overflows."""
         current = self.rounds[-1]
         odd, current.remarks = current.remarks, []
         for remark in odd:
             self._recorder.failed(current, remark["client"], f"{remark['reason']}; the average overflows")
-        culprits = {remark["client"] for remark in odd}
-        return [(client, res) for client, res in sound if getattr(client, "index", None) not in culprits]
+        odd_clients = {remark["client"] for remark in odd}
+        return [(client, res) for client, res in sound if getattr(client, "index", None) not in odd_clients]
 
     def _answered(self, index: int, *, trained: bool) -> None:
-        """Note one more answer; called from the thread that talked to that client."""
+        """Note one more answer; called in the thread that talked to that client."""
         self._awaited.answered(index)
         if trained:
             with self._answers:
@@ -266,16 +343,16 @@ class FedAvgMp(FedAvg):
         return {"server_round": server_round, **config}
 
     def _sample(
-        self, server_round: int, purpose: str, wanted: int, client_manager: ClientManager
+        self, server_round: int, purpose: str, count: int, client_manager: ClientManager
     ) -> list["NumberedProxy"]:
         clients = self._numbered(client_manager)
         rng = random.Random(f"{self._seed}/{server_round}/{purpose}")
-        chosen = rng.sample(clients, min(wanted, len(clients)))
-        self._awaited.begin(server_round, {client.index for client in chosen})
-        return sorted(chosen, key=lambda client: client.index)
+        sampled = rng.sample(clients, min(count, len(clients)))
+        self._awaited.begin(server_round, {client.index for client in sampled})
+        return sorted(sampled, key=lambda client: client.index)
 
     def _numbered(self, client_manager: ClientManager) -> list["NumberedProxy"]:
-        """Return every connected client with its number; those without one come last, by Flower's id."""
+        """Return every connected client with its number; clients without one come last, by Flower's id."""
         proxies = sorted(client_manager.all().values(), key=lambda proxy: proxy.cid)
         unknown = [proxy for proxy in proxies if proxy.cid not in self._indices]
         if unknown:

@@ -1,4 +1,4 @@
-"""A Flower app as it stands in a directory: ``pyproject.toml`` names its two parts and its run config."""
+"""A Flower app in a directory: its ``pyproject.toml`` names the app's two parts and its run config."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ __all__ = ["AppDirectoryError", "FlowerApp", "read_app"]
 
 
 class AppDirectoryError(FedexecError, ValueError):
-    """A directory that is no Flower app, or a run config that does not fit it; the message says which."""
+    """A directory is not a Flower app, or a run config does not fit the app; the message tells which."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowerApp:
-    """Where an app's parts are, and what both are told.
+    """Where an app's parts are, and the run config for both.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class FlowerApp:
         ``"module:attribute"``.
     run_config : dict
     num_nodes : int or None
-        How many the app is meant for; None if it does not say.
+        Number of nodes that the app is meant for; None if the app does not name one.
     """
 
     server: str
@@ -40,27 +40,45 @@ class FlowerApp:
         Parameters
         ----------
         overrides : sequence of str
-            As for ``flwr run --run-config``: ``"num-rounds=5 lr=0.1"``, or a TOML file. Where the app has a
-            config, only what stands there can be overridden.
+            As for ``flwr run --run-config``: ``"num-rounds=5 lr=0.1"``, or a TOML file. If the app has a
+            config, only its keys can be overridden.
+
+        Returns
+        -------
+        FlowerApp
+
+        Raises
+        ------
+        AppDirectoryError
+            The overrides cannot be parsed, or do not fit the app.
         """
         try:
             given = parse_config_args(list(overrides))
             if overrides and not given:
                 raise ValueError("write it like \"num-rounds=5 name='digits'\"")
             config: Mapping[str, Any] = fuse_dicts(self.run_config, given) if self.run_config else given
-        except Exception as exc:  # Flower's parser raises what its command line prints
+        except Exception as exc:  # Flower's parser raises the exceptions that its command line prints.
             reason = getattr(exc, "message", None) or str(exc)
             raise AppDirectoryError(f"The run config {' '.join(overrides)!r}: {reason}") from exc
         return replace(self, run_config=dict(config))
 
 
 def read_app(directory: str | Path) -> FlowerApp:
-    """Read a Flower app, and have Python find its modules.
+    """Read a Flower app, and add its directory to ``sys.path`` so that Python finds its modules.
+
+    Parameters
+    ----------
+    directory : str or Path
+
+    Returns
+    -------
+    FlowerApp
 
     Raises
     ------
     AppDirectoryError
-        The directory has no ``pyproject.toml``, or that describes no app; its ``__cause__`` is Flower's own.
+        The directory has no ``pyproject.toml``, or the file describes no app; ``__cause__`` is Flower's
+        exception.
     """
     path = Path(directory).resolve()
     try:
@@ -70,17 +88,18 @@ def read_app(directory: str | Path) -> FlowerApp:
         num_nodes = _num_supernodes(project["tool"]["flwr"])
     except (OSError, ValueError, KeyError) as exc:
         reason = " ".join(str(exc).split())
-        raise AppDirectoryError(f"{str(directory)!r} is no Flower app: {reason}") from exc
+        raise AppDirectoryError(f"{str(directory)!r} is not a Flower app: {reason}") from exc
     components = app["components"]
     lies_under_src = any(_is_in(path / "src", each) for each in components.values())
-    for root in [path / "src", path] if lies_under_src else [path]:  # There it need not be installed.
+    # An app under src/ need not be installed.
+    for root in [path / "src", path] if lies_under_src else [path]:
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))
     return FlowerApp(components["serverapp"], components["clientapp"], dict(config), num_nodes)
 
 
 def _num_supernodes(settings: Mapping[str, Any]) -> int | None:
-    """Return ``options.num-supernodes`` of the default federation; None if that is not simulated."""
+    """Return ``options.num-supernodes`` of the default federation; None if it is not a simulation."""
     default = settings.get("federations", {}).get("default")
     number: Any = settings
     for key in ("federations", default, "options", "num-supernodes"):
@@ -93,6 +112,6 @@ def _num_supernodes(settings: Mapping[str, Any]) -> int | None:
 
 
 def _is_in(root: Path, component: str) -> bool:
-    """Return whether the package or module of a part of an app lies in a directory."""
+    """Return whether a directory contains the package or module of an app's part."""
     name = component.partition(":")[0].partition(".")[0]
     return (root / name).is_dir() or (root / f"{name}.py").is_file()

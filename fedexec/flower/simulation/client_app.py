@@ -1,6 +1,6 @@
-"""A ClientApp in a worker: found by its name, given one message, its node's state there and back.
+"""A ClientApp in a worker: loaded by its name, it gets one message, and its node's state goes there and back.
 
-The other end is :mod:`fedexec.flower.simulation.grid`.
+The caller's side is :mod:`fedexec.flower.simulation.grid`.
 """
 
 import contextlib
@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 
-LOADING_SEED = 0  # What an app's modules draw at their top is the same in every worker, and in every run.
+# With a fixed seed, random numbers that an app's modules draw at import are the same in every worker.
+LOADING_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class AppRef:
     Attributes
     ----------
     name : str
-        ``"module:attribute"``, or what to call it.
+        ``"module:attribute"``, or a name for messages if the app is pickled.
     pickled : bytes or None
-        The app itself, where no name leads to it: it was made in a script, or in a function.
+        The app itself, if no name leads to it because it was made in a script or in a function.
     """
 
     name: str
@@ -61,7 +62,21 @@ class AppRef:
 
     @classmethod
     def of(cls, app: ClientApp) -> "AppRef":
-        """Find the name of an app, or pack it; LoadClientAppError where neither can be done."""
+        """Find the name of an app, or pickle the app.
+
+        Parameters
+        ----------
+        app : ClientApp
+
+        Returns
+        -------
+        AppRef
+
+        Raises
+        ------
+        LoadClientAppError
+            The app has no name and cannot be pickled.
+        """
         for module_name, module in list(sys.modules.items()):
             if module_name not in ("__main__", "__mp_main__") and isinstance(module, ModuleType):
                 for name, value in list(vars(module).items()):
@@ -76,7 +91,21 @@ class AppRef:
 
 
 def load(app: ClientApp | AppRef) -> ClientApp:
-    """Return the app that is meant, in a worker if it is a reference; LoadClientAppError if there is none."""
+    """Return the app itself, loading it if `app` is a reference.
+
+    Parameters
+    ----------
+    app : ClientApp or AppRef
+
+    Returns
+    -------
+    ClientApp
+
+    Raises
+    ------
+    LoadClientAppError
+        The app cannot be loaded, or the name leads to another object.
+    """
     return app if isinstance(app, ClientApp) else _load(app)
 
 
@@ -95,18 +124,41 @@ def _load(ref: AppRef) -> ClientApp:
 
 
 def import_app(name: str) -> Any:
-    """Return what ``"module:attribute"`` names; ValueError if it does not look like that."""
+    """Return the object that ``"module:attribute"`` names.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    ValueError
+        The name is not of that form.
+    ImportError, AttributeError
+        The object does not exist.
+    """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise ValueError(f"{name!r} is not written like package.module:app")
-    found = import_module(module)
+    target = import_module(module)
     for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def warm(app: AppRef) -> None:
-    """Load the app where workers are forked from; one that cannot be is for :func:`check` to report."""
+    """Load the app in the template.
+
+    An app that cannot be loaded is ignored here, because :func:`check` reports it.
+
+    Parameters
+    ----------
+    app : AppRef
+    """
     with contextlib.suppress(LoadClientAppError):
         load(app)
         module_caches.find()
@@ -115,11 +167,11 @@ def warm(app: AppRef) -> None:
 
 
 class AppFirst:
-    """A call whose app is loaded where the call is unpickled: there the app's modules still see the devices.
+    """A call that loads its app when it is unpickled, because the app's modules still see the GPUs then.
 
     Parameters
     ----------
-    app : AppRef
+    app : ClientApp or AppRef
     call : callable
     """
 
@@ -136,20 +188,30 @@ class AppFirst:
 
 
 def _app_first(app: ClientApp | AppRef, call: Callable[[], object]) -> Callable[[], object]:
-    with contextlib.suppress(LoadClientAppError):  # The call will meet it too.
+    with contextlib.suppress(LoadClientAppError):  # The call will raise the same error.
         load(app)
     return call
 
 
 def answer_or_raise(task: "MessageTask") -> None:
-    """Run a message, and raise RuntimeError where the answer is an error."""
+    """Give a message to the app, and raise if the answer is an error.
+
+    Parameters
+    ----------
+    task : MessageTask
+
+    Raises
+    ------
+    RuntimeError
+        The answer is an error.
+    """
     error = run(task).error
     if error is not None:
         raise RuntimeError(error[1])
 
 
 def _rehearse() -> None:
-    """Run a message that does nothing, so that late imports are done (numpy.random: 10 ms)."""
+    """Run a message that does nothing, so that late imports are done (numpy.random takes 10 ms)."""
     import_module("numpy.random")
     app = ClientApp()
     app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
@@ -158,7 +220,17 @@ def _rehearse() -> None:
 
 
 def check(app: ClientApp | AppRef) -> None:
-    """Raise LoadClientAppError, in the caller too, where workers do not find the app."""
+    """Check, in a worker, that the app can be loaded there.
+
+    Parameters
+    ----------
+    app : ClientApp or AppRef
+
+    Raises
+    ------
+    LoadClientAppError
+        The app cannot be loaded. The cause is in a note, so that the caller can unpickle the error.
+    """
     try:
         load(app)
     except LoadClientAppError as exc:
@@ -178,15 +250,15 @@ class MessageTask:
     ----------
     app : ClientApp or AppRef
     content : Packed
-        Of the message; packed once for all nodes that get the same.
+        The message's content; packed once for all nodes that get the same content.
     metadata : Metadata
     node_config, run_config : dict
     state : bytes
-        Of the node, packed; empty if there is none.
+        The node's packed state; empty if there is none.
     seed : int or None
-        For the global random generators of the worker.
+        Seed of the worker's global random generators.
     isolated : bool
-        It runs in a worker process.
+        Whether the message runs in a worker process.
     """
 
     app: ClientApp | AppRef
@@ -201,19 +273,20 @@ class MessageTask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a message.
+    """The outcome of a message.
 
     Attributes
     ----------
     reply : Packed or None
-        A Message; None if there is
+        The reply; None if `error` is set.
     error : tuple of (int, str) or None
-        Flower's code, and the reason.
+        Flower's error code, and the reason.
     state : bytes or None
-        Of the node, packed; None if it is what it was.
+        The node's packed state; None if it is unchanged.
     traceback : str
+        Traceback of the app's exception; empty if there is none.
     filled : tuple of str
-        Variables of the app's modules in which something is kept since; see
+        Variables of the app's modules that the message has filled; see
         :mod:`fedexec.flower.simulation.module_caches`.
     """
 
@@ -225,14 +298,23 @@ class Answer:
 
 
 def run(task: MessageTask) -> Answer:
-    """Give a message to the app. What that raises is an answer, as in Flower."""
+    """Give a message to the app; as in Flower, an exception of the app becomes an error.
+
+    Parameters
+    ----------
+    task : MessageTask
+
+    Returns
+    -------
+    Answer
+    """
     if task.isolated:
         set_isolated()
     try:
         app = load(task.app)
     except LoadClientAppError as exc:
         return Answer(error=(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)))
-    with seeded(task.seed):  # numpy.random too, which numpy imports when it is first used
+    with seeded(task.seed):  # This seeds numpy.random, too, which numpy imports at its first use.
         return _run(app, task)
 
 
@@ -254,13 +336,24 @@ def _run(app: ClientApp, task: MessageTask) -> Answer:
 
 def _check_reply(reply: Any, metadata: Metadata) -> None:
     if not isinstance(reply, Message):
-        raise TypeError(f"the ClientApp returned a {type(reply).__name__} where a Message is due")
+        raise TypeError(f"the ClientApp returned a {type(reply).__name__} instead of a Message")
     if reply.metadata.reply_to_message_id != metadata.message_id:
-        raise ValueError("the ClientApp returned a Message that is no reply: make it with reply_to=message")
+        reason = "the ClientApp returned a Message that is not a reply: make it with reply_to=message"
+        raise ValueError(reason)
 
 
 def place_of(error: BaseException) -> str:
-    """Return where an app's own code was when an error arose, as the end of a sentence; "" if nowhere."""
+    """Return where the app's own code raised an error.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    str
+        " (file, line n)", to end a sentence; empty if the app's own code is not involved.
+    """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename == __file__:
             return ""

@@ -1,4 +1,4 @@
-"""Flower's Grid over an Executor: a ServerApp talks to ClientApps, without a SuperLink and without Ray."""
+"""Flower's Grid over an Executor: a ServerApp exchanges messages with ClientApps without SuperLink or Ray."""
 
 import functools
 import logging
@@ -30,7 +30,7 @@ from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.record_packing import Packed, pack
 from fedexec.flower.simulation.client_app import Answer, AppFirst, AppRef, MessageTask, answer_or_raise, run
 from fedexec.flower.simulation.module_caches import Refills
-from fedexec.flower.simulation.pending_message import PendingMessage, failed, make_reply
+from fedexec.flower.simulation.pending_message import PendingMessage, error_answer, make_reply
 from fedexec.flower.simulation.run_recorder import RunRecorder, server_round_of
 from fedexec.interface import Capability
 
@@ -38,18 +38,18 @@ __all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
 
 log = logging.getLogger("fedexec.flower")
 
-REHEARSALS = 3  # of one type of message, until one goes well
+REHEARSALS = 3  # attempts for each type of message, until one succeeds
 
 NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 
 
 class NodeConfigError(FedexecError, ValueError):
-    """A node_config that Flower could not carry; the message names the node."""
+    """A node_config cannot be sent by Flower; the message names the node."""
 
 
 @dataclass(slots=True)
 class _Node:
-    """What is remembered of a node that has had a message."""
+    """What is known of a node that has had a message."""
 
     state: bytes = b""
     messages: int = 0
@@ -58,30 +58,30 @@ class _Node:
 
 
 class ExecutorGrid(Grid):
-    """Sends each message to a worker of an executor. Safe to use from many threads.
+    """Sends each message to a worker of an executor; it can be used from many threads.
 
-    A node that fails (its ClientApp raises, its worker dies or takes too long) gives one error reply, with
-    one of Flower's codes, and takes the next message as if nothing had happened. The messages of one node run
-    one after the other. Replies come in the order of the partitions.
+    If a node fails (its ClientApp raises, its worker dies or takes too long), its message gets an error reply
+    with one of Flower's codes, and the node can take the next message. Messages to the same node run one
+    after the other. Replies are in the order of the partitions.
 
     Parameters
     ----------
     executor : Executor
     client_app : ClientApp or str
-        The app, or where it is: ``"module:attribute"``.
+        The app, or its place: ``"module:attribute"``.
     num_nodes : int
     run_config : mapping, optional
         What the app finds in ``context.run_config``.
     node_config : mapping, or callable ``(partition_id) -> mapping``, optional
-        What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
+        What a node finds in ``context.node_config``, in addition to ``partition-id`` and ``num-partitions``.
     seed : int, optional
-        Node ids follow from it and, where workers are processes, the state of the global random generators
-        for each message. Default: another one each time.
+        Determines the node ids and, if workers are processes, the state of the global random generators for
+        each message. Default: a random one.
     recorder : RunRecorder, optional
-        Is told what happens.
+        Records what happens.
     rehearse : bool
-        Whether the first message of each type is handled once more, before it is sent, in the process that
-        workers are forked from; see :meth:`fedexec.Executor.rehearse`.
+        Whether the first message of each type is also handled once in the template, before it is sent; see
+        :meth:`fedexec.Executor.rehearse`.
     run_id : int
     """
 
@@ -108,28 +108,33 @@ class ExecutorGrid(Grid):
             self.app = AppRef.of(client_app) if self._isolated else client_app
         self._run_config = dict(run_config or {})
         self._node_config = node_config or {}
-        # Forked workers are born with equal generators: they are seeded in any case, to differ.
+        # Forked workers inherit equal generators, so workers are always seeded, with different seeds.
         self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._run = empty_run(run_id)
         ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
         self._rehearses = rehearse
-        self._rehearsing = threading.Lock()  # guards the next
-        self._rehearsals: Counter[str] = Counter()  # that were tried, by the type of message
+        self._rehearsing = threading.Lock()  # guards the next attribute
+        self._rehearsals: Counter[str] = Counter()  # number of attempts, by type of message
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
-        self._nodes: dict[int, _Node] = {}  # those that have had a message
+        self._nodes: dict[int, _Node] = {}  # nodes that have had a message
         self._pending: dict[str, PendingMessage] = {}
 
-    # ------------------------------------------------------------ what Flower's Grid is
+    # ------------------------------------------------------------ Flower's Grid
 
     @property
     def run(self) -> Run:
-        """Run information."""
+        """The run of this grid."""
         return self._run
 
     def set_run(self, run: Run) -> None:
-        """Set the run this grid operates in."""
+        """Set the run of this grid.
+
+        Parameters
+        ----------
+        run : Run
+        """
         self._run = run
 
     def create_message(
@@ -140,25 +145,59 @@ class ExecutorGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Create a message; ``Message(...)`` does the same."""
+        """Create a message, as ``Message(...)`` does.
+
+        Parameters
+        ----------
+        content : RecordDict
+        message_type : str
+        dst_node_id : int
+        group_id : str
+            The round, by Flower's convention.
+        ttl : float, optional
+            Seconds.
+
+        Returns
+        -------
+        Message
+        """
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the id of every node, in the order of their partitions."""
+        """Return the id of every node, in the order of the partitions."""
         return list(self._partitions)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send messages to their nodes; return their ids.
+        """Send messages to their nodes.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+
+        Returns
+        -------
+        list of str
+            The messages' ids.
 
         Raises
         ------
         ValueError
-            A message that is a reply, or whose time is up before it is sent.
+            A message is a reply, or its ``ttl`` is over before it is sent.
         """
         return [pending.id for pending in self._push(messages, lambda message_id: None)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that are there, each once. A message whose ``ttl`` is over gets an error."""
+        """Return the replies that have arrived.
+
+        Parameters
+        ----------
+        message_ids : iterable of str
+
+        Returns
+        -------
+        list of Message
+            Each reply is returned once. A message whose ``ttl`` is over gets an error.
+        """
         with self._lock:
             pending_messages = [
                 self._pending[each] for each in dict.fromkeys(message_ids) if each in self._pending
@@ -167,56 +206,72 @@ class ExecutorGrid(Grid):
         return self._deliver([pending for pending in pending_messages if pending.answer is not None])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and wait for the replies; give up those that are missing after `timeout` seconds."""
-        landed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """Send messages, and wait for the replies.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+        timeout : float, optional
+            Seconds; replies that are missing then are given up.
+
+        Returns
+        -------
+        list of Message
+            The replies that have arrived.
+        """
+        answered_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         unanswered: dict[str, PendingMessage] = {}
         try:
-            for pending in self._push(messages, landed.put):
+            for pending in self._push(messages, answered_ids.put):
                 unanswered[pending.id] = pending
             sent = list(unanswered.values())
             while unanswered and time.monotonic() < deadline:
                 first = min(pending.expires for pending in unanswered.values())
-                _await_landing(landed, unanswered, min(deadline, first))
+                _await_answers(answered_ids, unanswered, min(deadline, first))
                 self._expire(unanswered.values())
-        finally:  # Ctrl+C too
-            late = f"no reply within {timeout:g} s" if timeout is not None else "nobody waits for it any more"
+        finally:  # also after Ctrl+C
+            late = "the caller no longer waits" if timeout is None else f"no reply within {timeout:g} s"
             for pending in unanswered.values():
                 self._give_up(pending, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
                 self._pending.pop(pending.id, None)
         return self._deliver([pending for pending in sent if pending.id not in unanswered])
 
     def close(self) -> None:
-        """Give up what is still on its way."""
+        """Give up the messages that have no answer."""
         with self._lock:
             pending_messages = list(self._pending.values())
         for pending in pending_messages:
             late = "the run was over before it was done"
             self._give_up(pending, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late, failed=False)
 
-    # ------------------------------------------------------------ out
+    # ------------------------------------------------------------ to the nodes
 
-    def _push(self, messages: Iterable[Message], landed: Callable[[str], object]) -> Iterator[PendingMessage]:
+    def _push(
+        self, messages: Iterable[Message], on_answer: Callable[[str], object]
+    ) -> Iterator[PendingMessage]:
         messages = list(messages)
-        for message in messages:  # Before any is sent: to send one may take long, if it is rehearsed first.
+        for message in messages:  # Check all first: a message with a rehearsal may take long to send.
             _require_time_left(message)
         last: tuple[RecordDict, Packed] | None = None
         for message in messages:
-            if last is None or last[0] is not message.content:  # a round's messages share their content
+            if last is None or last[0] is not message.content:  # A round's messages share their content.
                 last = message.content, pack(message.content)
-            pending = self._prepare(message, last[1], landed)
-            self._take_off(pending)
+            pending = self._prepare(message, last[1], on_answer)
+            self._enqueue(pending)
             yield pending
 
-    def _prepare(self, message: Message, content: Packed, landed: Callable[[str], object]) -> PendingMessage:
+    def _prepare(
+        self, message: Message, content: Packed, on_answer: Callable[[str], object]
+    ) -> PendingMessage:
         metadata = message.metadata
         left = metadata.created_at + metadata.ttl - time.time()
         stamp(message)
         partition = self._partitions.get(metadata.dst_node_id, -1)
         expires = time.monotonic() + left
-        return PendingMessage(metadata, content, partition, server_round_of(message), expires, landed)
+        return PendingMessage(metadata, content, partition, server_round_of(message), expires, on_answer)
 
-    def _take_off(self, pending: PendingMessage) -> None:
+    def _enqueue(self, pending: PendingMessage) -> None:
         with self._lock:
             self._pending[pending.id] = pending
             if pending.partition < 0:
@@ -244,19 +299,21 @@ class ExecutorGrid(Grid):
             if self._rehearses:
                 self._rehearse(task)
             pending.future = executor.submit(run, task)
-        except Exception as exc:  # the executor is broken or shut down; a node_config makes no sense
+        # The executor is broken or shut down, or the node_config is not valid.
+        except Exception as exc:
             self._answer(pending, Answer(error=(ErrorCode.UNKNOWN, repr(exc))), fatal=exc)
             self._send_next(node)
             return
         finally:
             pending.content = None
-        if pending.answer is not None:  # given up meanwhile
+        if pending.answer is not None:  # The message was given up meanwhile.
             self.executor.end(pending.future)
-        pending.future.add_done_callback(functools.partial(self._land, pending, node))
+        pending.future.add_done_callback(functools.partial(self._receive, pending, node))
 
     def _rehearse(self, task: MessageTask) -> None:
         kind = task.metadata.message_type
-        with self._rehearsing:  # Other messages of this type wait: their workers are to inherit it.
+        # Other messages of this type wait, because their workers are to inherit the result.
+        with self._rehearsing:
             if self._rehearsals[kind] >= REHEARSALS:
                 return
             self._rehearsals[kind] += 1
@@ -268,7 +325,7 @@ class ExecutorGrid(Grid):
 
     def _task_of(self, pending: PendingMessage, node: _Node) -> MessageTask:
         seed = None
-        if self._isolated:  # where threads share the generators it would only look reproducible
+        if self._isolated:  # Threads share the generators, so seeds would not make the run reproducible.
             seed = random.Random(f"{self._seed}/{pending.partition}/{node.messages}").getrandbits(32)
         node.messages += 1
         assert pending.content is not None
@@ -289,18 +346,19 @@ class ExecutorGrid(Grid):
             if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
                 raise NodeConfigError(
                     f"The node_config of partition {partition} has {key!r}: {value!r}; "
-                    "Flower carries str, int, float and bool, under names."
+                    "Flower can send only str, int, float and bool, under keys that are str."
                 )
         return {PARTITION_ID_KEY: partition, NUM_PARTITIONS_KEY: self.num_nodes, **given}
 
-    # ------------------------------------------------------------ back
+    # ------------------------------------------------------------ from the nodes
 
-    def _land(self, pending: PendingMessage, node: _Node, future: Future[Answer]) -> None:
-        """Take an answer in, and send the node its next message. A callback: it must not raise."""
+    def _receive(self, pending: PendingMessage, node: _Node, future: Future[Answer]) -> None:
+        """Note an answer, and send the node its next message; this is a callback, so it must not raise."""
         try:
             answer, fatal = future.result(), None
         except BaseException as exc:
-            answer, fatal = failed(exc), exc if isinstance(exc, InitializerError | PreloadError) else None
+            answer = error_answer(exc)
+            fatal = exc if isinstance(exc, InitializerError | PreloadError) else None
         with self._lock:
             if self._answer(pending, answer, future, fatal=fatal):
                 node.state = node.state if answer.state is None else answer.state
@@ -315,9 +373,9 @@ class ExecutorGrid(Grid):
         *,
         failed: bool = True,
     ) -> bool:
-        """Settle what becomes of a message; False if that is settled already.
+        """Set the answer of a message; return False if it is set already.
 
-        An error is no failure, if `failed` says so, where nobody has waited for the reply.
+        With `failed` false, an error does not count as a failure, because no caller has waited for the reply.
         """
         with self._lock:
             if pending.answer is not None:
@@ -333,7 +391,7 @@ class ExecutorGrid(Grid):
         if failed and error is not None:
             log.warning("%s: %s", pending.where, str(error))
             log.debug("%s", answer.traceback)
-        pending.landed(pending.id)
+        pending.on_answer(pending.id)
         return True
 
     def _advise(self, record: TaskRecord, filled: tuple[str, ...]) -> None:
@@ -352,7 +410,7 @@ class ExecutorGrid(Grid):
                 self._give_up(pending, ErrorCode.MESSAGE_UNAVAILABLE, f"no reply within its ttl of {ttl:g} s")
 
     def _give_up(self, pending: PendingMessage, code: int, reason: str, *, failed: bool = True) -> None:
-        """Answer a message with an error, and end its worker: nobody needs what that still does."""
+        """Answer a message with an error, and end its worker, because its result is not needed any more."""
         if not self._answer(pending, Answer(error=(code, reason)), failed=failed):
             return
         with self._lock:
@@ -363,7 +421,7 @@ class ExecutorGrid(Grid):
             self.executor.end(pending.future)
 
     def _deliver(self, pending_messages: Iterable[PendingMessage]) -> list[Message]:
-        """Make the replies, in an order that does not depend on who was first."""
+        """Make the replies, in an order that does not depend on which answer came first."""
         replies = []
         for pending in sorted(pending_messages, key=lambda pending: pending.partition):
             with self._lock:
@@ -372,23 +430,24 @@ class ExecutorGrid(Grid):
                 raise pending.fatal
             assert pending.answer is not None
             replies.append(make_reply(pending, pending.answer))
-            pending.answer = Answer()  # what it held of shared memory is free for the next
+            # This frees the shared memory of the answer for the next messages.
+            pending.answer = Answer()
         return replies
 
 
 def _require_time_left(message: Message) -> None:
     metadata = message.metadata
     if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
-        raise ValueError(f"A message to node {metadata.dst_node_id} that cannot be sent: {metadata}")
+        raise ValueError(f"A message to node {metadata.dst_node_id} cannot be sent: {metadata}")
 
 
-def _await_landing(
-    landed: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
+def _await_answers(
+    answered_ids: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
 ) -> None:
-    """Take what has landed off `unanswered`, until nothing is left or it is too late."""
+    """Remove answered messages from `unanswered`, until none is left or the time is over."""
     while unanswered:
         left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
         try:
-            unanswered.pop(landed.get(timeout=left) if left > 0 else landed.get_nowait(), None)
+            unanswered.pop(answered_ids.get(timeout=left) if left > 0 else answered_ids.get_nowait(), None)
         except queue.Empty:
             return

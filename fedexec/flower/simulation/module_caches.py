@@ -1,6 +1,7 @@
-"""What an app keeps in its modules, which each fresh process fills again: a data set, a tokenizer.
+"""What an app keeps in its modules (a data set, a tokenizer), which each fresh process has to load again.
 
-A worker tells which variables a message has filled; the caller advises a rehearsal where that seems to pay.
+A worker reports which variables a message has filled, and the caller recommends a rehearsal if it would save
+time.
 """
 
 import functools
@@ -14,34 +15,51 @@ from fedexec._system.installed import is_installed_file
 
 __all__ = ["Refills", "empty", "filled", "find"]
 
-MESSAGES = 4  # that must have filled the same variables before this is worth a word
-WORTH_SECONDS = 0.3  # that one of them must have taken
+MESSAGES = 4  # number of messages that must have filled the same variables before a hint is given
+WORTH_SECONDS = 0.3  # time that a median one of them must have taken
 
-_modules: list[ModuleType] = []  # the app's own that were loaded where this process was forked from
+_modules: list[ModuleType] = []  # the app's own modules that were loaded in the template
 
 
 def find() -> None:
-    """Note the modules of the app that are loaded here. Workers that are forked from here know them."""
+    """Note the app's modules that are loaded in this process; forked workers inherit the list."""
     _modules[:] = [module for module in list(sys.modules.values()) if _is_own(module)]
 
 
 def _is_own(module: object) -> bool:
     if not isinstance(module, ModuleType):
         return False
-    known = vars(module)  # Asked for an attribute, a lazy module may import something.
-    name, file = known.get("__name__"), known.get("__file__")
+    # Read the attributes from vars(), because getattr() may make a lazy module import something.
+    attributes = vars(module)
+    name, file = attributes.get("__name__"), attributes.get("__file__")
     if not isinstance(name, str) or not isinstance(file, str):
         return False
     return not name.startswith(("fedexec", "__")) and not is_installed_file(file)
 
 
 def empty() -> set[str]:
-    """Return the variables of the app's modules in which nothing is kept yet: None, [], an unused cache."""
+    """Return the variables of the app's modules that are empty: None, an empty container, an unused cache.
+
+    Returns
+    -------
+    set of str
+        ``module.variable``.
+    """
     return {name for name, value in _variables() if _is_empty(value)}
 
 
 def filled(before: set[str]) -> tuple[str, ...]:
-    """Return those of the variables that were :func:`empty` in which something is kept now."""
+    """Return the variables that have been filled since :func:`empty` was called.
+
+    Parameters
+    ----------
+    before : set of str
+        Result of :func:`empty`.
+
+    Returns
+    -------
+    tuple of str
+    """
     return tuple(name for name, value in _variables() if name in before and not _is_empty(value))
 
 
@@ -61,23 +79,28 @@ def _is_empty(value: object) -> bool:
 
 
 class Refills:
-    """Counts the messages that have filled variables anew."""
+    """Counts the messages that have filled variables again."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, tuple[str, ...]], list[float]] = {}
         self._is_told = False
 
     def note(self, kind: str, names: tuple[str, ...], seconds: float) -> str | None:
-        """Take note of a message; return a hint, once, if a rehearsal would spare many of its kind much.
+        """Count a message.
 
         Parameters
         ----------
         kind : str
             Type of the message.
         names : tuple of str
-            The variables that it has filled.
+            Variables that the message has filled.
         seconds : float
-            That the app has taken, imports apart.
+            Time that the app has taken, without imports.
+
+        Returns
+        -------
+        str or None
+            A hint, returned once, if a rehearsal would save much time for messages of this type.
         """
         if self._is_told or not names:
             return None
@@ -87,6 +110,6 @@ class Refills:
             return None
         self._is_told = True
         return (
-            f"each {kind} message fills {', '.join(names[:3])} again, in a process of its own, and takes "
-            f"{statistics.median(taken):.1f} s. With rehearse=True (--rehearse) workers are born with that"
+            f"each {kind} message fills {', '.join(names[:3])} again, in a fresh process, and takes "
+            f"{statistics.median(taken):.1f} s. With rehearse=True (--rehearse), workers inherit the content"
         )

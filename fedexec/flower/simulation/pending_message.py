@@ -1,4 +1,4 @@
-"""A message between its push and its pull, and the reply that is made of what became of it."""
+"""A message between its push and its pull, and the reply that is made from its outcome."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,57 +12,95 @@ from fedexec.flower.history import Round
 from fedexec.flower.record_packing import Packed, unpack
 from fedexec.flower.simulation.client_app import Answer
 
-__all__ = ["PendingMessage", "failed", "make_reply"]
+__all__ = ["PendingMessage", "error_answer", "make_reply"]
 
 
 @dataclass(slots=True, eq=False)
 class PendingMessage:
-    """One message, and what is known of it.
+    """One message and what is known of it.
 
-    Its reply may never be pulled: once it is sent it keeps nothing of its content.
+    The content is dropped when the message is sent, because the reply may never be pulled.
+
+    Attributes
+    ----------
+    metadata : Metadata
+    content : Packed or None
+        None once the message is sent.
+    partition : int
+        -1 if the node does not exist.
+    server_round : int or None
+    expires : float
+        Time of :func:`time.monotonic` at which the message's ``ttl`` is over.
+    on_answer : callable
+        ``on_answer(id)``, called when the message has an answer.
+    round : Round or None
+        The recorder's round.
+    future : Future or None
+    answer : Answer or None
+    fatal : BaseException or None
+        Error after which no message can be answered.
     """
 
     metadata: Metadata
-    content: Packed | None  # until it is sent
-    partition: int  # -1: there is no such node
+    content: Packed | None
+    partition: int
     server_round: int | None
-    expires: float  # by time.monotonic
-    landed: Callable[[str], object]  # called with its id when it has an answer
-    round: Round | None = None  # the recorder's
+    expires: float
+    on_answer: Callable[[str], object]
+    round: Round | None = None
     future: Future[Answer] | None = None
     answer: Answer | None = None
-    fatal: BaseException | None = None  # no message can be answered any more
+    fatal: BaseException | None = None
 
     @property
     def id(self) -> str:
-        """The message's own."""
+        """The message's id."""
         return self.metadata.message_id
 
     @property
     def kind(self) -> str:
-        """The message's type: "train", "evaluate", "query", or one of these and an action."""
+        """The message's type: "train", "evaluate" or "query", possibly followed by an action."""
         return self.metadata.message_type
 
     @property
     def node_id(self) -> int:
-        """Where it goes."""
+        """The id of the node that gets the message."""
         return self.metadata.dst_node_id
 
     @property
     def where(self) -> str:
-        """Where it goes, for people."""
+        """The node that gets the message, for people."""
         return f"node {self.node_id} (partition {self.partition})"
 
 
-def failed(error: BaseException) -> Answer:
-    """Say with Flower's codes why a task gave no answer."""
+def error_answer(error: BaseException) -> Answer:
+    """Express in Flower's error codes why a task gave no answer.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    Answer
+    """
     crashed = isinstance(error, WorkerDiedError | TaskTimeoutError | WorkerMemoryError)
     code = ErrorCode.CLIENT_APP_CRASHED if crashed else ErrorCode.UNKNOWN
     return Answer(error=(code, " ".join(f"{type(error).__name__}: {error}".split())))
 
 
 def make_reply(pending: PendingMessage, answer: Answer) -> Message:
-    """Return the ClientApp's own reply, or an error that names the node."""
+    """Return the ClientApp's own reply, or an error that names the node.
+
+    Parameters
+    ----------
+    pending : PendingMessage
+    answer : Answer
+
+    Returns
+    -------
+    Message
+    """
     reply: Message
     if answer.reply is not None:
         reply = unpack(answer.reply)

@@ -1,4 +1,4 @@
-"""What happens in a run, as its messages tell it: starts of strategies, their rounds, each message's cost."""
+"""The record of a run, derived from its messages: starts of strategies, rounds, costs of messages."""
 
 import contextlib
 import threading
@@ -14,22 +14,23 @@ __all__ = ["RunRecorder", "server_round_of"]
 
 
 class RunRecorder:
-    """Follows one run, which may start several strategies. Safe to use from many threads.
+    """Records one run, which may start several strategies; it can be used from many threads.
 
     Attributes
     ----------
     tasks : list of TaskRecord
-        One a message.
+        One per message.
     result : object
-        What the strategy returned that ended last: a Result, or a History from an older app.
+        What the last strategy returned: a Result, or a History from an older app.
     arrays : flwr.app.ArrayRecord or None
-        The global model at its end; None where there is none.
+        The global model at the end of that strategy; None if there is none.
 
     Parameters
     ----------
     on_progress : callable
-        ``on_progress(round, done, planned)`` after each answer to a train message and, with `round.seconds`
-        set, when a round is over. `planned` is how many rounds there will be, if a strategy has said so.
+        ``on_progress(round, done, planned)``, called after each answer to a train message and, with
+        `round.seconds` set, when a round is over. `planned` is the number of rounds, or None if no strategy
+        has named it.
     """
 
     def __init__(self, on_progress: Progress = lambda round_, done, planned: None) -> None:
@@ -37,21 +38,31 @@ class RunRecorder:
         self.result: Any = None
         self.arrays: ArrayRecord | None = None
         self._on_progress = on_progress
-        self._lock = threading.RLock()  # guards all of this, and each start
+        self._lock = threading.RLock()  # guards all attributes and each start
         self._starts: list[RoundRecorder] = []
-        self._of_thread = threading.local()  # its `start`: the one that this thread is in
+        self._of_thread = threading.local()  # its attribute `start`: the start that this thread is in
 
     @property
     def rounds(self) -> list[Round]:
-        """The rounds of each start. Round 0 is the initial model, and what the app asks its nodes before."""
+        """The rounds of each start; round 0 is the initial model, and what the app asks before training."""
         with self._lock:
             return [current for start in self._starts for current in start.rounds]
 
     @contextlib.contextmanager
     def start(self, planned: int | None) -> Iterator["RoundRecorder"]:
-        """Follow a strategy that is started in this thread, while this lasts.
+        """Record a strategy that runs in this thread.
 
-        A start within another that has not trained yet is the same: a method that calls its super's.
+        A start within another one that has not trained yet counts as the same start, because it is a method
+        that calls its super's.
+
+        Parameters
+        ----------
+        planned : int or None
+            Number of rounds.
+
+        Yields
+        ------
+        RoundRecorder
         """
         outer = self.within()
         with self._lock:
@@ -67,18 +78,40 @@ class RunRecorder:
                     current.end()
 
     def within(self) -> "RoundRecorder | None":
-        """Return the start that this thread is in; None if it is in none."""
+        """Return the start that this thread is in; None if there is none."""
         return getattr(self._of_thread, "start", None)
 
     def returned(self, start: "RoundRecorder", result: Any, arrays: ArrayRecord | None) -> None:
-        """Note what a strategy has returned. Of a start within another, the inner one knows its rounds."""
+        """Note a strategy's result; if starts are nested, the inner start's result stays: it has the rounds.
+
+        Parameters
+        ----------
+        start : RoundRecorder
+        result : object
+            A Result or a History.
+        arrays : ArrayRecord or None
+            The global model.
+        """
         with self._lock:
             if start.result is None:
                 start.result = result
             self.result, self.arrays = result, arrays
 
     def sent(self, kind: str, partition: int, server_round: int | None) -> Round:
-        """Note a message that leaves for a node; return the round that it belongs to."""
+        """Note a message that is sent to a node.
+
+        Parameters
+        ----------
+        kind : str
+            The message's type.
+        partition : int
+        server_round : int or None
+
+        Returns
+        -------
+        Round
+            The message's round.
+        """
         with self._lock:
             current = self._start_of(kind, server_round).round(server_round, kind)
             if kind == "train":
@@ -86,12 +119,15 @@ class RunRecorder:
             return current
 
     def answered(self, record: TaskRecord, current: Round | None, *, failed: bool) -> None:
-        """Note what became of a message; an error that nobody has waited to hear of is no failure.
+        """Note the outcome of a message.
 
         Parameters
         ----------
+        record : TaskRecord
         current : Round or None
-            What :meth:`sent` returned; None if the message could not leave.
+            Result of :meth:`sent`; None if the message could not be sent.
+        failed : bool
+            Whether an error counts as a failure: not if no caller has waited for the reply.
         """
         with self._lock:
             self.tasks.append(record)
@@ -106,17 +142,33 @@ class RunRecorder:
     def evaluated(
         self, server_round: int, loss: float | None, metrics: Mapping[str, Any], *, closes: bool = False
     ) -> None:
-        """Note how good the global model is; `closes` where nothing follows in that round."""
+        """Note the evaluation of the global model on the server.
+
+        Parameters
+        ----------
+        server_round : int
+        loss : float or None
+        metrics : mapping
+        closes : bool
+            Whether the evaluation ends the round.
+        """
         with self._lock:
             self._start_of().evaluated(server_round, loss, metrics, closes=closes)
 
     def evaluated_by_clients(self, server_round: int, loss: float | None, metrics: Mapping[str, Any]) -> None:
-        """Note what the strategy has made of the clients' evaluations."""
+        """Note the strategy's aggregate of the clients' evaluations.
+
+        Parameters
+        ----------
+        server_round : int
+        loss : float or None
+        metrics : mapping
+        """
         with self._lock:
             self._start_of().evaluated_by_clients(server_round, loss, metrics)
 
     def finish(self) -> None:
-        """Close the last rounds, and note what only the strategies' results tell."""
+        """End the last rounds, and add what only the strategies' results contain."""
         with self._lock:
             for start in self._starts:
                 start.end()
@@ -129,7 +181,7 @@ class RunRecorder:
             outer.close()
         last = self._starts[-1] if self._starts else None
         if last is not None and not last.by_strategy:
-            if not last.has_trained:  # what the app has asked its nodes before
+            if not last.has_trained:  # So far the app itself has only asked its nodes something.
                 last.by_strategy = True
                 return last
             last.end()
@@ -140,16 +192,17 @@ class RunRecorder:
         return self._starts[-1]
 
     def _start_of(self, kind: str = "", server_round: int | None = None) -> "RoundRecorder":
-        """Return the start that something belongs to that happens in this thread.
+        """Return the start that an event of this thread belongs to.
 
-        Strategies may send from threads of their own, as those of older apps do; and an app may train
-        without any strategy: it starts again where it goes back to an earlier round.
+        Strategies may send from threads of their own, as those of older apps do. An app may also train
+        without a strategy: a new start begins when it returns to an earlier round.
         """
-        mine = self.within()
-        if mine is not None:
-            return mine
+        of_this_thread = self.within()
+        if of_this_thread is not None:
+            return of_this_thread
         last = next((start for start in reversed(self._starts) if not start.is_over), None)
-        if last is None and self._starts and kind != "train":  # it asks its nodes something after all
+        # The app asks its nodes something after the last start.
+        if last is None and self._starts and kind != "train":
             return self._starts[-1]
         if last is not None and kind == "train" and last.is_repeated_by(server_round):
             last.end()
@@ -158,7 +211,17 @@ class RunRecorder:
 
 
 def server_round_of(message: Message) -> int | None:
-    """Return the round that a message belongs to, if it says so."""
+    """Return the round that a message names.
+
+    Parameters
+    ----------
+    message : Message
+
+    Returns
+    -------
+    int or None
+        None if the message names no round.
+    """
     for record in message.content.config_records.values():
         value = record.get("server-round")
         if isinstance(value, int):

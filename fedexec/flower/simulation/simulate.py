@@ -1,4 +1,4 @@
-"""A ServerApp and its ClientApps on one machine: the server here, each message in a worker of an executor."""
+"""Simulation of a ServerApp and its ClientApps: the server runs here, each message in a worker."""
 
 import contextlib
 import functools
@@ -31,28 +31,28 @@ from fedexec.settings import Settings, resolve
 __all__ = ["Simulation", "app_executor", "simulate", "start"]
 
 RUN_ID = 1
-_one_at_a_time = threading.Lock()  # Flower's task identity belongs to the process
+_one_at_a_time = threading.Lock()  # Flower has one task identity per process.
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What a simulation leaves.
+    """The outcome of a simulation.
 
     Attributes
     ----------
     result : flwr.serverapp.strategy.Result, flwr.server.History or None
-        What the strategy's ``start`` returned, or a History from an older app; None where there was neither.
-        Where an app starts several, that of the last.
+        What the last strategy's ``start`` returned, or a History from an older app; None if there was
+        neither.
     rounds : list of Round
-        Their ``clients`` are partitions; ``start`` tells them apart where an app starts several strategies.
+        Their ``clients`` are partitions; ``start`` tells them apart if an app starts several strategies.
     tasks : list of TaskRecord
-        One a message, with its usage.
+        One per message, with its usage.
     stats : Stats
-        What the executor has done.
+        Statistics of the executor.
     context : flwr.app.Context
-        The ServerApp's, as it left it.
+        The ServerApp's context at its end.
     arrays : flwr.app.ArrayRecord or None
-        The global model, as the strategy left it; None where there was none.
+        The strategy's final global model; None if there was none.
     """
 
     result: Any
@@ -80,26 +80,26 @@ def simulate(
     Parameters
     ----------
     server_app, client_app : ServerApp, ClientApp, or str
-        Apps as Flower's own engine runs them, of the message API or with ``server_fn`` and ``client_fn``; or
-        where they are: ``"module:attribute"``.
+        Apps as for Flower's own engine, with the message API or with ``server_fn`` and ``client_fn``; or
+        their places: ``"module:attribute"``.
     num_nodes : int
     executor : Executor, optional
-        Default: one for this simulation, whose workers are born with the ClientApp imported; its settings
-        come from the environment, or from ``executor-backend`` and the like in `run_config`.
+        Default: one for this simulation, whose workers start with the ClientApp imported; its settings come
+        from the environment, or from ``executor-backend`` and similar keys of `run_config`.
     run_config : mapping, optional
         What both apps find in ``context.run_config``.
     node_config : mapping, or callable ``(partition_id) -> mapping``, optional
-        What a node finds in ``context.node_config`` besides ``partition-id`` and ``num-partitions``.
+        What a node finds in ``context.node_config``, in addition to ``partition-id`` and ``num-partitions``.
     seed : int, optional
-        Two runs with the same seed are equal, whatever the backend: node ids follow from it, and the global
-        random generators (Python, numpy, torch) are seeded, here and for each message in its worker. On
-        backends without isolation a ClientApp that uses these is on its own.
+        Two runs with the same seed are equal on every backend: the seed determines the node ids, and the
+        global random generators (Python, numpy, torch) are seeded here and for each message in its worker. On
+        backends without isolation, the generators of a ClientApp are not seeded.
     recorder : RunRecorder, optional
-        Is told what happens, when it does.
+        Records what happens, while it happens.
     rehearse : bool
         For a ClientApp that keeps something costly in a module, such as its data set. The first message of
-        each type is handled once more, before it is sent, in the process that workers are forked from: they
-        find in memory what it has left there. :meth:`fedexec.Executor.rehearse` says what this gives up.
+        each type is also handled once in the template, before it is sent, and workers inherit what that
+        leaves in memory. :meth:`fedexec.Executor.rehearse` describes the disadvantages.
 
     Returns
     -------
@@ -108,11 +108,12 @@ def simulate(
     Raises
     ------
     LoadServerAppError, LoadClientAppError
-        Flower's: an app that does not exist, or is none.
+        An app does not exist, or is not an app. The classes are Flower's.
     TooFewNodesError
         The strategy would wait for ever.
     Exception
-        Whatever the ServerApp raised. What a ClientApp raises, and how its worker dies, is an error reply.
+        Any exception of the ServerApp. An exception of a ClientApp, or the death of its worker, is an error
+        reply.
     """
     if executor is not None and not isinstance(executor, Executor):
         made = f" Make one: create_executor({executor!r})." if isinstance(executor, str) else ""
@@ -148,21 +149,34 @@ def simulate(
         finally:
             grid.close()
             grid.recorder.finish()
-        told = grid.recorder
-        return Simulation(told.result, told.rounds, told.tasks, chosen.stats(), context, told.arrays)
+        recorded = grid.recorder
+        return Simulation(
+            recorded.result, recorded.rounds, recorded.tasks, chosen.stats(), context, recorded.arrays
+        )
 
 
 def start(
     server_app: ServerApp | str, client_app: ClientApp | str, settings: Settings
 ) -> tuple[ServerApp, Executor]:
-    """Load the server's app, and meanwhile make an executor for the client's: each takes seconds.
+    """Load the ServerApp and make an executor for the ClientApp at the same time: each takes seconds.
 
-    Without isolation this process is held to a worker's threads: their number changes how torch rounds.
+    Without isolation, this process gets the number of threads of a worker, because that number changes how
+    torch rounds.
+
+    Parameters
+    ----------
+    server_app : ServerApp or str
+    client_app : ClientApp or str
+    settings : Settings
+
+    Returns
+    -------
+    tuple of (ServerApp, Executor)
     """
     if Capability.ISOLATED not in _registry.load(settings.backend).capabilities:
         limit_threads(environment(settings))
-    with ThreadPoolExecutor(1) as aside:
-        starting = aside.submit(app_executor, settings, client_app)
+    with ThreadPoolExecutor(1) as background:
+        starting = background.submit(app_executor, settings, client_app)
         try:
             server = _load_server(server_app)
         except BaseException:
@@ -172,12 +186,22 @@ def start(
 
 
 def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
-    """Make an executor whose workers are born with a ClientApp imported."""
+    """Make an executor whose workers start with a ClientApp imported.
+
+    Parameters
+    ----------
+    settings : Settings
+    client_app : ClientApp or str
+
+    Returns
+    -------
+    Executor
+    """
     return Executor(settings, Hooks(warmup=functools.partial(warm, _ref(client_app))))
 
 
 def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
-    """Have the workers of somebody else's executor be born as those of an executor of ours."""
+    """Load the app in the template of a user's executor, as :func:`app_executor` does by its warm-up."""
     settings = executor.settings
     if settings.learn and settings.start_method == "forkserver":
         ref = _ref(client_app)
@@ -190,7 +214,7 @@ def _ref(app: ClientApp | str) -> AppRef:
 
 @contextlib.contextmanager
 def _ending(executor: Executor) -> Iterator[None]:
-    """End an executor with what it is for; at once if that fails."""
+    """Shut an executor down at the end; end its workers at once after an exception."""
     try:
         yield
     except BaseException:
@@ -200,15 +224,15 @@ def _ending(executor: Executor) -> Iterator[None]:
 
 
 def _load_server(app: ServerApp | str) -> ServerApp:
-    """Return the app that is meant; LoadServerAppError names it where there is none."""
+    """Return the app itself; raise LoadServerAppError, which names the app, if it cannot be loaded."""
     name = app if isinstance(app, str) else "the ServerApp"
     try:
-        found = import_app(app) if isinstance(app, str) else app
+        server = import_app(app) if isinstance(app, str) else app
     except (Exception, SystemExit) as exc:
         error = " ".join(f"{type(exc).__name__}: {exc}".split())
         raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}{place_of(exc)}") from exc
-    if not isinstance(found, ServerApp):
-        raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(found).__name__}.")
-    if not has_main(found):
+    if not isinstance(server, ServerApp):
+        raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(server).__name__}.")
+    if not has_main(server):
         raise LoadServerAppError(f"{name!r} has nothing to run: give it a function with @app.main().")
-    return found
+    return server

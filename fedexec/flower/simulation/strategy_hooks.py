@@ -1,8 +1,8 @@
-"""What a ServerApp does not return: the strategy's result, its evaluations, in time for whoever watches.
+"""Hooks that record what a ServerApp does not return: its strategy's result and evaluations, as they happen.
 
-``ServerApp.main`` returns nothing, and a strategy tells nobody what it has found. So while one of our
-simulations runs, ``Strategy.start`` is listened to, and of older apps ``Server.fit`` and ``DefaultWorkflow``,
-on our grid alone; within these also what a strategy says of an evaluation.
+``ServerApp.main`` returns nothing, and a strategy does not report its evaluations. So during a simulation,
+``Strategy.start`` is hooked and, for older apps, ``Server.fit`` and ``DefaultWorkflow``. The hooks act only
+on the simulation's own grid; within these calls, a strategy's evaluations are recorded, too.
 """
 
 import contextlib
@@ -27,15 +27,16 @@ __all__ = ["TooFewNodesError", "observed"]
 
 
 class TooFewNodesError(FedexecError, ValueError):
-    """A strategy waits for more nodes than there are, and would for ever.
+    """A strategy waits for more nodes than there are, and so would wait for ever.
 
     Parameters
     ----------
     strategy : str
+        Name of its class.
     attribute : str
-        What asks for them.
+        The strategy's attribute that demands the nodes.
     wanted, there : int
-        Nodes.
+        Number of nodes that are demanded, and that exist.
     """
 
     def __init__(self, strategy: str, attribute: str, wanted: int, there: int) -> None:
@@ -51,10 +52,19 @@ class TooFewNodesError(FedexecError, ValueError):
 
 @contextlib.contextmanager
 def observed(grid: ExecutorGrid) -> Iterator[None]:
-    """Have the grid's recorder told what strategies say while this lasts."""
+    """Hook the strategies' methods, so that the grid's recorder learns of results and evaluations.
+
+    Parameters
+    ----------
+    grid : ExecutorGrid
+
+    Yields
+    ------
+    None
+    """
     observer = _Observer(grid)
     with contextlib.ExitStack() as stack:
-        for base, name, listen in (
+        for base, name, hook in (
             (Strategy, "start", observer.start),
             (Strategy, "aggregate_evaluate", observer.aggregate_evaluate),
             (Server, "fit", observer.fit),
@@ -62,36 +72,36 @@ def observed(grid: ExecutorGrid) -> Iterator[None]:
             (OlderStrategy, "evaluate", observer.evaluate),
             (OlderStrategy, "aggregate_evaluate", observer.aggregate_evaluate),
         ):
-            for kind in _family(base):
+            for kind in _with_subclasses(base):
                 if name in vars(kind):
                     original = vars(kind)[name]
-                    setattr(kind, name, _listening(original, _Ear(listen)))
+                    setattr(kind, name, _hooked(original, _LocalHook(hook)))
                     stack.callback(setattr, kind, name, original)
         yield
 
 
-def _family(kind: Any) -> Iterator[Any]:
+def _with_subclasses(kind: Any) -> Iterator[Any]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _family(child)
+        yield from _with_subclasses(child)
 
 
-class _Ear:
-    """What listens here: in a worker, to which a script's classes travel with their methods, nothing does."""
+class _LocalHook:
+    """Holds a hook in this process only: a class that is pickled with its methods arrives without hooks."""
 
-    def __init__(self, listen: Callable[..., Any] | None = None) -> None:
-        self.listen = listen
+    def __init__(self, hook: Callable[..., Any] | None = None) -> None:
+        self.hook = hook
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
 
 
-def _listening(original: Callable[..., Any], ear: _Ear) -> Callable[..., Any]:
+def _hooked(original: Callable[..., Any], holder: _LocalHook) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if ear.listen is None:
+        if holder.hook is None:
             return original(self, *args, **kwargs)
-        return ear.listen(original, self, *args, **kwargs)
+        return holder.hook(original, self, *args, **kwargs)
 
     return method
 
@@ -99,7 +109,7 @@ def _listening(original: Callable[..., Any], ear: _Ear) -> Callable[..., Any]:
 def _bind(
     function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[inspect.BoundArguments, ChainMap[str, Any]]:
-    """Return a call's arguments, and all of them by name: those too that go through ``**options``."""
+    """Return a call's arguments, and all of them by name, including those within ``**options``."""
     signature = inspect.signature(function)
     call = signature.bind(*args, **kwargs)
     call.apply_defaults()
@@ -115,7 +125,7 @@ class _Observer:
         self._recorder = grid.recorder
 
     def start(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for ``Strategy.start``."""
+        """Replaces ``Strategy.start``."""
         call, given = _bind(original, strategy, *args, **kwargs)
         if given.get("grid") is not self._grid:
             return original(strategy, *args, **kwargs)
@@ -130,7 +140,7 @@ class _Observer:
         return result
 
     def fit(self, original: Callable[..., Any], server: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for ``Server.fit``."""
+        """Replaces ``Server.fit``."""
         _, given = _bind(original, server, *args, **kwargs)
         _check_nodes(server.strategy, self._grid.num_nodes)
         sorting = _sorted_results(server.strategy, self._grid.get_node_ids())
@@ -141,7 +151,7 @@ class _Observer:
         return answer
 
     def work(self, original: Callable[..., Any], workflow: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for ``DefaultWorkflow.__call__``."""
+        """Replaces ``DefaultWorkflow.__call__``."""
         _, given = _bind(original, workflow, *args, **kwargs)
         context = given["context"]
         if given["grid"] is not self._grid or not hasattr(context, "strategy"):
@@ -153,7 +163,7 @@ class _Observer:
         return answer
 
     def evaluate(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for ``evaluate`` of an older strategy: of the global model, on the server."""
+        """Replaces ``evaluate`` of an older strategy, which evaluates the global model on the server."""
         answer = original(strategy, *args, **kwargs)
         if answer is not None and self._recorder.within() is not None:
             self._recorder.evaluated(_server_round(args, kwargs), *answer)
@@ -162,7 +172,7 @@ class _Observer:
     def aggregate_evaluate(
         self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Stand in for ``aggregate_evaluate``, which returns metrics; older ones, a loss first."""
+        """Replaces ``aggregate_evaluate``, which returns metrics; in older strategies, a loss and metrics."""
         answer = original(strategy, *args, **kwargs)
         loss, metrics = answer if isinstance(answer, tuple) else (None, answer)
         if self._recorder.within() is not None and (loss is not None or metrics):
@@ -186,19 +196,21 @@ def _server_round(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _arrays(parameters: Parameters | None) -> ArrayRecord | None:
-    """Return an older app's parameters as newer ones have them; as bytes, if they are no arrays."""
+    """Return an older app's parameters as an ArrayRecord; tensors that are not arrays become bytes."""
     if parameters is None:
         return None
     try:
         arrays = parameters_to_ndarrays(parameters)
-    except Exception:  # a tree of XGBoost, say: whatever numpy says to these bytes
+    # The tensors may be anything (an XGBoost tree, for instance), and numpy raises different exceptions for
+    # them.
+    except Exception:
         arrays = [np.frombuffer(tensor, np.uint8) for tensor in parameters.tensors]
     return ArrayRecord(arrays) if arrays else None
 
 
 @contextlib.contextmanager
 def _sorted_results(strategy: Any, node_ids: list[int]) -> Iterator[None]:
-    """Have an older strategy aggregate in the order of the partitions, not of whoever came first."""
+    """Let an older strategy aggregate in the order of the partitions, not of arrival."""
     rank = {str(node_id): index for index, node_id in enumerate(node_ids)}
 
     def in_order(aggregate: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,7 +232,7 @@ def _sorted_results(strategy: Any, node_ids: list[int]) -> Iterator[None]:
 
 
 def _check_nodes(strategy: Any, there: int) -> None:
-    """Raise TooFewNodesError where a strategy says, in one of Flower's own attributes, that it would wait."""
+    """Raise TooFewNodesError if one of Flower's own attributes makes the strategy wait for too many nodes."""
     for attribute, fraction in (
         ("min_available_nodes", None),
         ("min_train_nodes", "fraction_train"),
@@ -229,10 +241,10 @@ def _check_nodes(strategy: Any, there: int) -> None:
         ("min_fit_clients", "fraction_fit"),
         ("min_evaluate_clients", "fraction_evaluate"),
     ):
-        wanted = getattr(strategy, attribute, 0)
+        minimum = getattr(strategy, attribute, 0)
         used = fraction is None or getattr(strategy, fraction, 1.0) > 0
-        if isinstance(wanted, int) and wanted > there and used:
-            raise TooFewNodesError(type(strategy).__name__, attribute, wanted, there)
-    inner = getattr(strategy, "strategy", None)  # of one that wraps another
+        if isinstance(minimum, int) and minimum > there and used:
+            raise TooFewNodesError(type(strategy).__name__, attribute, minimum, there)
+    inner = getattr(strategy, "strategy", None)  # A strategy may wrap another one.
     if inner is not None:
         _check_nodes(inner, there)
