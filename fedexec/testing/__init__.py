@@ -1,4 +1,4 @@
-"""What an author of a backend inherits to see whether it keeps its promises.
+"""Test suites that show whether a backend keeps its promises; a backend's author inherits from them.
 
 ::
 
@@ -14,13 +14,14 @@
         backend = "mine"
 
 The backend must be registered in the entry-point group ``fedexec.backends``. A test of a promise that the
-backend does not make (:class:`fedexec.Capability`) is skipped and says so. Needs pytest; Linux.
+backend does not make (:class:`fedexec.Capability`) is skipped, with the reason. The suites need pytest and
+Linux.
 """
 
 import sys
 
 _SUITES = ("suite", "calls", "pickling", "lifecycle", "scripts", "workers", "caller", "memory", "leaks")
 
-# Workers import this package too, to find the task functions: for them pytest is not imported.
+# Workers import this package, too, because it contains the task functions; they must not import pytest.
 if (_pytest := sys.modules.get("pytest")) is not None:
     _pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in _SUITES))

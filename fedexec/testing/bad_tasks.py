@@ -1,4 +1,4 @@
-"""Tasks that die, hang, leak, or leave something behind; importable in any worker."""
+"""Tasks that die, hang, leak, or leave something behind; every worker can import them."""
 
 import concurrent.futures
 import multiprocessing
@@ -27,13 +27,13 @@ def kill_self(number: int = signal.SIGKILL) -> NoReturn:
 
 
 def kill_self_with(data: bytes) -> NoReturn:
-    """End this process by a signal; `data` is what travels here."""
+    """End this process by SIGKILL; `data` only makes the task's message large."""
     kill_self()
 
 
 def die_answering() -> bytes:
-    """Return what will end this process by SIGKILL when a part of it has been sent."""
-    answer = os.urandom(1 << 17)  # more than a pipe takes at once
+    """Return an answer that ends this process by SIGKILL when a part of it has been sent."""
+    answer = os.urandom(1 << 17)  # more than a pipe holds
     send = Connection._send_bytes  # type: ignore[attr-defined]
 
     def send_a_part(self: Connection, buffer: memoryview) -> None:
@@ -48,13 +48,13 @@ def die_answering() -> bytes:
 
 
 def die_at(gate: Gate) -> None:
-    """End this process by SIGKILL, once the gate is open."""
+    """End this process by SIGKILL once the gate is open."""
     gate.enter()
     kill_self()
 
 
 def die_once(marker: Path) -> int:
-    """Die at the first call, return the number of earlier calls at the next."""
+    """Die in the first call; in the next call, return the number of earlier calls."""
     if marker.exists():
         return len(marker.read_text())
     marker.write_text("x")
@@ -75,36 +75,36 @@ def hang() -> NoReturn:
 
 
 def hang_for_good() -> NoReturn:
-    """Never return, and take no notice of SIGTERM."""
+    """Never return, and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang()
 
 
 def complain(count: int) -> None:
-    """Write to stderr."""
+    """Write `count` lines to stderr."""
     for number in range(count):
         print("complaint", number, file=sys.stderr)
 
 
 def complain_and_die(count: int) -> NoReturn:
-    """Write to stderr, then die."""
+    """Write `count` lines to stderr, then die."""
     complain(count)
     kill_self()
 
 
 def silence_stderr() -> None:
-    """Put another file in its place, for good."""
+    """Replace stderr by /dev/null for the rest of the process."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 
 def leave_behind(count: int) -> list[int]:
-    """Start processes that nobody waits for; return their ids."""
+    """Start processes without waiting for them; return their pids."""
     return [subprocess.Popen(["sleep", "1000"]).pid for _ in range(count)]
 
 
 def hang_with_grandchild(note: Path) -> NoReturn:
-    """Start a process, write its id to `note`, never return."""
+    """Start a process, write its pid to `note`, and never return."""
     child = subprocess.Popen(["sleep", "1000"])
     draft = note.with_suffix(".draft")
     draft.write_text(str(child.pid))
@@ -123,7 +123,7 @@ def resident() -> int:
 
 
 def leak(size: int, value: Any = None) -> tuple[Any, int, int]:
-    """Keep `size` bytes for ever; return `value`, the process id and the resident set at the start."""
+    """Keep `size` bytes for ever; return `value`, the pid and the resident set in bytes at the start."""
     before = resident()
     _leaked.append(bytearray(b"x") * size)
     return value, os.getpid(), before
@@ -136,7 +136,7 @@ def leak_and_fail(size: int) -> NoReturn:
 
 
 def allocate(size: int) -> int:
-    """Hold `size` bytes for a moment; return the resident set meanwhile."""
+    """Hold `size` bytes for a moment; return the resident set at that moment."""
     data = bytearray(b"x") * size
     held = resident()
     del data
@@ -144,26 +144,26 @@ def allocate(size: int) -> int:
 
 
 def hurry_to_leave(seconds: float) -> None:
-    """Give this worker less time to end; an initializer."""
+    """Give this worker only `seconds` to end; this is an initializer."""
     ending.LEAVE_SECONDS = seconds
 
 
 def leave_a_thread() -> int:
-    """Leave a thread that never ends, and that an interpreter would wait for."""
+    """Leave a thread that never ends, and that the interpreter would wait for."""
     thread = threading.Thread(target=time.sleep, args=(3600,))
     thread.start()
     return thread.native_id or 0
 
 
 def leave_a_pool() -> int:
-    """Leave the processes of a multiprocessing.Pool waiting."""
+    """Leave the waiting process of a multiprocessing.Pool."""
     pool = multiprocessing.get_context("fork").Pool(1)
     _left.append(pool)
     return int(pool.apply(os.getpid))
 
 
 def leave_an_executor() -> int:
-    """Leave the process of a ProcessPoolExecutor at work."""
+    """Leave the working process of a ProcessPoolExecutor."""
     executor = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
     _left.append(executor)
     pid = executor.submit(os.getpid).result()
@@ -182,7 +182,7 @@ _left: list[Any] = []
 
 
 def draw() -> tuple[float, float]:
-    """Draw from Python's generator and from numpy's, which may have to be imported for it."""
+    """Draw from Python's generator and from numpy's, which may have to be imported first."""
     import random
 
     import numpy.random
@@ -191,14 +191,14 @@ def draw() -> tuple[float, float]:
 
 
 class DrawsAtUnpickle:
-    """Unpickling it draws a random number."""
+    """Draws a random number when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return draw, ()
 
 
 def drawn_by_the_first_task_of(seed: int) -> tuple[float, float]:
-    """Return what :func:`draw` returns in the first task of any executor with a seed."""
+    """Return what :func:`draw` returns in the first task of any executor with this seed."""
     import random
 
     import numpy as np
@@ -208,7 +208,7 @@ def drawn_by_the_first_task_of(seed: int) -> tuple[float, float]:
 
 
 def draw_in_an_executor() -> tuple[float, float]:
-    """Draw in a task of an executor that is made here."""
+    """Draw in a task of an executor that this task makes."""
     from fedexec.executor import create_executor
 
     with create_executor(max_workers=1) as executor:
@@ -216,19 +216,19 @@ def draw_in_an_executor() -> tuple[float, float]:
 
 
 def draw_with(_: object) -> tuple[float, float]:
-    """Draw, whatever the argument is."""
+    """Draw, and ignore the argument."""
     return draw()
 
 
 def draw_after_death(marker: Path) -> tuple[float, float]:
-    """Draw, and die at the first call before that is told."""
-    drawn = draw()
+    """Draw; in the first call, die before the result is returned."""
+    numbers = draw()
     die_once(marker)
-    return drawn
+    return numbers
 
 
 def write_later(path: str) -> None:
-    """Have a thread finish a file after the task is done."""
+    """Let a thread finish a file after the task is done."""
 
     def write() -> None:
         time.sleep(0.3)
@@ -238,12 +238,12 @@ def write_later(path: str) -> None:
 
 
 def end_child_that_handles_sigterm() -> int | None:
-    """Return the exit code of a forked child that exits with 7 when SIGTERM comes."""
+    """Return the exit code of a forked child that handles SIGTERM by exiting with 7."""
     return end_child(_exit_on_sigterm)
 
 
 def end_child(run: Callable[[Connection], object]) -> int | None:
-    """Fork a process that says when it is ready, end it as a pool ends its own, and return its exit code."""
+    """Fork a process that reports readiness, end it as a pool ends its workers, and return its exit code."""
     context = multiprocessing.get_context("fork")
     ready, is_ready = context.Pipe(duplex=False)
     child = context.Process(target=run, args=(is_ready,))
@@ -257,5 +257,5 @@ def end_child(run: Callable[[Connection], object]) -> int | None:
 def _exit_on_sigterm(is_ready: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
     is_ready.send(True)
-    while True:  # A signal that comes just before a sleep begins is handled when that sleep is over.
+    while True:  # A signal just before a sleep begins is handled only when that sleep is over.
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Deaths of the caller, Ctrl+C, and what is left after a peaceful end."""
+"""Tests of deaths of the caller, of Ctrl+C, and of what remains after a regular end."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ _WAITING = """
 
 
 class CallerDeaths(Suite):
-    """However the caller ends, nothing survives it; and nothing is left when it just goes on."""
+    """No process outlives the caller, however the caller ends; nothing remains after an executor's end."""
 
     # ------------------------------------------------------------ the caller is killed
 
@@ -101,7 +101,7 @@ class CallerDeaths(Suite):
     # ------------------------------------------------------------ Ctrl+C
 
     def _interrupt(self, script: "subprocess.Popen[str]") -> None:
-        """Send what a terminal sends: to all of the group at one instant."""
+        """Send SIGINT as a terminal does, to the whole process group at once."""
         os.killpg(script.pid, signal.SIGINT)
 
     def test_ctrl_c_ends_the_script_when_the_work_is_over(self, temp: Path, gate: Gate) -> None:
@@ -133,7 +133,7 @@ class CallerDeaths(Suite):
             gate.wait_for(3)
             descendants = psutil.Process(script.pid).children(recursive=True)
             self._interrupt(script)
-            _, err = script.communicate(timeout=10)  # the gate is closed
+            _, err = script.communicate(timeout=10)  # although the gate is closed
         assert script.returncode == -signal.SIGINT
         self._assert_no_noise(err)
         tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
@@ -144,15 +144,15 @@ class CallerDeaths(Suite):
         with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
             gate.wait_for(3)
             descendants = psutil.Process(script.pid).children(recursive=True)
-            os.kill(script.pid, signal.SIGINT)  # to the caller alone
-            _, err = script.communicate(timeout=10)  # the gate is closed
+            os.kill(script.pid, signal.SIGINT)  # only to the caller
+            _, err = script.communicate(timeout=10)  # although the gate is closed
         assert script.returncode == -signal.SIGINT
         self._assert_no_noise(err)
         tasks.poll(lambda: not living(descendants), "every descendant ended", seconds=2)
 
     def test_ctrl_c_while_workers_start_disturbs_none(self, temp: Path, gate: Gate) -> None:
         self.need(Capability.ISOLATED)
-        # The script takes it with a handler: workers would inherit SIG_IGN, and the test would show nothing.
+        # The script needs a handler: workers would inherit SIG_IGN, and then the test would show nothing.
         handler = "    import signal; signal.signal(signal.SIGINT, lambda *_: None); print(flush=True)\n"
         source = handler + _WAITING + "    print([future.result() for future in futures])\n"
         with self.start_script(source, temp, gate.directory, start_new_session=True) as script:
@@ -172,7 +172,7 @@ class CallerDeaths(Suite):
         assert err.count("Traceback") == 1, err
         assert err.strip().endswith("KeyboardInterrupt"), err
 
-    # ------------------------------------------------------------ a peaceful end
+    # ------------------------------------------------------------ a regular end
 
     @pytest.mark.parametrize("how", ["shutdown", "kill_workers", "deaths"])
     def test_nothing_is_left_after_the_end(
@@ -194,15 +194,15 @@ class CallerDeaths(Suite):
                 executor.kill_workers()
             executor.shutdown()
 
-        use()  # starts what stays: the resource tracker
+        use()  # This starts what stays, such as the resource tracker.
         self.alone()
         before = HeldResources.now(temp)
         for _ in range(2):
             use()
-        assert not new_children(before.children), "no process when shutdown has returned"
+        assert not new_children(before.children), "there are processes after shutdown has returned"
         tasks.poll(
             lambda: not HeldResources.now(temp).growth(before),
-            f"all was given back, but {HeldResources.now(temp).growth(before)}",
+            f"all was given back except {HeldResources.now(temp).growth(before)}",
             seconds=5,
         )
 

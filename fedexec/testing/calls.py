@@ -1,4 +1,4 @@
-"""Conformance: what is called, what comes back, and what is kept of it."""
+"""Conformance tests of calls: arguments, results, futures, callbacks, and references that must be dropped."""
 
 import concurrent.futures
 import os
@@ -25,7 +25,7 @@ MIB = 1024**2
 
 
 class CallConformance(Suite):
-    """An executor calls like :class:`concurrent.futures.Executor` does."""
+    """An executor calls functions as :class:`concurrent.futures.Executor` does."""
 
     # ------------------------------------------------------------ submit
 
@@ -316,10 +316,10 @@ class CallConformance(Suite):
     @pytest.mark.parametrize(
         "call",
         [
-            lambda it: (it.method,),
-            lambda it: (it,),
-            lambda it: (tasks.capture, it),
-            lambda it: (divmod, it, 1),
+            lambda item: (item.method,),
+            lambda item: (item,),
+            lambda item: (tasks.capture, item),
+            lambda item: (divmod, item, 1),
         ],
         ids=["bound method", "callable", "argument", "argument of a failing task"],
     )
@@ -329,7 +329,7 @@ class CallConformance(Suite):
         item = tasks.Plain()
         freed = threading.Event()
         reference = weakref.ref(item, lambda _: freed.set())
-        executor.submit(*call(item))  # the future is not kept
+        executor.submit(*call(item))  # The future is not kept either.
         del item
         assert freed.wait(DEADLINE), f"{reference()!r} is still alive"
 

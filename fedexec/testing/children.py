@@ -1,4 +1,4 @@
-"""Conformance: tasks that start threads and processes of their own, as they may do anywhere else."""
+"""Conformance tests of tasks that start threads and processes of their own."""
 
 import os
 import time
@@ -10,11 +10,11 @@ from fedexec.testing.suite import Create, Suite
 
 __all__ = ["ChildrenConformance"]
 
-HURRY = 0.5  # seconds that a worker may take to end, in these tests
+HURRY = 0.5  # time in seconds that a worker has to end in these tests
 
 
 class ChildrenConformance(Suite):
-    """A task starts what it likes, and what it leaves running keeps neither its worker nor the executor."""
+    """A task may start threads and processes; those that it leaves hang neither worker nor executor."""
 
     def test_a_task_starts_processes_as_the_caller_would(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
@@ -28,7 +28,7 @@ class ChildrenConformance(Suite):
 
             with create_executor() as executor:
                 print(executor.submit(method).result() == multiprocessing.get_all_start_methods()[0])
-            multiprocessing.set_start_method("spawn")  # An executor has not chosen for its caller.
+            multiprocessing.set_start_method("spawn")  # The executor has not set one for its caller.
             with create_executor() as executor:
                 print(executor.submit(method).result())
             """,
@@ -111,7 +111,7 @@ class ChildrenConformance(Suite):
         ):
             assert executor.submit(leave).result(tasks.DEADLINE) > 0
         executor.shutdown()
-        assert time.monotonic() - begun < 10, "one of them was waited for"
+        assert time.monotonic() - begun < 10, "the executor has waited for what a task left"
 
     def test_what_a_task_leaves_running_ends_with_its_worker(self, create: Create) -> None:
         self.need(Capability.ISOLATED)
@@ -121,7 +121,7 @@ class ChildrenConformance(Suite):
         tasks.poll(lambda: not _is_alive(child), "the process that the task had left ended")
 
     def test_a_thread_that_a_task_leaves_may_finish(self, create: Create, tmp_path: Path) -> None:
-        """A checkpoint that is still being written, say."""
+        """For instance, a thread that still writes a checkpoint."""
         self.need(Capability.ISOLATED)
         executor = create(max_workers=1)
         executor.submit(bad_tasks.write_later, str(tmp_path / "checkpoint")).result(tasks.DEADLINE)

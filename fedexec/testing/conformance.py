@@ -1,4 +1,4 @@
-"""The conformance suite: an executor over this backend behaves like those of :mod:`concurrent.futures`."""
+"""The conformance suite: an executor with this backend behaves as in :mod:`concurrent.futures`."""
 
 from fedexec.testing.calls import CallConformance
 from fedexec.testing.children import ChildrenConformance
@@ -28,14 +28,14 @@ class ExecutorConformance(
     RandomnessConformance,
     SurroundingsConformance,
 ):
-    """Every test of conformance; inherit from it and name your backend.
+    """All conformance tests; inherit from this class and name your backend.
 
     Attributes
     ----------
     backend : str
-        Name of the backend under test, as :func:`fedexec.create_executor` knows it.
+        Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        How its workers start. Default "forkserver".
+        Start method of its workers. Default "forkserver".
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The death suite: workers, helpers and callers that end in every way a process can end."""
+"""The death suite: workers, helper processes and callers end in every way in which a process can end."""
 
 from fedexec.testing.caller import CallerDeaths
 from fedexec.testing.helpers import HelperDeaths
@@ -10,14 +10,14 @@ __all__ = ["ExecutorDeaths"]
 
 
 class ExecutorDeaths(WorkerDeaths, HelperDeaths, MemoryDeaths, StoppedProcesses, CallerDeaths):
-    """Every test of deaths; inherit from it and name your backend.
+    """All tests of deaths; inherit from this class and name your backend.
 
     Attributes
     ----------
     backend : str
-        Name of the backend under test, as :func:`fedexec.create_executor` knows it.
+        Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        How its workers start. Default "forkserver".
+        Start method of its workers. Default "forkserver".
 
     Examples
     --------

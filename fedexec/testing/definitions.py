@@ -1,4 +1,4 @@
-"""Conformance: what a script defines, classes and functions, and what becomes of it in a worker."""
+"""Conformance tests of classes and functions that a script defines, and that workers receive."""
 
 import itertools
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["DefinitionConformance"]
 
 
 class DefinitionConformance(Suite):
-    """What the caller's script defines travels, and comes back as what it is there."""
+    """What the caller's script defines reaches the worker, and results have the caller's own classes."""
 
     def test_a_result_leaves_the_callers_classes_alone(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
@@ -125,11 +125,11 @@ class DefinitionConformance(Suite):
             ["return [1 / n for n in (1, 0)]  # in a method", "True False False"],
             ["raise KeyError('cell')  # in a cell", "False True False"],
         ]
-        # The comprehension has a frame of its own up to Python 3.11, with the same line.
+        # Up to Python 3.11, a comprehension has a frame of its own, with the same line.
         assert list(dict.fromkeys(out)) == list(dict.fromkeys(itertools.chain(*lines)))
 
     def test_what_only_the_caller_can_import_travels(self, temp: Path) -> None:
-        """A plug-in loaded under another name, a module made of nothing, a script run by another."""
+        """A plug-in loaded under another name, a module made at run time, a script run by another script."""
         out, err, code = self.run_script(
             """
             import importlib.util, pathlib, runpy, sys, types

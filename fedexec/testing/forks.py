@@ -1,4 +1,4 @@
-"""Conformance: callers that fork, as DataLoader, multiprocessing.Pool and many a server do."""
+"""Conformance tests of callers that fork, as DataLoader, multiprocessing.Pool and many servers do."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ __all__ = ["ForkConformance"]
 
 
 class ForkConformance(Suite):
-    """A process that the caller forks has nothing to do with the caller's executors."""
+    """A process that the caller forks neither uses nor disturbs the caller's executors."""
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_forked_children_end_as_if_there_were_no_executor(self, temp: Path) -> None:

@@ -1,4 +1,4 @@
-"""Deaths of what a backend keeps beside its workers: a template, a Manager, workers that wait."""
+"""Tests of deaths of a backend's helper processes: a template, a Manager, waiting workers."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ __all__ = ["HelperDeaths"]
 
 
 class HelperDeaths(Suite):
-    """Whatever a backend keeps may be killed; nothing that is asked afterwards is lost."""
+    """Any helper process may be killed; no later task is lost."""
 
     @pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
     def test_a_worker_needs_no_more_descriptors_than_its_backend_declares(self, create: Create) -> None:
@@ -30,10 +30,10 @@ class HelperDeaths(Suite):
         while not all(future.done() for future in futures):
             most = max(most, len(list(Path("/proc/self/fd").iterdir())))
         declared = _registry.load(executor.settings.backend).descriptors_per_worker
-        assert most - before <= 4 * declared + 12  # the template, the relay of stderr, a tracker
+        assert most - before <= 4 * declared + 12  # for the template, the relay of stderr, and a tracker
 
     def test_no_idle_process_is_indispensable(self, create: Create) -> None:
-        """Idle workers, a template, a Manager: whatever the backend keeps may be killed between tasks."""
+        """Idle workers, a template, a Manager: each may be killed between two tasks."""
         self.need(Capability.SURVIVES_DEATH)
         before = self.alone()
         executor = create()
@@ -53,7 +53,7 @@ class HelperDeaths(Suite):
         return living(processes)
 
     def test_a_killed_helper_does_not_hang_what_runs(self, create: Create, gate: Gate) -> None:
-        """The tasks that run meanwhile may fail, with the right error; later ones may not."""
+        """Tasks that run meanwhile may fail with the right error; later tasks must not fail."""
         self.need(Capability.SURVIVES_DEATH)
         before = self.alone()
         executor = create()
@@ -75,6 +75,6 @@ class HelperDeaths(Suite):
         executor = create(retries=100)
         futures = [executor.submit(tasks.add, i, 0) for i in range(40)]
         for done in range(0, 35, 7):
-            futures[done].result(DEADLINE)  # it works again
+            futures[done].result(DEADLINE)  # The executor works again.
             self._kill_all(new_children(before))
         assert [future.result(DEADLINE) for future in futures] == list(range(40))

@@ -1,4 +1,4 @@
-"""What an executor may leave behind, counted: processes, descriptors, threads, files, semaphores."""
+"""Counts of what an executor may leave behind: processes, descriptors, threads, files, semaphores."""
 
 import os
 import threading
@@ -21,19 +21,19 @@ def _is_tracker(process: psutil.Process) -> bool:
 
 
 def new_children(before: Iterable[psutil.Process] = ()) -> set[psutil.Process]:
-    """Return the living descendants of this process but for resource trackers and those known `before`."""
+    """Return the living descendants of this process, without resource trackers and those in `before`."""
     children = living(psutil.Process().children(recursive=True))
     return {child for child in children - set(before) if not _is_tracker(child)}
 
 
 def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """Return those that have not ended; one that nobody has reaped yet has ended."""
+    """Return the processes that have not ended; a process that has not been reaped counts as ended."""
     alive = set()
     for process in processes:
         try:
             if not process.is_running():
                 continue
-            threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # of a zombie they may live still
+            threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # A zombie's threads may still live.
             if process.status() != psutil.STATUS_ZOMBIE or len(threads) > 1:
                 alive.add(process)
         except (psutil.NoSuchProcess, OSError):
@@ -47,15 +47,15 @@ def memory_of(processes: Iterable[psutil.Process]) -> set[int]:
 
 
 def still_named(inodes: set[int]) -> set[Path]:
-    """Return those of these semaphores and segments that still have a name, and so are there for ever."""
-    found = set()
+    """Return the semaphores and segments among `inodes` that still have a name, and so stay for ever."""
+    named = set()
     for path in shared_memory():
         try:
             if path.stat().st_ino in inodes:
-                found.add(path)
+                named.add(path)
         except FileNotFoundError:
             pass
-    return found
+    return named
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ class HeldResources:
     descriptors : frozenset of str
         Number and target of every open file descriptor.
     threads : frozenset of str
+        Name and identifier of every thread.
     shared : frozenset of int
         Inodes of the semaphores and shared memory that are mapped.
     files : frozenset of str
-        In the temporary directory that was asked for.
+        Files in the temporary directory.
     """
 
     children: frozenset[psutil.Process]
@@ -88,7 +89,7 @@ class HeldResources:
             try:
                 descriptors.add(f"{link.name} -> {link.readlink()}")
             except OSError:
-                pass  # the one that lists the directory
+                pass  # the descriptor that lists the directory
         return cls(
             frozenset(new_children()),
             frozenset(descriptors),
@@ -98,7 +99,7 @@ class HeldResources:
         )
 
     def growth(self, before: "HeldResources") -> dict[str, list[str]]:
-        """Return what there is more than `before`."""
+        """Return what this process holds in addition to `before`."""
         grown = {}
         for field in ("children", "descriptors", "threads", "shared", "files"):
             if more := getattr(self, field) - getattr(before, field):

@@ -1,4 +1,4 @@
-"""Conformance: from an executor's start over its workers' set-up to its end."""
+"""Conformance tests of an executor's life: its start, the set-up of its workers, and its end."""
 
 import gc
 import itertools
@@ -24,7 +24,7 @@ __all__ = ["LifecycleConformance"]
 
 
 class LifecycleConformance(Suite):
-    """An executor starts, sets its workers up, and ends, whoever ends it."""
+    """An executor starts, sets its workers up, and ends, no matter what ends it."""
 
     # ------------------------------------------------------------ shutdown
 
@@ -72,7 +72,7 @@ class LifecycleConformance(Suite):
     def test_a_task_for_which_a_worker_is_free_has_begun_when_submit_returns(self, create: Create) -> None:
         executor = create(max_workers=2)
         before = sys.getswitchinterval()
-        sys.setswitchinterval(DEADLINE)  # a busy machine, where no other thread gets on meanwhile
+        sys.setswitchinterval(DEADLINE)  # as on a busy machine: no other thread runs meanwhile
         try:
             futures = [executor.submit(pow, i, 2) for i in range(8)]
             executor.shutdown(wait=False, cancel_futures=True)
@@ -122,7 +122,7 @@ class LifecycleConformance(Suite):
 
         def submit() -> None:
             with pytest.raises(RuntimeError, match="cannot schedule"):
-                for number in itertools.count():  # until it is refused
+                for number in itertools.count():  # until the executor refuses
                     accepted.append((number, executor.submit(tasks.add, number, 0)))
 
         threads = [threading.Thread(target=submit) for _ in range(4)]
@@ -200,7 +200,8 @@ class LifecycleConformance(Suite):
         monkeypatch.syspath_prepend(str(tmp_path))
         before = self.alone()
         executor = None
-        with pytest.raises(PreloadError) as caught:  # at once, or where each worker imports it, by the future
+        # raised at once or, if each worker imports the module, by the future
+        with pytest.raises(PreloadError) as caught:
             executor = create(preload=["json", "broken_module"])
             executor.submit(pow, 2, 2).result(DEADLINE)
         assert caught.value.module == "broken_module"

@@ -1,4 +1,4 @@
-"""Leaks: what a task leaves in its worker does not pile up, whichever way the backend sees to that."""
+"""Tests of leaks: what tasks leave in a worker does not accumulate, no matter how the backend prevents it."""
 
 import pytest
 
@@ -13,7 +13,7 @@ MIB = 1024**2
 
 
 class MemoryDeaths(Suite):
-    """Leaking workers end in time."""
+    """Workers that leak are replaced in time."""
 
     def _need_bounded_workers(self) -> None:
         if not (self.promises(Capability.RECYCLES) or self.promises(Capability.FRESH_PROCESS)):

@@ -1,4 +1,4 @@
-"""Conformance: what crosses between processes, and what cannot."""
+"""Conformance tests of pickling: what can be sent between processes, and what cannot."""
 
 import functools
 import pickle
@@ -20,11 +20,11 @@ __all__ = ["PicklingConformance"]
 
 
 class PicklingConformance(Suite):
-    """Whatever goes wrong with pickle is the answer of one task; the executor goes on."""
+    """An error in pickling fails one task; the executor goes on."""
 
     @pytest.fixture(autouse=True)
     def _goes_on(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        """See after each test that the shared executor is as good as before."""
+        """Check after each test that the shared executor still works."""
         yield
         if "executor" in request.fixturenames and request.function.__name__ in vars(PicklingConformance):
             assert self._shared is not None
@@ -108,7 +108,7 @@ class PicklingConformance(Suite):
         assert "HoldsLock: holds a lock" in str(error.__cause__)
 
     def test_exceptions_arrive_whatever_arguments_their_classes_take(self, executor: Executor) -> None:
-        """Python rebuilds an exception by calling its class with ``args``, which are often others."""
+        """Python rebuilds an exception from ``args``, which often differ from the original arguments."""
 
         def fail(kind: type[BaseException], *args: Any, **kwargs: Any) -> None:
             raise kind(*args, **kwargs)
@@ -140,7 +140,7 @@ class PicklingConformance(Suite):
         assert isinstance(error.__cause__, TypeError)
         assert "RefusesToUnpickle: 4 at here" in "".join(error.__notes__)
 
-    # The names below are those of CPython's test_deadlock.py, and so are the types that are expected.
+    # The following names, and the expected types, are those of CPython's test_deadlock.py.
 
     @pytest.mark.parametrize(
         ("cls", "expected"),

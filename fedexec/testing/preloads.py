@@ -1,4 +1,4 @@
-"""Conformance: what an import starts, and leaves to be done at exit, where workers are forked from it."""
+"""Conformance tests of imports that start processes or register exit functions before workers are forked."""
 
 import os
 from pathlib import Path
@@ -33,11 +33,11 @@ atexit.register(lambda: pathlib.Path({notes!r}, f"exited-{{os.getpid()}}").touch
 
 
 class PreloadConformance(Suite):
-    """A module does at import what it would do in a script, and at exit its process undoes it."""
+    """A module may start processes at import; its exit functions run in the process that imported it."""
 
     @pytest.fixture
     def notes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Return an empty directory; workers can import the modules that lie beside it."""
+        """Return an empty directory; workers can import modules from its parent."""
         monkeypatch.syspath_prepend(str(tmp_path))
         (tmp_path / "notes").mkdir()
         return tmp_path / "notes"
@@ -60,7 +60,8 @@ class PreloadConformance(Suite):
         source = STARTS_HELPER.format(command=OBEDIENT, notes=str(notes), more="1 / 0")
         (notes.parent / "starts_and_fails.py").write_text(source)
         executor = None
-        with pytest.raises(PreloadError):  # at once, or where each worker imports it, by the future
+        # raised at once or, if each worker imports the module, by the future
+        with pytest.raises(PreloadError):
             executor = create(preload=["starts_and_fails"], max_workers=1)
             executor.submit(pow, 2, 3).result(DEADLINE)
         if executor is not None:
@@ -99,7 +100,7 @@ class PreloadConformance(Suite):
         (notes.parent / "leaves_to_exit.py").write_text(LEAVES_TO_EXIT.format(notes=str(notes)))
         executor = create(preload=["leaves_to_exit"])
         made = [executor.submit(_is_directory_of_import).result(DEADLINE) for _ in range(3)]
-        assert made == [True] * 3  # no worker's end has removed it
+        assert made == [True] * 3  # No worker has removed the directory at its end.
         executor.shutdown()
         assert _numbers(notes, "exited") == _numbers(notes, "imported") != set()
         assert list(notes.glob("of-import-*")) == []

@@ -1,4 +1,4 @@
-"""Conformance: the random numbers that tasks draw."""
+"""Conformance tests of the random numbers that tasks draw."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["RandomnessConformance"]
 
 
 class RandomnessConformance(Suite):
-    """Tasks draw independent numbers, or those that follow from a seed."""
+    """Tasks draw independent numbers, or numbers that a seed determines."""
 
     @pytest.mark.parametrize("preload", [(), ("numpy.random",)], ids=["imported by the task", "preloaded"])
     def test_tasks_draw_different_numbers(self, create: Create, preload: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
-"""System calls that a filter of seccomp refuses, as containers' and sandboxes' do.
+"""Makes the kernel refuse system calls by a seccomp filter, as containers and sandboxes do.
 
-The filter stays as long as the process: use it in one that is made for it. Linux on x86_64 only, since a
-program of the kernel's packet filter knows system calls by their numbers.
+A filter stays as long as its process, so use one in a process that is started for this purpose. It works on
+Linux on x86_64 only, because a filter identifies system calls by their numbers.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
 
 FCNTL, MEMFD_CREATE, PIDFD_OPEN = 72, 319, 434
 F_SETOWN, F_SETSIG = 8, 10
-#: What may be refused: the number of the system call, and its second argument if only that one is refused.
+#: What can be refused -> number of the system call, and its second argument if only that one is refused.
 REFUSALS: dict[str, tuple[int, int | None]] = {
     "F_SETOWN": (FCNTL, F_SETOWN),
     "F_SETSIG": (FCNTL, F_SETSIG),
@@ -34,25 +34,25 @@ _refused: set[str] = set()
 
 AUDIT_ARCH_X86_64 = 0xC000003E
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
-NUMBER, ARCHITECTURE, SECOND = 0, 4, 24  # offsets in struct seccomp_data; of the argument, its lower half
+NUMBER, ARCHITECTURE, SECOND = 0, 4, 24  # offsets in struct seccomp_data; SECOND: lower half of the argument
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 
 
 def refuse(name: str, error: str = "EPERM") -> None:
-    """Have the kernel refuse one call to this process, and to all that it will start.
+    """Make the kernel refuse a call to this process and to all processes that it starts.
 
     Parameters
     ----------
     name : str
-        One of `REFUSALS`.
+        A key of `REFUSALS`.
     error : str, optional
-        The name of the error that the call meets.
+        Name of the error that the call raises.
 
     Raises
     ------
     OSError
-        The kernel takes no filter.
+        The kernel accepts no filter.
     """
     number, second = REFUSALS[name]
     answer = (RETURN, 0, 0, REFUSE | getattr(errno, error))
@@ -61,7 +61,7 @@ def refuse(name: str, error: str = "EPERM") -> None:
         conditions.append((SECOND, second))
     program = []
     for position, (offset, value) in enumerate(conditions):
-        to_the_end = 2 * (len(conditions) - position) - 1  # past the refusal
+        to_the_end = 2 * (len(conditions) - position) - 1  # skips the refusal
         program += [(LOAD, 0, 0, offset), (EQUAL, 0, to_the_end, value)]
     program += [answer, (RETURN, 0, 0, ALLOW)]
     _refused.add(name)
@@ -76,11 +76,11 @@ def add_option(add: Callable[..., object]) -> None:
     add : callable
         ``add_argument`` of a parser, or ``addoption`` of pytest's.
     """
-    add("--refuse", action="append", default=[], choices=REFUSALS, help="for the kernel to refuse")
+    add("--refuse", action="append", default=[], choices=REFUSALS, help="call that the kernel refuses")
 
 
 def without_warnings(stderr: str) -> str:
-    """Return what a child of this process has said, but for the warnings that are due to its refusals."""
+    """Return a child's stderr without the warnings that the refusals cause."""
     due = [_WARNINGS[name] for name in _refused if name in _WARNINGS]
     return "".join(line for line in stderr.splitlines(keepends=True) if not any(each in line for each in due))
 

@@ -1,4 +1,4 @@
-"""Conformance: programs as people write them, from ``__main__`` to the end of the interpreter."""
+"""Conformance tests of whole programs, from ``__main__`` to the end of the interpreter."""
 
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ class ScriptConformance(Suite):
 
     @staticmethod
     def need_threads_at_the_end() -> None:
-        """Skip where CPython itself cannot do it."""
+        """Skip the test if CPython itself cannot pass it."""
         if (3, 12) <= sys.version_info < (3, 12, 3):
             pytest.skip("CPython 3.12.0 to 3.12.2 start no thread once main has ended (gh-113964)")
 
@@ -206,7 +206,7 @@ class ScriptConformance(Suite):
         assert out == ["cannot schedule new futures after interpreter shutdown"]
 
     def test_an_executor_may_belong_to_a_thread(self, temp: Path) -> None:
-        """Workers follow the process, not the thread that started them."""
+        """Workers depend on the process, not on the thread that started them."""
         out, err, code = self.run_script(
             """
             import threading

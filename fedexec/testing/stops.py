@@ -1,4 +1,4 @@
-"""The death suite: processes that are stopped, and so neither work nor end."""
+"""Tests of stopped processes, which neither work nor end."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ __all__ = ["StoppedProcesses", "stop"]
 
 
 def stop(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """Stop those that have not ended, and return them."""
+    """Stop the processes that have not ended, and return them."""
     stopped = set()
     for process in processes:
         try:
@@ -35,7 +35,7 @@ def _stop_this_process() -> None:
 
 
 class StoppedProcesses(Suite):
-    """What is stopped is waited for a while, then replaced; a task keeps its deadline, an executor ends."""
+    """A stopped process is replaced after a while; tasks keep their deadlines, and executors end."""
 
     def test_a_task_is_done_although_all_that_waited_for_it_is_stopped(self, create: Create) -> None:
         before = self.alone()
@@ -44,7 +44,7 @@ class StoppedProcesses(Suite):
         stopped = stop(new_children(before))
         assert [executor.submit(pow, 2, number).result(DEADLINE) for number in (4, 5, 6)] == [16, 32, 64]
         executor.shutdown()
-        poll(lambda: not living(stopped), "what was stopped has ended")
+        poll(lambda: not living(stopped), "the stopped processes have ended")
 
     def test_so_is_one_whose_arguments_no_pipe_takes_at_once(self, create: Create) -> None:
         before = self.alone()
@@ -59,7 +59,7 @@ class StoppedProcesses(Suite):
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
         stopped = stop(new_children(before))
         executor.shutdown()
-        poll(lambda: not living(stopped), "what was stopped has ended")
+        poll(lambda: not living(stopped), "the stopped processes have ended")
 
     def test_a_task_that_is_stopped_is_ended_at_its_deadline(self, create: Create) -> None:
         self.need(Capability.KILLS_ONE)
@@ -79,7 +79,7 @@ class StoppedProcesses(Suite):
 
     @pytest.mark.parametrize("which", ["0:", "0:1", "1:2", "2:"])
     def test_a_killed_caller_leaves_nothing_that_is_stopped(self, temp: Path, which: str) -> None:
-        """The first has started as template, the second is what has taken its place; workers follow."""
+        """The first process is the original template, the second is its successor; workers follow."""
         self.need(Capability.ISOLATED)
         script = self.start_script(
             """
@@ -111,4 +111,4 @@ class StoppedProcesses(Suite):
             script.stdin.write("\n")
             script.stdin.flush()
             assert script.wait(DEADLINE) == -signal.SIGKILL
-        poll(lambda: not living(family), "all have ended")
+        poll(lambda: not living(family), "all processes have ended")

@@ -1,4 +1,4 @@
-"""What the suites have in common: which backend, how executors are made, how scripts are run."""
+"""The base of the suites: selects the backend, makes executors, and runs scripts."""
 
 import os
 import subprocess
@@ -31,9 +31,9 @@ class Suite:
     Attributes
     ----------
     backend : str
-        Name of the backend under test, as :func:`fedexec.create_executor` knows it.
+        Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        How its workers start.
+        Start method of its workers.
     """
 
     backend: ClassVar[str]
@@ -47,7 +47,7 @@ class Suite:
         return capability in _registry.load(cls.backend).capabilities
 
     def need(self, capability: Capability) -> None:
-        """Skip the test where the backend does not promise `capability`."""
+        """Skip the test if the backend does not promise `capability`."""
         if not self.promises(capability):
             pytest.skip(f"backend {self.backend!r} does not promise {capability.name}")
 
@@ -69,7 +69,7 @@ class Suite:
 
     @classmethod
     def new_executor(cls, **options: Any) -> Executor:
-        """Make an executor of this backend, with two workers unless told otherwise."""
+        """Make an executor with this backend; by default it has two workers."""
         defaults: dict[str, Any] = {"max_workers": 2, "start_method": cls.start_method}
         return create_executor(cls.backend, **defaults | options)
 
@@ -77,7 +77,7 @@ class Suite:
 
     @pytest.fixture
     def executor(self) -> Executor:
-        """Return an executor that the tests of the class share, which must stay fit: none may break it."""
+        """Return an executor that the tests of the class share, so no test may break it."""
         cls = type(self)
         if cls._shared is None:
             cls._shared = cls.new_executor()
@@ -96,7 +96,7 @@ class Suite:
             cls._shared = None
 
     def alone(self) -> set[psutil.Process]:
-        """Return what children there are when no executor runs, which might replace its own meanwhile."""
+        """End the shared executor, which might replace its workers; return the remaining children."""
         self._end_shared()
         return new_children()
 
@@ -113,11 +113,11 @@ class Suite:
         for executor in made:
             executor.kill_workers()
 
-    # ------------------------------------------------------------ the world outside
+    # ------------------------------------------------------------ gates, directories, scripts
 
     @pytest.fixture
     def gate(self, tmp_path: Path) -> Iterator[Gate]:
-        """Return a gate for tasks to wait at; it is open at last."""
+        """Return a gate at which tasks wait; it is opened at the end of the test."""
         directory = tmp_path / "gate"
         directory.mkdir()
         gate = Gate(directory)
@@ -126,7 +126,7 @@ class Suite:
 
     @pytest.fixture
     def temp(self) -> Iterator[Path]:
-        """Return a directory for ``TMPDIR``; its path is short, since sockets are put there."""
+        """Return a directory for ``TMPDIR``; its path is short, because sockets are created there."""
         with tempfile.TemporaryDirectory(prefix="t-") as name:
             yield Path(name)
 
@@ -138,12 +138,12 @@ class Suite:
         keep_input: bool = False,
         start_new_session: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start `source` as a script whose executors are of this backend."""
+        """Start `source` as a script whose executors use this backend."""
         home = Path(tempfile.mkdtemp(dir=temp))
         (home / "tmp").mkdir()
         script = home / "script.py"
         source = textwrap.dedent(source)
-        if start_new_session:  # for Ctrl+C, which a shell has its background jobs, and so us, ignore
+        if start_new_session:  # for Ctrl+C: a shell lets background jobs (this one) ignore SIGINT
             source = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + source
         script.write_text(source)
         variables = {
@@ -164,7 +164,7 @@ class Suite:
         )
 
     def run_script(self, source: str, temp: Path, *args: object) -> tuple[list[str], str, int]:
-        """Run a script to its end; return its lines of output, its complaints and its exit code."""
+        """Run a script to its end; return its lines of output, its stderr and its exit code."""
         with self.start_script(source, temp, *args) as script:
             try:
                 out, err = script.communicate(timeout=DEADLINE)

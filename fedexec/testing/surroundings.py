@@ -1,4 +1,4 @@
-"""Conformance: programs in which an executor is made in a place that is not as it should be."""
+"""Conformance tests of programs that make an executor in an unusual environment."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ VALUE = 42
 
 
 class SurroundingsConformance(Suite):
-    """An executor works inside of something else, or says in one sentence what to do."""
+    """An executor works in an unusual environment, or says in one sentence what to do."""
 
     def test_it_works_in_a_daemonic_process(self, temp: Path) -> None:
         """In a worker of multiprocessing.Pool, of Dask, of Celery."""
@@ -49,7 +49,7 @@ class SurroundingsConformance(Suite):
     def test_a_process_of_multiprocessing_may_use_its_script_and_leave_the_executor_open(
         self, temp: Path, method: str
     ) -> None:
-        """Where the script is ``__mp_main__``, and multiprocessing waits at the end for what was started."""
+        """There the script is ``__mp_main__``, and multiprocessing joins the processes that it lists."""
         out, err, code = self.run_script(
             """
             import functools, multiprocessing, pickle, sys
@@ -111,7 +111,7 @@ class SurroundingsConformance(Suite):
         assert (temp / "results").read_text() == "[1, 2, 3]"
 
     def test_it_works_where_all_signals_are_blocked(self, temp: Path) -> None:
-        """In a program that takes its signals by ``sigwait``: workers' ends are heard of all the same."""
+        """As in a program that uses ``sigwait``; the ends of workers are noticed all the same."""
         out, err, code = self.run_script(
             """
             import signal
@@ -126,7 +126,7 @@ class SurroundingsConformance(Suite):
         assert (out, err, code) == (["[1, 2]"], "", 0)
 
     def test_it_works_in_a_program_with_five_thousand_descriptors(self, temp: Path) -> None:
-        """As servers have them: `select.select` takes none above 1,023."""
+        """As in servers; `select.select` accepts no descriptor above 1,023."""
         out, err, code = self.run_script(
             """
             import os, resource, sys
@@ -199,7 +199,7 @@ class SurroundingsConformance(Suite):
         executor = create(preload=["json", "leaves_a_thread"], start_method=None)
         results = [executor.submit(_value_and_threads) for _ in range(3)]
         assert [future.result(tasks.DEADLINE) for future in results] == [(42, ["busybody"])] * 3
-        if sys.platform == "linux":  # elsewhere nothing is forked
+        if sys.platform == "linux":  # Elsewhere workers are not forked.
             (warning,) = [record for record in caplog.records if "forked" in record.getMessage()]
             assert "leaves_a_thread: it left 1 thread(s) running" in warning.getMessage()
             assert "busybody" in warning.getMessage()

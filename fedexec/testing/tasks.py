@@ -1,4 +1,4 @@
-"""Functions and classes the suites run in workers; importable there, and light."""
+"""Functions and classes that the suites run in workers; they can be imported there, and import little."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ from pickle import PicklingError, UnpicklingError
 from typing import Any, NoReturn
 
 DEADLINE = 30.0
-"""Seconds after which a test gives up on something that should long have happened."""
+"""Seconds after which a test gives up."""
 
 
 def poll(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
-    """Wait until `condition` returns something true, and return that; AssertionError when it never does."""
+    """Wait until `condition` returns a true value, and return it; raise AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > end:
@@ -28,7 +28,7 @@ def poll(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> 
 
 @dataclass(frozen=True)
 class Gate:
-    """A directory at which tasks wait, in whatever process they are, until the test opens it.
+    """A directory at which tasks wait, in any process, until the test opens it.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Gate:
     directory: Path
 
     def enter(self, value: Any = None) -> Any:
-        """Say that we are here, wait until the gate is open, return `value`. For tasks."""
+        """Note the arrival of this task, wait until the gate is open, and return `value`; called by tasks."""
         note = self.directory / f".{uuid.uuid4()}"
         note.write_text(str(os.getpid()))
         note.rename(self.directory / f"at-{uuid.uuid4()}")
@@ -46,19 +46,19 @@ class Gate:
         return value
 
     def wait_until_open(self) -> None:
-        """Wait without saying so."""
+        """Wait without noting the arrival."""
         poll((self.directory / "open").exists, "the gate was opened")
 
     def open(self) -> None:
-        """Let everybody pass."""
+        """Let all tasks pass."""
         (self.directory / "open").touch()
 
     def arrived(self) -> list[int]:
-        """Return the process ids of those who have come."""
+        """Return the pids of the tasks that have arrived."""
         return [int(note.read_text()) for note in self.directory.glob("at-*")]
 
     def wait_for(self, number: int) -> list[int]:
-        """Wait until `number` tasks have come."""
+        """Wait until `number` tasks have arrived."""
         poll(lambda: len(self.arrived()) >= number, f"{number} tasks started")
         return self.arrived()
 
@@ -72,7 +72,7 @@ def add(x: int, y: int) -> int:
 
 
 def capture(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what it was called with."""
+    """Return the arguments of the call."""
     return args, kwargs
 
 
@@ -82,12 +82,12 @@ def raise_(error: BaseException) -> NoReturn:
 
 
 def capture_and_fail(*args: Any) -> NoReturn:
-    """Raise, with `args` in the frame."""
+    """Raise an exception whose frame holds `args`."""
     raise ValueError
 
 
 def fail_in_the_worker() -> NoReturn:
-    """Raise an error whose source line can be looked for."""
+    """Raise an error whose source line can be searched for."""
     raise LookupError("from the worker")  # this very line
 
 
@@ -107,32 +107,32 @@ def raise_new(cls: Callable[[], BaseException]) -> NoReturn:
 
 
 def pid_after(gate: Gate) -> int:
-    """Return the process's id, once the gate is open."""
+    """Return this process's pid once the gate is open."""
     gate.enter()
     return os.getpid()
 
 
 def enter_if(gate: Gate, condition: bool) -> bool:
-    """Wait at the gate only if `condition`."""
+    """Wait at the gate only if `condition` is true."""
     if condition:
         gate.enter()
     return condition
 
 
 def print_line(value: Any) -> None:
-    """Print, late enough for the caller to have come to its end."""
+    """Print after a pause, when the caller has reached its end."""
     time.sleep(0.1)
-    sys.stdout.write(f"{value}\n")  # in one piece
+    sys.stdout.write(f"{value}\n")  # in one write
     sys.stdout.flush()
 
 
 def environment(*names: str) -> list[str | None]:
-    """Return variables of the worker."""
+    """Return environment variables of the worker."""
     return [os.environ.get(name) for name in names]
 
 
 class Plain:
-    """An object that can be referred to weakly."""
+    """An object that supports weak references."""
 
     def method(self) -> None:
         """Do nothing."""
@@ -152,17 +152,17 @@ _state: dict[str, Any] = {}
 
 
 def initialize(value: Any) -> None:
-    """Leave `value` for :func:`initialized`."""
+    """Store `value` for :func:`initialized`."""
     _state["value"] = value
 
 
 def initialized() -> Any:
-    """Return what :func:`initialize` was given."""
+    """Return the argument of :func:`initialize`."""
     return _state.get("value")
 
 
 def fail_after(gate: Gate) -> NoReturn:
-    """Raise, once the gate is open. An initializer."""
+    """Raise once the gate is open; this is an initializer."""
     gate.wait_until_open()
     raise ValueError("the initializer failed")
 
@@ -185,7 +185,7 @@ class FalsyByLength(Exception):
 
 
 class RefusesToUnpickle(Exception):
-    """Pickles, and then takes other arguments than it says."""
+    """An exception that can be pickled but not unpickled, because it gives the wrong number of arguments."""
 
     def __init__(self, number: int, place: str) -> None:
         super().__init__(f"{number} at {place}")
@@ -195,7 +195,7 @@ class RefusesToUnpickle(Exception):
 
 
 class OddError(OSError):
-    """Takes other arguments than its base, one of them by name only."""
+    """An exception whose arguments differ from those of its base; one of them is keyword-only."""
 
     def __init__(self, path: str, *, extra: object) -> None:
         super().__init__(2, "there is none", path)
@@ -203,14 +203,14 @@ class OddError(OSError):
 
 
 class NeedsTwoArguments(Exception):
-    """Takes other arguments than it has in ``args``, so Python cannot unpickle it."""
+    """An exception whose arguments differ from its ``args``, so Python cannot unpickle it."""
 
     def __init__(self, code: int, where: str) -> None:
         super().__init__(f"{code} at {where}")
 
 
 class HoldsLock(Exception):
-    """Cannot be pickled."""
+    """An exception that cannot be pickled."""
 
     def __init__(self) -> None:
         super().__init__("holds a lock")
@@ -226,21 +226,21 @@ def segfault() -> None:
 
 
 class ErrorAtPickle:
-    """Raises when pickled."""
+    """Raises when it is pickled."""
 
     def __reduce__(self) -> NoReturn:
         raise PicklingError("error in pickle")
 
 
 class ExitAtPickle:
-    """Calls sys.exit when pickled."""
+    """Calls sys.exit when it is pickled."""
 
     def __reduce__(self) -> NoReturn:
         sys.exit(1)
 
 
 class CrashAtPickle:
-    """Ends the process when pickled."""
+    """Ends the process when it is pickled."""
 
     def __reduce__(self) -> NoReturn:
         segfault()
@@ -252,21 +252,21 @@ def _unpickling_error() -> NoReturn:
 
 
 class ErrorAtUnpickle:
-    """Raises when unpickled."""
+    """Raises when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickling_error, ()
 
 
 class ExitAtUnpickle:
-    """Calls sys.exit when unpickled."""
+    """Calls sys.exit when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exit_with, (1,)
 
 
 class CrashAtUnpickle:
-    """Ends the process when unpickled."""
+    """Ends the process when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return segfault, ()

@@ -1,4 +1,4 @@
-"""Conformance: what is told of each task, and of all of them."""
+"""Conformance tests of what is measured for each task, and of the counts for all of them."""
 
 import os
 import time
@@ -15,7 +15,7 @@ MIB = 1024**2
 
 
 class UsageConformance(Suite):
-    """A future says what its task cost, an executor how many there were."""
+    """A future reports the cost of its task; an executor counts its tasks."""
 
     def test_usage_says_where_and_how_long_a_task_ran(self, executor: Executor) -> None:
         future = executor.submit(time.sleep, 0.2)

@@ -1,4 +1,4 @@
-"""Deaths of workers and of what helps them: who hears of it, and who does not."""
+"""Tests of deaths of workers: a dead worker's task fails with a precise error, and no other does."""
 
 import contextlib
 import functools
@@ -32,9 +32,9 @@ __all__ = ["WorkerDeaths"]
 
 
 class WorkerDeaths(Suite):
-    """A death is the answer of one task, precise, and nobody else notices."""
+    """A worker's death fails one task, with a precise error, and no other task is affected."""
 
-    # ------------------------------------------------------------ the one it hits
+    # ------------------------------------------------------------ the task of the worker
 
     @pytest.mark.parametrize(
         ("task", "args", "exitcode"),
@@ -94,7 +94,7 @@ class WorkerDeaths(Suite):
         assert error.signal == signal.SIGKILL
         assert executor.submit(pow, 2, 3).result(DEADLINE) == 8
 
-    # ------------------------------------------------------------ all the others
+    # ------------------------------------------------------------ all other tasks
 
     def test_a_death_fails_neither_what_runs_nor_what_waits(self, create: Create, gate: Gate) -> None:
         self.need(Capability.SURVIVES_DEATH)
@@ -128,7 +128,7 @@ class WorkerDeaths(Suite):
     def test_a_death_tells_the_last_that_was_written_to_stderr(self, create: Create) -> None:
         self.need(Capability.SURVIVES_DEATH)
         if sys.platform != "linux":
-            pytest.skip("nobody listens here")
+            pytest.skip("stderr is not recorded here")
         executor = create()
         error = executor.submit(bad_tasks.complain_and_die, 3).exception(DEADLINE)
         assert isinstance(error, WorkerDiedError)
@@ -152,7 +152,7 @@ class WorkerDeaths(Suite):
     def test_a_worker_is_heard_whatever_its_tasks_before_did_to_stderr(self, create: Create) -> None:
         self.need(Capability.SURVIVES_DEATH)
         if sys.platform != "linux":
-            pytest.skip("nobody listens here")
+            pytest.skip("stderr is not recorded here")
         executor = create(max_workers=1, max_tasks_per_child=10)
         for fn in (
             bad_tasks.silence_stderr,
@@ -262,7 +262,7 @@ class WorkerDeaths(Suite):
 
     @staticmethod
     def _ample_timeout(create: Create) -> float:
-        """Return seconds in which a worker starts for sure, however slow it is here."""
+        """Return a number of seconds in which a worker certainly starts, however slow this machine is."""
         start = time.monotonic()
         create().submit(int).result(DEADLINE)
         return 1 + 4 * (time.monotonic() - start)
@@ -287,10 +287,10 @@ class WorkerDeaths(Suite):
         executor = create()
         left = []
         for pid in executor.submit(bad_tasks.leave_behind, 3).result(DEADLINE):
-            with contextlib.suppress(psutil.NoSuchProcess):  # gone already
+            with contextlib.suppress(psutil.NoSuchProcess):  # The process has ended already.
                 left.append(psutil.Process(pid))
         executor.shutdown()
-        tasks.poll(lambda: not living(left), "they ended")
+        tasks.poll(lambda: not living(left), "the processes that the task left have ended")
 
     # ------------------------------------------------------------ end
 
