@@ -24,7 +24,8 @@ from fedexec.backend import (
     setup,
     start_tracker_apart,
 )
-from fedexec_backends._single_worker_pool import PooledBackend, Slot
+from fedexec_backends._pooled_backend import PooledBackend
+from fedexec_backends._single_worker_pool import Slot
 
 __all__ = ["LokyBackend"]
 

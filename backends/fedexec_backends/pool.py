@@ -10,7 +10,8 @@ them notice the caller's end.
 from concurrent.futures import Executor, ProcessPoolExecutor
 
 from fedexec.backend import Capability, Outcome, Task, WorkerContext, WorkerSetup, setup
-from fedexec_backends._single_worker_pool import PooledBackend, Slot
+from fedexec_backends._pooled_backend import PooledBackend
+from fedexec_backends._single_worker_pool import Slot
 
 __all__ = ["PoolBackend"]
 

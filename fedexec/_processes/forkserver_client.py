@@ -22,9 +22,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import get_start_method, process, resource_tracker, util
+from multiprocessing import process, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND
-from pathlib import Path
 from typing import Any
 
 from fedexec._channel.learning import Lesson
@@ -32,6 +31,7 @@ from fedexec._channel.pickling import dumps
 from fedexec._processes import forkserver_main
 from fedexec._processes.forker import Service
 from fedexec._processes.leaving import has_ended
+from fedexec._processes.preparation import preparation, sys_path, tracker_fd
 from fedexec._processes.stopped import await_answer, is_stopped, kill_if_stopped
 from fedexec._system import forks
 from fedexec._system.ownership import VARIABLE, Mark
@@ -39,7 +39,7 @@ from fedexec._worker.threads import THREAD_VARIABLES
 from fedexec.errors import PreloadError
 from fedexec.interface import function_name
 
-__all__ = ["Template", "UnfitTemplateError", "preparation", "tracker_fd"]
+__all__ = ["Template", "UnfitTemplateError", "end_if_stopped"]
 
 log = logging.getLogger("fedexec")
 _util: Any = util  # gives access to underscored names, which type checkers do not know
@@ -200,7 +200,7 @@ class Template:
         with self._learning:
             if call == self._warmup or (name, call) in self._rehearsals:
                 return None
-            lesson = self._send_lesson({"modules": [], "rehearsal": name, "path": _sys_path()}, call)
+            lesson = self._send_lesson({"modules": [], "rehearsal": name, "path": sys_path()}, call)
             if raised := lesson.get("raised"):
                 raise PreloadError(name, raised)
             if name not in lesson.get("learnt", ()):
@@ -263,7 +263,7 @@ class Template:
         command = [sys.executable, *_util._args_from_interpreter_flags()]
         command += [
             "-c",
-            f"import sys; sys.path[:] = {_sys_path()!r}; from {forkserver_main.__name__} import main; main()",
+            f"import sys; sys.path[:] = {sys_path()!r}; from {forkserver_main.__name__} import main; main()",
         ]
         mark = Mark.own()
         # Ctrl+C is for the caller alone. Block it until the template leads its own group and ignores it.
@@ -359,56 +359,3 @@ def end_if_stopped(pid: int, reading: int) -> None:
         log.warning("the template (process %d) is stopped and does not answer: it is replaced", pid)
         with contextlib.suppress(ProcessLookupError):  # Several threads may wait for the same template.
             os.kill(pid, signal.SIGKILL)
-
-
-def tracker_fd() -> int:
-    """Return the descriptor of the pipe to the resource tracker, after starting the tracker if necessary.
-
-    Returns
-    -------
-    int
-    """
-    with forks.no_fork():  # A process forked meanwhile would inherit the tracker's lock in a locked state.
-        fd = resource_tracker.getfd()
-    assert fd is not None
-    return fd
-
-
-def preparation(name: str) -> dict[str, Any]:
-    """Return what multiprocessing tells a new process about its parent, without the parent's ``__main__``.
-
-    There are two differences from multiprocessing's own function. This one does not fix the start method of
-    this process, which could not be changed afterwards. And the working directory may be missing.
-
-    Parameters
-    ----------
-    name : str
-        Name of the new process.
-
-    Returns
-    -------
-    dict of str to object
-        Argument of :func:`multiprocessing.spawn.prepare`.
-    """
-    data = {
-        "name": name,
-        # As bytes: AuthenticationString can be pickled only while multiprocessing starts a process.
-        "authkey": bytes(process.current_process().authkey),
-        "log_to_stderr": _util._log_to_stderr,
-        "sys_path": _sys_path(),
-        "sys_argv": sys.argv,
-        "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
-    }
-    if _util._logger is not None:
-        data["log_level"] = _util._logger.getEffectiveLevel()
-    if (start_method := get_start_method(allow_none=True)) is not None:
-        data["start_method"] = start_method  # for processes that tasks start
-    with contextlib.suppress(OSError):
-        data["dir"] = str(Path.cwd())  # If the directory was removed, the worker stays in it.
-    return data
-
-
-def _sys_path() -> list[str]:
-    """Return ``sys.path`` for another process: strings only, and the start directory in place of ""."""
-    here = process.ORIGINAL_DIR or ""  # type: ignore[attr-defined]
-    return [str(entry or here) for entry in sys.path if isinstance(entry, str)]

@@ -15,8 +15,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fedexec._processes.forker import inherited_fd
-from fedexec._processes.forkserver_client import Template, end_if_stopped, preparation, tracker_fd
+from fedexec._processes.forkserver_client import Template, end_if_stopped
 from fedexec._processes.leaving import has_ended
+from fedexec._processes.preparation import preparation, tracker_fd
 from fedexec._processes.stopped import await_reader
 from fedexec._system import forks
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fedexec.flower.history import Round, TaskRecord
     from fedexec.flower.offloading import app_settings, offload
     from fedexec.flower.simulation.app_directory import AppDirectoryError, FlowerApp, read_app
-    from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfigError
+    from fedexec.flower.simulation.grid import ExecutorGrid
+    from fedexec.flower.simulation.nodes import NodeConfigError
     from fedexec.flower.simulation.run_recorder import RunRecorder
     from fedexec.flower.simulation.simulate import Simulation, app_executor, simulate
     from fedexec.flower.simulation.strategy_hooks import TooFewNodesError
@@ -53,7 +54,8 @@ __getattr__ = importer(
         "offloading": ("app_settings", "offload"),
         "simulation.run_recorder": ("RunRecorder",),
         "simulation.app_directory": ("AppDirectoryError", "FlowerApp", "read_app"),
-        "simulation.grid": ("ExecutorGrid", "NodeConfigError"),
+        "simulation.grid": ("ExecutorGrid",),
+        "simulation.nodes": ("NodeConfigError",),
         "simulation.simulate": ("Simulation", "app_executor", "simulate"),
         "simulation.strategy_hooks": ("TooFewNodesError",),
     },

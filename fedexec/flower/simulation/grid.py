@@ -6,21 +6,17 @@ import queue
 import random
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedexec.errors import FedexecError, InitializerError, PreloadError
+from fedexec.errors import InitializerError, PreloadError
 from fedexec.executor import Executor
 from fedexec.flower.flower_internals import (
-    NUM_PARTITIONS_KEY,
-    PARTITION_ID_KEY,
     ErrorCode,
     Run,
     empty_run,
@@ -28,33 +24,17 @@ from fedexec.flower.flower_internals import (
 )
 from fedexec.flower.history import TaskRecord, cost_of
 from fedexec.flower.record_packing import Packed, pack
-from fedexec.flower.simulation.client_app import Answer, AppFirst, AppRef, MessageTask, answer_or_raise, run
+from fedexec.flower.simulation.client_app import Answer, AppRef, MessageTask, run
 from fedexec.flower.simulation.module_caches import Refills
-from fedexec.flower.simulation.pending_message import PendingMessage, error_answer, make_reply
+from fedexec.flower.simulation.nodes import Node, NodeConfig, NodeConfigError, config_of
+from fedexec.flower.simulation.pending_message import PendingMessage, await_answers, error_answer, make_reply
+from fedexec.flower.simulation.rehearsals import Rehearsals
 from fedexec.flower.simulation.run_recorder import RunRecorder, server_round_of
 from fedexec.interface import Capability
 
 __all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
 
 log = logging.getLogger("fedexec.flower")
-
-REHEARSALS = 3  # attempts for each type of message, until one succeeds
-
-NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
-
-
-class NodeConfigError(FedexecError, ValueError):
-    """A node_config cannot be sent by Flower; the message names the node."""
-
-
-@dataclass(slots=True)
-class _Node:
-    """What is known of a node that has had a message."""
-
-    state: bytes = b""
-    messages: int = 0
-    waiting: deque[PendingMessage] = field(default_factory=deque)
-    busy: bool = False
 
 
 class ExecutorGrid(Grid):
@@ -114,11 +94,10 @@ class ExecutorGrid(Grid):
         ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
         self._rehearses = rehearse
-        self._rehearsing = threading.Lock()  # guards the next attribute
-        self._rehearsals: Counter[str] = Counter()  # number of attempts, by type of message
+        self._rehearsals = Rehearsals(executor)
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
-        self._nodes: dict[int, _Node] = {}  # nodes that have had a message
+        self._nodes: dict[int, Node] = {}  # nodes that have had a message
         self._pending: dict[str, PendingMessage] = {}
 
     # ------------------------------------------------------------ Flower's Grid
@@ -228,7 +207,7 @@ class ExecutorGrid(Grid):
             sent = list(unanswered.values())
             while unanswered and time.monotonic() < deadline:
                 first = min(pending.expires for pending in unanswered.values())
-                _await_answers(answered_ids, unanswered, min(deadline, first))
+                await_answers(answered_ids, unanswered, min(deadline, first))
                 self._expire(unanswered.values())
         finally:  # also after Ctrl+C
             late = "the caller no longer waits" if timeout is None else f"no reply within {timeout:g} s"
@@ -279,14 +258,14 @@ class ExecutorGrid(Grid):
                 self._answer(pending, Answer(error=(ErrorCode.NODE_UNAVAILABLE, reason)))
                 return
             pending.round = self.recorder.sent(pending.kind, pending.partition, pending.server_round)
-            node = self._nodes.setdefault(pending.node_id, _Node())
+            node = self._nodes.setdefault(pending.node_id, Node())
             node.waiting.append(pending)
             if node.busy:
                 return
             node.busy = True
         self._send_next(node)
 
-    def _send_next(self, node: _Node) -> None:
+    def _send_next(self, node: Node) -> None:
         """Send a node its next message, if there is one."""
         with self._lock:
             node.busy = bool(node.waiting)
@@ -297,7 +276,7 @@ class ExecutorGrid(Grid):
             executor = self.executor.with_options(tag=f"partition {pending.partition}")
             task = self._task_of(pending, node)
             if self._rehearses:
-                self._rehearse(task)
+                self._rehearsals.rehearse(task)
             pending.future = executor.submit(run, task)
         # The executor is broken or shut down, or the node_config is not valid.
         except Exception as exc:
@@ -310,20 +289,7 @@ class ExecutorGrid(Grid):
             self.executor.end(pending.future)
         pending.future.add_done_callback(functools.partial(self._receive, pending, node))
 
-    def _rehearse(self, task: MessageTask) -> None:
-        kind = task.metadata.message_type
-        # Other messages of this type wait, because their workers are to inherit the result.
-        with self._rehearsing:
-            if self._rehearsals[kind] >= REHEARSALS:
-                return
-            self._rehearsals[kind] += 1
-            try:
-                self.executor.rehearse(AppFirst(task.app, functools.partial(answer_or_raise, task)))
-                self._rehearsals[kind] = REHEARSALS
-            except PreloadError as exc:
-                log.warning("workers inherit nothing of the rehearsal of %r: %s", kind, str(exc))
-
-    def _task_of(self, pending: PendingMessage, node: _Node) -> MessageTask:
+    def _task_of(self, pending: PendingMessage, node: Node) -> MessageTask:
         seed = None
         if self._isolated:  # Threads share the generators, so seeds would not make the run reproducible.
             seed = random.Random(f"{self._seed}/{pending.partition}/{node.messages}").getrandbits(32)
@@ -333,26 +299,16 @@ class ExecutorGrid(Grid):
             app=self.app,
             content=pending.content,
             metadata=pending.metadata,
-            node_config=self._config_of(pending.partition),
+            node_config=config_of(self._node_config, pending.partition, self.num_nodes),
             run_config=self._run_config,
             state=node.state,
             seed=seed,
             isolated=self._isolated,
         )
 
-    def _config_of(self, partition: int) -> dict[str, Any]:
-        given = self._node_config(partition) if callable(self._node_config) else self._node_config
-        for key, value in dict(given).items():
-            if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
-                raise NodeConfigError(
-                    f"The node_config of partition {partition} has {key!r}: {value!r}; "
-                    "Flower can send only str, int, float and bool, under keys that are str."
-                )
-        return {PARTITION_ID_KEY: partition, NUM_PARTITIONS_KEY: self.num_nodes, **given}
-
     # ------------------------------------------------------------ from the nodes
 
-    def _receive(self, pending: PendingMessage, node: _Node, future: Future[Answer]) -> None:
+    def _receive(self, pending: PendingMessage, node: Node, future: Future[Answer]) -> None:
         """Note an answer, and send the node its next message; this is a callback, so it must not raise."""
         try:
             answer, fatal = future.result(), None
@@ -439,15 +395,3 @@ def _require_time_left(message: Message) -> None:
     metadata = message.metadata
     if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
         raise ValueError(f"A message to node {metadata.dst_node_id} cannot be sent: {metadata}")
-
-
-def _await_answers(
-    answered_ids: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
-) -> None:
-    """Remove answered messages from `unanswered`, until none is left or the time is over."""
-    while unanswered:
-        left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
-        try:
-            unanswered.pop(answered_ids.get(timeout=left) if left > 0 else answered_ids.get_nowait(), None)
-        except queue.Empty:
-            return

@@ -1,5 +1,8 @@
 """A message between its push and its pull, and the reply that is made from its outcome."""
 
+import queue
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from fedexec.flower.history import Round
 from fedexec.flower.record_packing import Packed, unpack
 from fedexec.flower.simulation.client_app import Answer
 
-__all__ = ["PendingMessage", "error_answer", "make_reply"]
+__all__ = ["PendingMessage", "await_answers", "error_answer", "make_reply"]
 
 
 @dataclass(slots=True, eq=False)
@@ -110,3 +113,15 @@ def make_reply(pending: PendingMessage, answer: Answer) -> Message:
         reply = Message(Error(code, f"{pending.where}: {reason}"), reply_to=request)
     stamp(reply)
     return reply
+
+
+def await_answers(
+    answered_ids: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
+) -> None:
+    """Remove answered messages from `unanswered`, until none is left or the time is over."""
+    while unanswered:
+        left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
+        try:
+            unanswered.pop(answered_ids.get(timeout=left) if left > 0 else answered_ids.get_nowait(), None)
+        except queue.Empty:
+            return

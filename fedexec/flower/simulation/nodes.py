@@ -1,0 +1,53 @@
+"""What a grid knows of its nodes: the state that each has left, what waits for it, what its app is told."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedexec.errors import FedexecError
+from fedexec.flower.flower_internals import NUM_PARTITIONS_KEY, PARTITION_ID_KEY
+from fedexec.flower.simulation.pending_message import PendingMessage
+
+__all__ = ["Node", "NodeConfig", "NodeConfigError", "config_of"]
+
+NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
+
+
+class NodeConfigError(FedexecError, ValueError):
+    """A node_config cannot be sent by Flower; the message names the node."""
+
+
+@dataclass(slots=True)
+class Node:
+    """What is known of a node that has had a message."""
+
+    state: bytes = b""
+    messages: int = 0
+    waiting: deque[PendingMessage] = field(default_factory=deque)
+    busy: bool = False
+
+
+def config_of(node_config: NodeConfig, partition: int, num_nodes: int) -> dict[str, Any]:
+    """Return what a node finds in ``context.node_config``.
+
+    Parameters
+    ----------
+    node_config : mapping, or callable ``(partition_id) -> mapping``
+        What the user adds to the number of the partition and the number of partitions.
+    partition : int
+    num_nodes : int
+
+    Raises
+    ------
+    NodeConfigError
+        Flower cannot send a value.
+    """
+    given = node_config(partition) if callable(node_config) else node_config
+    for key, value in dict(given).items():
+        if not isinstance(key, str) or not isinstance(value, bool | int | float | str):
+            raise NodeConfigError(
+                f"The node_config of partition {partition} has {key!r}: {value!r}; "
+                "Flower can send only str, int, float and bool, under keys that are str."
+            )
+    return {PARTITION_ID_KEY: partition, NUM_PARTITIONS_KEY: num_nodes, **given}
