@@ -181,8 +181,14 @@ class Learner:
         self._lessons.append((kind, tuple(names)))
         self._kinds[kind] += 1
         if self._thread is None:
-            self._thread = threading.Thread(target=self._learn, name="fedexec-learning", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._learn, name="fedexec-learning", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # too many, or CPython 3.12.0 to 3.12.2 once main has ended (gh-113964)
+                self._lessons.clear()
+                self._kinds.clear()
+                return
+            self._thread = thread
 
     def _learn(self) -> None:
         while True:

@@ -294,6 +294,24 @@ def test_a_template_killed_while_it_learns_loses_nothing(create, package):
     poll(lambda: not new_children(before), "nothing was left")
 
 
+def test_tasks_go_on_where_no_thread_starts_that_would_learn(create, package, monkeypatch):
+    log = package()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "fedexec-learning":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    executor = create()
+    for _ in range(3):
+        run(executor, importing("costly"))
+    executor.shutdown()
+    assert log.exists()
+    assert executor.stats().learning["modules"] == 0
+
+
 def test_tasks_do_not_wait_long_for_a_template_that_hangs_while_it_learns(create, package):
     # In the template alone: there nobody is shown what it prints.
     package(second="time.sleep(3600 if os.path.realpath('/proc/self/fd/1') == '/dev/null' else 0)")
