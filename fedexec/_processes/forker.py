@@ -112,6 +112,7 @@ class Forker:
         self._trial: Trial | None = None  # set while a child tries to import or rehearse
         self._lesson_fd = -1  # pipe on which the caller waits for the result of that trial
         self._successor = -1  # pid of the process that has replaced this one as the template
+        self._spare_tracker_fd = os.dup(_tracker._fd)  # of the pipe to the caller's resource tracker
         self._selector = selectors.DefaultSelector()
         self._wakeup_r, self._wakeup_w = os.pipe()
         os.set_blocking(self._wakeup_r, False)
@@ -283,6 +284,10 @@ class Forker:
             limit_loaded(dict.fromkeys(self._threads, "1"))
         leave_out_inherited()
         _signal.set_wakeup_fd(-1)
+        if _tracker._fd is None:  # Newer releases of CPython close it in each process that is forked.
+            _tracker._fd = self._spare_tracker_fd
+        else:
+            os.close(self._spare_tracker_fd)
         self._selector.close()
         for fd in (*self._status_fds.values(), self._wakeup_r, self._wakeup_w, self._lesson_fd):
             os.close(fd)
@@ -321,7 +326,7 @@ class Forker:
             if _signal.getsignal(_SIGHUP) is _ignore_hangup:
                 _signal.signal(_SIGHUP, _signal.SIG_DFL)
             self._control.close()
-            for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w):
+            for fd in (*foreign_fds, self._wakeup_r, self._wakeup_w, self._spare_tracker_fd):
                 os.close(fd)
             if self._trial is not None:
                 self._trial.close()

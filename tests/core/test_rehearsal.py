@@ -256,6 +256,40 @@ def test_a_rehearsal_may_show_a_bar_map_a_file_and_use_multiprocessings_defaults
     assert executor.submit(start_method_and_lock).result(DEADLINE) == before
 
 
+FORGETS_THE_TRACKER = """
+import os
+from multiprocessing import resource_tracker
+
+tracker = resource_tracker._resource_tracker
+
+def forget():
+    if tracker._fd is not None:
+        os.close(tracker._fd)
+        tracker._fd = None
+
+os.register_at_fork(after_in_child=forget)
+"""
+
+
+def make_and_drop_a_lock(number):
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Lock():
+        pass
+
+
+def test_a_rehearsal_may_make_locks_where_forked_processes_forget_the_resource_tracker(
+    create, tmp_path, monkeypatch
+):
+    """As CPython 3.14.10 has them do: a template that starts a tracker of its own has a child too many."""
+    (tmp_path / "forgets_the_tracker.py").write_text(FORGETS_THE_TRACKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    executor = create(preload=["forgets_the_tracker"])
+    for number in range(2):  # The second is rehearsed by a child of the process that rehearsed the first.
+        assert executor.rehearse(make_and_drop_a_lock, number)
+        executor.submit(make_and_drop_a_lock, number).result(DEADLINE)
+
+
 def test_after_a_rehearsal_that_nobody_waited_for_another_takes_place(create, cache, monkeypatch, tmp_path):
     module, log = cache
     note = tmp_path / "pid"
