@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak gpu lint types bench bench-smoke clean
+.PHONY: run test soak gpu lint types docs bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
@@ -27,6 +27,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 bench: .venv/installed
 	$(BIN)/python -m pytest bench $(ARGS)
 
@@ -34,9 +37,13 @@ bench-smoke: .venv/installed
 	$(BIN)/python -m pytest bench --mode smoke -q $(ARGS)
 
 clean:
-	rm -rf .venv .tox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv site .tox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[flower,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

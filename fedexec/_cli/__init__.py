@@ -136,35 +136,35 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _need_flower("flwr", "torch", "rich")
+    _need("demo", "flwr", "torch", "rich")
     from fedexec._cli import federation
 
     return federation.run(arguments)
 
 
 def _server(arguments: argparse.Namespace) -> int:
-    _need_flower("flwr", "torch", "rich")
+    _need("demo", "flwr", "torch", "rich")
     from fedexec._cli import federation
 
     return federation.server(arguments)
 
 
 def _client(arguments: argparse.Namespace) -> int:
-    _need_flower("flwr", "torch", "rich")
+    _need("demo", "flwr", "torch", "rich")
     from fedexec._cli import federation
 
     return federation.client(arguments)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    _need_flower("flwr", "rich")
+    _need("flower", "flwr", "rich")
     from fedexec._cli import simulate
 
     return simulate.command(arguments)
 
 
-def _need_flower(*packages: str) -> None:
-    """Say which package is missing before anything heavy is imported."""
+def _need(extra: str, *packages: str) -> None:
+    """Raise FedexecError, before anything heavy is imported, if a package of an extra is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise FedexecError(f"{package} is not installed. Install it with: pip install 'fedexec[flower]'")
+            raise FedexecError(f"{package} is not installed. Install it with: pip install 'fedexec[{extra}]'")

@@ -24,7 +24,7 @@ from fedexec.settings import FORK_IS_SAFE, resolve, unknown_variables
 __all__ = ["command"]
 
 PORTS = {8080: "fedexec server", 9091: "SuperLink", 9092: "SuperLink", 9093: "SuperLink"}
-FLOWER = ((1, 38), (2,))  # from, and below
+FLOWER = ((1, 38), (1, 43))  # from, and below; as the extra `flower` in pyproject.toml
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def _versions() -> Iterator[Finding]:
             continue
         numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
         if name == "flwr" and not FLOWER[0] <= numbers < FLOWER[1]:
-            yield Finding(name, f"{found}: fedexec is tested with flwr >=1.38,<2", is_wrong=True)
+            lowest, above = ("{}.{}".format(*end) for end in FLOWER)
+            yield Finding(name, f"{found}: fedexec is tested with flwr >={lowest},<{above}", is_wrong=True)
         else:
             yield Finding(name, found)
 

@@ -70,7 +70,7 @@ def _own_task(name: str) -> _Task:
 def _built_in(arguments: argparse.Namespace) -> _Task:
     if importlib.util.find_spec("torch") is None:
         raise FedexecError(
-            "the built-in job needs torch: pip install 'fedexec[flower]'. Or name a task of yours: --task"
+            "the built-in job needs torch: pip install 'fedexec[demo]'. Or name a task of yours: --task"
         )
     data = options.data_spec(arguments)
     return _Task("the built-in job's fit", functools.partial(_fit, data), jobs.PRELOAD)

@@ -169,7 +169,7 @@ def _read_cifar10(
     try:
         from torchvision.datasets import CIFAR10  # 2.3 s, so only where it is asked for
     except ImportError as exc:
-        raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[flower]'") from exc
+        raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[demo]'") from exc
     try:
         dataset = CIFAR10(directory, train=train, download=download)
     except (

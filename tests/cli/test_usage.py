@@ -92,9 +92,10 @@ def test_a_bad_environment_variable_is_named(capsys, monkeypatch):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, line = complaint(capsys, "run")
-    assert code == 1
-    assert "pip install 'fedexec[flower]'" in line
+    for command, extra in (("run", "demo"), ("simulate", "flower")):
+        code, line = complaint(capsys, command)
+        assert code == 1
+        assert f"pip install 'fedexec[{extra}]'" in line
 
 
 def test_backends_lists_every_backend_with_its_promises(capsys):

@@ -4,7 +4,7 @@ import pytest
 from rounds import FAULTY, failures, run, run_killed_and_resumed
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 
 def test_a_killed_run_that_is_resumed_ends_as_one_that_was_not(tmp_path):

@@ -157,7 +157,7 @@ def test_with_twenty_kinds_of_hostile_clients_a_server_ends_with_the_weights_of_
 
 @pytest.mark.parametrize("evaluate", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_so_does_the_command(evaluate, tmp_path):
-    pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+    pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET)
     secret.chmod(0o600)

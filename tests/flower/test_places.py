@@ -21,7 +21,7 @@ import pytest
 from fedexec.flower.grpc.address import free_address, split_address
 from fedexec.testing.tasks import poll
 
-pytest.importorskip("torch", reason="the example needs torch: pip install 'fedexec[flower]'")
+pytest.importorskip("torch", reason="the example needs torch: pip install 'fedexec[demo]'")
 pytest.importorskip("ray", reason="Flower's own engine needs ray: pip install 'flwr[simulation]'")
 
 pytestmark = pytest.mark.flower

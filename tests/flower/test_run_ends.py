@@ -21,7 +21,7 @@ from flower.commands import FEDEXEC, run, succeed
 
 APP = str(Path(__file__).parent / "quickstart_app")
 
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 
 @pytest.mark.parametrize(

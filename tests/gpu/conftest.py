@@ -37,7 +37,7 @@ def _missing():
     try:
         import torch
     except ImportError:
-        return "needs torch: pip install 'fedexec[flower]'"
+        return "needs torch: pip install 'fedexec[demo]'"
     # Else the question starts a driver that no fork survives. Templates set it by themselves.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     try:

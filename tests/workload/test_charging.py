@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 from fedexec._workload import training  # noqa: E402
 from fedexec._workload.data import DataSpec  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
+pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 COMMAND = Path(__file__).parents[2] / "bench" / "footprint.py"
 GIB, MIB = 1 << 30, 1 << 20
