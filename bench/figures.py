@@ -1,18 +1,36 @@
-"""Write the README's figures and the pages from the committed results: ``python bench/figures.py [--check]``.
+"""Write what is quoted of the committed results: ``python bench/figures.py [--check]``.
 
-With ``--check`` nothing is written; the exit code is 1 if something is stale.
+It writes the pages beside the results, the page of the documentation that shows them, the README's table and
+its picture. With ``--check`` nothing is written; the exit code is 1 if something is stale.
 """
 
 import sys
 from pathlib import Path
 
+import picture
+
 from fedexec._report import page, summarize
-from fedexec._report.markdown_report import machine_line, overview
+from fedexec._report.columns import columns
+from fedexec._report.markdown_report import machine_line, overview, table
+from fedexec._report.summary import Summary
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+RESULTS_PAGE = ROOT / "docs" / "explanation" / "results.md"
+PICTURE = ROOT / "docs" / "images" / "memory.svg"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures: python bench/figures.py -->", "<!-- /figures -->"
+
+SHOWN = {  # strategies in the README's table, and what they are called there
+    "standby": "`standby` (default)",
+    "process": "`process`",
+    "pool": "`pool`",
+    "loky": "`loky`",
+    "plain-loky": "loky by itself",
+    "flower-ray": "Flower's engine (Ray)",
+}
+KEYS = ("isolation", "device_residual", "contained", "clients_per_second", "warm")
+SOURCE = "https://github.com/fedexec/fedexec/blob/main"
 
 
 def main() -> None:
@@ -28,19 +46,45 @@ def main() -> None:
 
 
 def _wanted() -> dict[Path, str]:
-    wanted, blocks = {}, []
+    wanted, blocks, rows = {}, [], []
     for file in sorted(RESULTS.glob("*.json")):
         summary = summarize([file])
         made = file.with_suffix(".html")
         wanted[made] = page(summary)
-        blocks.append(overview(summary))
         link = made.relative_to(ROOT).as_posix()
-        blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({link}).")
-    before, _, rest = README.read_text().partition(BEGIN)
+        blocks += [f"## {file.stem}", overview(summary)]
+        blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({SOURCE}/{link}).")
+        rows = rows or [_rows(summary), machine_line(summary.runs[0])]
+        drawn = picture.picture(file)
+        if drawn is not None:
+            wanted.setdefault(PICTURE, drawn)
+    wanted[RESULTS_PAGE] = _filled(RESULTS_PAGE, blocks)
+    wanted[README] = _filled(README, rows)
+    return wanted
+
+
+def _filled(path: Path, blocks: list[str]) -> str:
+    """Return the text of a file with other blocks between the two comments."""
+    before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     text = "\n\n".join(blocks)
-    wanted[README] = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    return wanted
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def _rows(summary: Summary) -> str:
+    """Return the README's table: few strategies, and the few columns that decide."""
+    rows = summary.sections[0].table
+    shown = sorted(
+        (each for each in columns(rows) if each.key in KEYS), key=lambda each: KEYS.index(each.key)
+    )
+    found = {row.strategy: row for row in rows if row.failed is None}
+    body = [
+        [title, *(column.text(found[name]) for column in shown)]
+        for name, title in SHOWN.items()
+        if name in found
+    ]
+    words = [index for index, column in enumerate(shown, start=1) if column.is_words]
+    return table(["a client runs in", *(column.name for column in shown)], body, [0, *words])
 
 
 if __name__ == "__main__":

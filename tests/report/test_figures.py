@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed results, and a command says when they are not."""
+"""The figures of README and docs are those of the committed results, and a command says when they are not."""
 
 import shutil
 import subprocess
@@ -9,16 +9,20 @@ import pytest
 from planted import strategy, whole, write
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "figures.py"
+QUOTING = ("README.md", "docs/explanation/results.md")
 
 
 @pytest.fixture
 def project(tmp_path):
     results = tmp_path / "bench" / "results"
     results.mkdir(parents=True)
-    shutil.copy(SCRIPT, tmp_path / "bench")
-    (tmp_path / "README.md").write_text(
-        "before\n\n<!-- figures: python bench/figures.py -->\nold\n<!-- /figures -->\n\nafter\n"
-    )
+    for script in (SCRIPT, SCRIPT.with_name("picture.py")):
+        shutil.copy(script, tmp_path / "bench")
+    for page in QUOTING:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(
+            "before\n\n<!-- figures: python bench/figures.py -->\nold\n<!-- /figures -->\n\nafter\n"
+        )
     whole(results / "cpu.json")
     return tmp_path
 
@@ -31,14 +35,17 @@ def figures(project, *argv):
 def test_what_is_stale_is_named_and_written(project):
     stale = figures(project, "--check")
     assert stale.returncode == 1
-    assert "README.md" in stale.stderr and "bench/results/cpu.html" in stale.stderr
+    for name in (*QUOTING, "bench/results/cpu.html"):
+        assert name in stale.stderr
     assert "old" in (project / "README.md").read_text(), "a check writes nothing"
 
     assert figures(project).returncode == 0
-    text = (project / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "9.62 clients/s with 2 workers" in text
-    assert "[bench/results/cpu.html](bench/results/cpu.html)" in text
+    readme, results = ((project / page).read_text() for page in QUOTING)
+    for text in (readme, results):
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| `standby` (default) |" in readme and "| Flower's engine (Ray) |" not in readme
+    assert "9.62 clients/s with 2 workers" in results
+    assert "[bench/results/cpu.html](https://" in results
     assert figures(project, "--check").returncode == 0
 
     write(project / "bench" / "results" / "cpu.json", strategy("standby", 2.0))
