@@ -1,0 +1,114 @@
+"""Reference pages that follow from the code: settings, commands, backends, the columns of a report."""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+
+from fedexec import Capability
+from fedexec._cli import _parser
+from fedexec._registry import backends as known_backends
+from fedexec._report.table import COLUMNS
+from fedexec.settings import options
+
+__all__ = ["backends", "columns", "commands", "settings"]
+
+PREFIX = "executor-"  # of a key in the configuration of a Flower app
+TITLES = {"positional arguments": "Arguments", "options": "Options"}
+WITHOUT_FLAG = ("seed",)  # each command reads it as its own, with a default
+
+
+def settings() -> str:
+    """Write one section for each setting."""
+    blocks = []
+    for option in options():
+        key = PREFIX + option.name.replace("_", "-")
+        flag = [] if option.name in WITHOUT_FLAG else [f"`{option.flag} {option.metavar}`"]
+        spellings = " · ".join([f"`{option.name}=`", *flag, f"`{option.variable}`", f"`{key}`"])
+        text = f"{option.text} Default: {option.default}."
+        blocks += [f"### {option.name} {{ #{option.name} }}", spellings, text]
+    return "\n\n".join(blocks)
+
+
+def backends() -> str:
+    """Write a table of the built-in backends and their promises."""
+    promises = list(Capability)
+    head = ["backend", *(f"`{promise.name}`" for promise in promises if promise.name)]
+    rows = []
+    for info in known_backends():
+        if info.capabilities is not None:
+            rows.append(
+                [f"`{info.name}`", *("yes" if promise in info.capabilities else "no" for promise in promises)]
+            )
+    return _table(head, rows)
+
+
+def columns() -> str:
+    """Write what each column of a report's table means."""
+    return _table(["column", "what it shows"], [[column.title, column.explains] for column in COLUMNS])
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def commands() -> str:
+    """Write one section for each command."""
+    parser = _parser()
+    (listed,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    helps = {each.dest: each.help for each in listed._choices_actions}
+    return "\n\n".join(_command(name, helps[name] or "", each) for name, each in listed.choices.items())
+
+
+def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> str:
+    text = parser.description or f"{summary[:1].upper()}{summary[1:]}."
+    blocks = [f"## fedexec {name} {{ #{name} }}", _prose(text), f"```text\n{_usage(parser)}\n```"]
+    for group in parser._action_groups:
+        rows = [_row(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
+        if not rows:
+            continue
+        title = TITLES.get(group.title or "", group.title)
+        blocks.append(f"**{title}**{{ .group }}")
+        if group.description:
+            blocks.append(_prose(group.description))
+        blocks.append(_table(["", ""], rows))
+    if parser.epilog:
+        blocks.append(f"```text\n{parser.epilog.strip()}\n```")
+    return "\n\n".join(blocks)
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Return a usage without the options, which the tables list."""
+    positional = [each for each in parser._actions if not each.option_strings]
+    formatter = argparse.HelpFormatter(parser.prog, width=100)
+    names = [formatter._format_args(each, each.metavar or each.dest) for each in positional]  # type: ignore[arg-type]
+    return " ".join([parser.prog, "[OPTION ...]", *names])
+
+
+def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> list[str]:
+    formatter = argparse.HelpFormatter(parser.prog)
+    name = formatter._format_action_invocation(action)
+    said = formatter._expand_help(action) if action.help else ""
+    return [f"`{name}`", _prose(said)]
+
+
+_CODE = re.compile(
+    r"(`[^`]+`|(?<![\w/-])--[a-z][a-z-]*|\bFEDEXEC_[A-Z_]*[A-Z]|\bfedexec [a-z]+\b|https?://\S+)"
+)
+
+
+def _prose(text: str) -> str:
+    """Return text of the command line as Markdown: what looks like code is code."""
+    parts = _CODE.split(" ".join(text.split()))
+    return "".join(_code(part) if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _code(part: str) -> str:
+    return f"<{part}>" if part.startswith("http") else f"`{part.strip('`')}`"
+
+
+def _escaped(part: str) -> str:
+    return re.sub(r"([*_<])", r"\\\1", part)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
