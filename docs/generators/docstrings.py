@@ -5,6 +5,8 @@ from typing import Any
 
 import griffe
 
+from fedexec.settings import options
+
 __all__ = ["PlainMarkdown"]
 
 _ROLE = re.compile(r":(?:py:)?\w+:`(?:[^`<]*<)?(~?)([\w.]+)>?`")
@@ -15,8 +17,20 @@ class PlainMarkdown(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite one docstring."""
-        if obj.docstring is not None:
-            obj.docstring.value = plain(obj.docstring.value)
+        if obj.docstring is None:
+            return
+        if obj.path == "fedexec.executor.create_executor":
+            obj.docstring.value = with_settings(obj.docstring.value)
+        obj.docstring.value = plain(obj.docstring.value)
+
+
+def with_settings(text: str) -> str:
+    """Return the docstring of ``create_executor`` with an entry for each setting instead of one for all."""
+    entries = [f"{each.name}\n    {each.text} Default: {each.default}.\n" for each in options()]
+    before, _, rest = text.partition("Parameters\n----------\n")
+    _, _, after = rest.partition("\ninitializer, initargs")
+    assert after, "the docstring of create_executor is not what it was"
+    return f"{before}Parameters\n----------\n{''.join(entries)}initializer, initargs{after}"
 
 
 def plain(text: str) -> str:

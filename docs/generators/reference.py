@@ -1,8 +1,11 @@
 """Reference pages that follow from the code: settings, commands, backends, the columns of a report."""
 
 import argparse
+import ast
+import inspect
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fedexec import Capability
 from fedexec._cli import _parser
@@ -13,6 +16,7 @@ from fedexec.settings import options
 __all__ = ["backends", "columns", "commands", "settings"]
 
 PREFIX = "executor-"  # of a key in the configuration of a Flower app
+HELP = "show this help message and exit"
 TITLES = {"positional arguments": "Arguments", "options": "Options"}
 WITHOUT_FLAG = ("seed",)  # each command reads it as its own, with a default
 
@@ -30,16 +34,23 @@ def settings() -> str:
 
 
 def backends() -> str:
-    """Write a table of the built-in backends and their promises."""
-    promises = list(Capability)
-    head = ["backend", *(f"`{promise.name}`" for promise in promises if promise.name)]
+    """Write a table of the promises, and which of the built-in backends make them."""
+    listed = [info for info in known_backends() if info.capabilities is not None]
     rows = []
-    for info in known_backends():
-        if info.capabilities is not None:
-            rows.append(
-                [f"`{info.name}`", *("yes" if promise in info.capabilities else "no" for promise in promises)]
-            )
-    return _table(head, rows)
+    for promise, says in _promises():
+        kept = ["yes" if promise in (info.capabilities or Capability(0)) else "no" for info in listed]
+        rows.append([f"`{promise.name}`<br>{says}", *kept])
+    return _table(["promise", *(f"`{info.name}`" for info in listed)], rows)
+
+
+def _promises() -> Iterator[tuple[Capability, str]]:
+    """Yield each promise with the docstring below it."""
+    (kind,) = ast.parse(inspect.getsource(Capability)).body
+    assert isinstance(kind, ast.ClassDef)
+    for promise, says in itertools.pairwise(kind.body):
+        match promise, says:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=text)):
+                yield Capability[name], " ".join(str(text).replace("``", "`").split())
 
 
 def columns() -> str:
@@ -62,10 +73,11 @@ def _command(name: str, summary: str, parser: argparse.ArgumentParser) -> str:
     text = parser.description or f"{summary[:1].upper()}{summary[1:]}."
     blocks = [f"## fedexec {name} {{ #{name} }}", _prose(text), f"```text\n{_usage(parser)}\n```"]
     for group in parser._action_groups:
-        rows = [_row(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
+        shown = [action for action in group._group_actions if action.help not in (argparse.SUPPRESS, HELP)]
+        rows = [_row(parser, action) for action in shown]
         if not rows:
             continue
-        title = TITLES.get(group.title or "", group.title)
+        title = TITLES.get(group.title or "", (group.title or "").capitalize())
         blocks.append(f"**{title}**{{ .group }}")
         if group.description:
             blocks.append(_prose(group.description))

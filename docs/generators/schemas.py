@@ -16,7 +16,6 @@ from fedexec._report.table import Row
 from fedexec._report.verdict import Verdict
 from fedexec._workload.data import DataSpec
 from fedexec.flower.history import Round, TaskRecord
-from fedexec.interface import Usage
 from fedexec.settings import Settings
 
 __all__ = ["NAMES", "schema", "tables"]
@@ -44,7 +43,7 @@ class _Definitions:
         """Return a reference to the schema of a dataclass, with properties that a file adds."""
         name = kind.__name__
         if name not in self.found:
-            self.found[name] = {}  # it may use itself
+            self.found[name] = {}  # in this place, before what it uses
             hints = typing.get_type_hints(kind)
             told = fields_of(kind)
             properties = {
@@ -275,8 +274,6 @@ NAMES = tuple(_WRITERS)
 def schema(name: str) -> Schema:
     """Return the JSON schema of one file: ``run``, ``simulate``, ``bench`` or ``report``."""
     definitions = _Definitions()
-    if name in ("run", "simulate"):
-        definitions.of(Usage)
     content = _WRITERS[name](definitions)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"fedexec {name}"}
     return head | content | {"$defs": definitions.found}
@@ -286,11 +283,15 @@ def schema(name: str) -> Schema:
 
 
 def tables(name: str) -> str:
-    """Write a schema as tables: the file itself, then each kind of object in it."""
+    """Write a schema as tables: the file itself, then each kind of object that no file before it has."""
+    before = NAMES[: NAMES.index(name)]
+    known = {title: file for file in reversed(before) for title in schema(file)["$defs"]}
     whole = schema(name)
     blocks = [_rows(whole)]
     for title, each in whole["$defs"].items():
-        blocks += [f"**{title}**{{ .group }}", each.get("description", ""), _rows(each)]
+        if title in known and each == schema(known[title])["$defs"][title]:
+            continue
+        blocks += [f"#### {title} {{ #{name}-{title} }}", each.get("description", ""), _rows(each)]
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -71,5 +71,6 @@ def read(path):
 
 
 def pages():
-    paths = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+    others = [ROOT / "bench" / "README.md", *ROOT.glob("examples/*/README.md")]
+    paths = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), *sorted(others)]
     return [read(path) for path in paths]

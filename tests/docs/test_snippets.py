@@ -62,7 +62,8 @@ def _with_a_free_port(text):
 def _environment():
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
-    return kept | {"PYTHONPATH": path, "FEDEXEC_MAX_WORKERS": "2", "COLUMNS": "80"}
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return kept | quiet | {"PYTHONPATH": path, "FEDEXEC_MAX_WORKERS": "2", "COLUMNS": "80"}
 
 
 def run(command, place, allowed=(0,)):
