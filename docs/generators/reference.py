@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fedexec import Capability
 from fedexec._cli import _parser
 from fedexec._registry import backends as known_backends
-from fedexec._report.table import COLUMNS
+from fedexec._report import columns as report_columns
 from fedexec.settings import options
 
 __all__ = ["backends", "columns", "commands", "settings"]
@@ -55,7 +55,7 @@ def _promises() -> Iterator[tuple[Capability, str]]:
 
 def columns() -> str:
     """Write what each column of a report's table means."""
-    return _table(["column", "what it shows"], [[column.title, column.explains] for column in COLUMNS])
+    return _table(["column", "what it shows"], [[each.name, each.explains] for each in report_columns._ALL])
 
 
 # ---------------------------------------------------------------- the command line

@@ -246,7 +246,12 @@ def _report(definitions: _Definitions) -> Schema:
         "file": _TEXT,
         "workload": _TEXT,
         "rows": _list_of(definitions.of(Row)),
-        "verdict": definitions.of(Verdict),
+        "verdict": definitions.of(
+            Verdict,
+            sentence=_TEXT | _description("The answer in words."),
+            switch=text_or_null | _description("When to use another strategy, as a sentence."),
+            notes=_list_of(_TEXT, "What stands in against and remarks, one after the other."),
+        ),
     }
     comparison = {
         "first": _TEXT,
