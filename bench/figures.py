@@ -5,14 +5,16 @@ its picture. With ``--check`` nothing is written; the exit code is 1 if somethin
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import picture
 
 from fedexec._report import page, summarize
 from fedexec._report.columns import columns
-from fedexec._report.markdown_report import machine_line, overview, table
+from fedexec._report.markdown_report import OVERVIEW, machine_line, table
 from fedexec._report.summary import Summary
+from fedexec._report.table import Row
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -52,9 +54,10 @@ def _wanted() -> dict[Path, str]:
         made = file.with_suffix(".html")
         wanted[made] = page(summary)
         link = made.relative_to(ROOT).as_posix()
-        blocks += [f"## {file.stem}", overview(summary)]
+        blocks += [f"## {file.stem}", *_answers(summary)]
         blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({SOURCE}/{link}).")
-        rows = rows or [_rows(summary), machine_line(summary.runs[0])]
+        first = summary.sections[0]
+        rows = rows or [_rows(summary), f"{first.verdict.text} {machine_line(summary.runs[0])}"]
         drawn = picture.picture(file)
         if drawn is not None:
             wanted.setdefault(PICTURE, drawn)
@@ -71,16 +74,28 @@ def _filled(path: Path, blocks: list[str]) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
+def _answers(summary: Summary) -> list[str]:
+    """Return what is recommended for each workload, and the table of the first."""
+    told = [f"- **{each.workload}** ({each.conditions}). {each.verdict.text}" for each in summary.sections]
+    first = summary.sections[0]
+    names = {row.strategy: row.strategy for row in first.table}
+    return ["\n".join(told), f"The table for {first.workload}:", _table(first.table, names, OVERVIEW[1:])]
+
+
 def _rows(summary: Summary) -> str:
     """Return the README's table: few strategies, and the few columns that decide."""
-    rows = summary.sections[0].table
+    return _table(summary.sections[0].table, SHOWN, KEYS)
+
+
+def _table(rows: Sequence[Row], names: Mapping[str, str], keys: Sequence[str]) -> str:
+    """Write some columns of some strategies, in the order of the names and keys."""
     shown = sorted(
-        (each for each in columns(rows) if each.key in KEYS), key=lambda each: KEYS.index(each.key)
+        (each for each in columns(rows) if each.key in keys), key=lambda each: keys.index(each.key)
     )
     found = {row.strategy: row for row in rows if row.failed is None}
     body = [
         [title, *(column.text(found[name]) for column in shown)]
-        for name, title in SHOWN.items()
+        for name, title in names.items()
         if name in found
     ]
     words = [index for index, column in enumerate(shown, start=1) if column.is_words]

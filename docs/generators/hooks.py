@@ -40,7 +40,12 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill what is generated into a page."""
-    return _GENERATED.sub(lambda found: WRITERS[found[1]](), markdown)
+    return _GENERATED.sub(lambda found: _generated(found[1]), markdown)
+
+
+def _generated(what: str) -> str:
+    kind, _, name = what.partition(" ")
+    return reference.file(name) if kind == "file" else WRITERS[what]()
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

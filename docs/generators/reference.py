@@ -6,6 +6,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from fedexec import Capability
 from fedexec._cli import _parser
@@ -13,8 +14,9 @@ from fedexec._registry import backends as known_backends
 from fedexec._report import columns as report_columns
 from fedexec.settings import options
 
-__all__ = ["backends", "columns", "commands", "settings"]
+__all__ = ["backends", "columns", "commands", "file", "settings"]
 
+ROOT = Path(__file__).parents[2]
 PREFIX = "executor-"  # of a key in the configuration of a Flower app
 HELP = "show this help message and exit"
 TITLES = {"positional arguments": "Arguments", "options": "Options"}
@@ -54,8 +56,15 @@ def _promises() -> Iterator[tuple[Capability, str]]:
 
 
 def columns() -> str:
-    """Write what each column of a report's table means."""
-    return _table(["column", "what it shows"], [[each.name, each.explains] for each in report_columns._ALL])
+    """Write what those columns of a report's table mean whose heading does not say it."""
+    explained = [[each.name, each.explains] for each in report_columns._ALL if each.explains]
+    return _table(["column", "what it shows"], explained)
+
+
+def file(name: str) -> str:
+    """Write a Python file of the repository as a block, under its name without the folder."""
+    path = ROOT / name
+    return f'```python title="{path.name}"\n{path.read_text()}```'
 
 
 # ---------------------------------------------------------------- the command line

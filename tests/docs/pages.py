@@ -11,7 +11,7 @@ _BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<language>[a-z]*)(?P<attributes>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_INCLUDED = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+_INCLUDED = re.compile(r"^<!-- generated: file (.+) -->$", re.MULTILINE)
 _TITLE = re.compile(r'title="([^"]*)"')
 
 
@@ -61,13 +61,18 @@ class Page:
 
 
 def read(path):
-    text = _INCLUDED.sub(lambda name: (ROOT / name[1]).read_text(), path.read_text())
+    text = _INCLUDED.sub(_shown, path.read_text())
     found = []
     for match in _BLOCK.finditer(text):
         title = _TITLE.search(match["attributes"])
         line = text.count("\n", 0, match.start("language")) + 1
         found.append(Snippet(match["language"], match["text"], match["mark"] or "", title and title[1], line))
     return Page(str(path.relative_to(ROOT)), found)
+
+
+def _shown(found):
+    """Return a file of the repository as the site shows it."""
+    return f'```python title="{Path(found[1]).name}"\n{(ROOT / found[1]).read_text()}```'
 
 
 def pages():
