@@ -2,13 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test soak gpu lint types docs bench bench-smoke clean
+.PHONY: run test test-unit test-all coverage soak gpu lint types docs bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Each promise once on each backend.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not thorough" $(ARGS)
+	$(PYTEST) -m "not thorough" $(ARGS)
+
+# What starts no process: seconds.
+test-unit: .venv/installed
+	$(BIN)/python -m pytest -q -m unit $(ARGS)
+
+test-all: .venv/installed
+	$(PYTEST) $(ARGS)
+
+# Lines and branches of the core that `make test` runs in the caller's process; workers are not followed.
+coverage: .venv/installed
+	$(PYTEST) -m "not thorough" --cov fedexec --cov fedexec_backends --cov-branch --cov-report term:skip-covered $(ARGS)
 
 soak: .venv/installed
 	$(BIN)/python tests/faults/soak.py

@@ -7,7 +7,7 @@ import pytest
 
 from fedexec.errors import SettingsError
 from fedexec.interface import Capability
-from fedexec.testing import bad_tasks, tasks
+from fedexec.testing import bad_tasks
 from fedexec.testing.suite import Create, Suite
 from fedexec.testing.tasks import DEADLINE
 
