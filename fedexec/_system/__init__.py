@@ -1,1 +1,1 @@
-"""What this machine and its operating system offer, asked in one place. Knows no executor."""
+"""What this machine and its operating system offer. The modules of this package know no executor."""

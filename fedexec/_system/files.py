@@ -1,9 +1,9 @@
-"""Files that this program leaves for others: whole or not at all, and each path stays what it is.
+"""Writes files completely or not at all, and never turns a path into something else than it is.
 
-A file gets its new content in one step, from a file that is written beside it. That would make something else
-of a path that is more than a file of one name, or of another owner: a device, a pipe and a descriptor that
-the shell has opened are written through, a link's target is what is written. What cannot work is found out by
-:func:`attempt`, by the same steps, before there is anything to lose.
+A file is written beside its path, and then put in its place in one step. That would change a path that is
+more than the one name of one file, or whose file has another owner. So a device, a pipe and a descriptor that
+the shell has opened are written directly, and of a symbolic link the target is written. :func:`attempt` goes
+through the same steps, to find out what cannot work before there is anything to lose.
 """
 
 import contextlib
@@ -19,63 +19,83 @@ from fedexec.errors import FedexecError
 
 __all__ = ["IS_FULL", "UnwritableError", "attempt", "descriptor", "explained", "is_same", "write"]
 
-MOST_LINKS = 40  # as many as Linux follows
-KEEPS_ITS_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EINVAL)  # write through then
+MOST_LINKS = 40  # Linux follows as many symbolic links
+KEEPS_ITS_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EINVAL)  # write directly
 IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Windows has none of the first two, and only it has the last.
+# Windows does not have the first two flags, and no other system has the last.
 OPEN = os.O_WRONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
 
 
 class UnwritableError(FedexecError, OSError):
-    """A file that cannot be written; the message names it and says what helps."""
+    """A file cannot be written; the message names the file and says what to do."""
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file, whole where its path allows that.
+    """Write a file, completely or not at all where its path allows that.
+
+    Parameters
+    ----------
+    path : Path
+    data : bytes-like
 
     Raises
     ------
     UnwritableError
-        What was there is unchanged, unless the path has to be written through.
+        The file is unchanged, unless the path had to be written directly.
     """
     with explained(path):
         number = descriptor(path)
         if number is not None:
             _write(os.dup(number), data)
             return
-        found = _look(path)
-        if not (_is_replaceable(path, found) and _replace(path, found, data)):
-            _write_through(path, found, data)
+        status = _status_of(path)
+        if not (_is_replaceable(path, status) and _replace(path, status, data)):
+            _write_through(path, status, data)
 
 
 def attempt(path: Path) -> None:
-    """Try whether a file can be written, by the steps of :func:`write`, and leave everything as it is.
+    """Find out whether a file can be written, by the steps of :func:`write`, without changing anything.
+
+    Parameters
+    ----------
+    path : Path
 
     Raises
     ------
     UnwritableError
+        The file cannot be written.
     """
     with explained(path):
         number = descriptor(path)
         if number is not None:
             os.write(number, b"")
             return
-        found = _look(path)
-        if found is not None and not stat.S_ISREG(found.st_mode):
-            # Opening and closing it would be seen at its other end.
-            if stat.S_ISSOCK(found.st_mode):
+        status = _status_of(path)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            # Do not open it: the process at the other end of a pipe would notice that.
+            if stat.S_ISSOCK(status.st_mode):
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
             if not os.access(path, os.W_OK):
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             return
-        if found is not None:
+        if status is not None:
             os.close(os.open(path, OPEN))
-        if _is_replaceable(path, found):
-            _replace(path, found, None)
+        if _is_replaceable(path, status):
+            _replace(path, status, None)
 
 
 def descriptor(path: Path) -> int | None:
-    """Return which open file of this process a path such as ``/dev/stdout`` or ``/dev/fd/63`` means."""
+    """Return the open descriptor of this process that a path such as ``/dev/stdout`` or ``/dev/fd/63`` names.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    int or None
+        None if the path names no descriptor.
+    """
     for _ in range(MOST_LINKS):
         directory = os.path.realpath(path.parent)
         if path.name.isdecimal() and re.fullmatch(rf"/dev/fd|/proc/{os.getpid()}(/task/\d+)?/fd", directory):
@@ -86,19 +106,33 @@ def descriptor(path: Path) -> int | None:
     return None
 
 
-def is_same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file, or will: what is written to one is lost with the other."""
+def is_same(first: Path, second: Path) -> bool:
+    """Return whether two paths lead to one file, or will: writing one of them would lose the other.
+
+    Parameters
+    ----------
+    first, second : Path
+
+    Returns
+    -------
+    bool
+    """
     try:
-        if one.exists() and other.exists():
-            return one.is_file() and one.samefile(other)
-    except OSError:  # one of them is no file's name
+        if first.exists() and second.exists():
+            return first.is_file() and first.samefile(second)
+    except OSError:  # a path cannot be the name of a file
         return False
-    return os.path.realpath(one) == os.path.realpath(other)
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Make a failure to write one that names the path and says what helps."""
+    """Turn an OSError of the context into an UnwritableError that names the path and says what to do.
+
+    Parameters
+    ----------
+    path : Path
+    """
     try:
         yield
     except OSError as exc:
@@ -112,61 +146,64 @@ def explained(path: Path) -> Iterator[None]:
         raise UnwritableError(f"{path} {reason}; {advice}") from exc
 
 
-def _look(path: Path) -> os.stat_result | None:
-    """Return what a path leads to; the kernel refuses links that others have laid where all may write."""
+def _status_of(path: Path) -> os.stat_result | None:
+    """Return the status of the file that a path leads to; None if there is none.
+
+    In directories where all users may write, the kernel refuses to follow the links of other users.
+    """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    return found
+    return status
 
 
-def _is_replaceable(path: Path, found: os.stat_result | None) -> bool:
-    """Whether a path is one name of one file, or of none yet; what /proc leads to is open somewhere."""
-    if found is None:
+def _is_replaceable(path: Path, status: os.stat_result | None) -> bool:
+    """Return whether a path is the one name of one file, or free; files under /proc are open somewhere."""
+    if status is None:
         return True
-    is_file = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    is_file = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
     return is_file and not os.path.realpath(path.parent).startswith("/proc/")
 
 
-def _replace(path: Path, found: os.stat_result | None, data: bytes | memoryview | None) -> bool:
-    """Put a new file in a path's place, or only try to if there is no data; False: write through instead."""
+def _replace(path: Path, status: os.stat_result | None, data: bytes | memoryview | None) -> bool:
+    """Put a new file in a path's place; without data, only try. Return False to have it written directly."""
     target = Path(os.path.realpath(path))
     part = target.with_name(f".fedexec-{secrets.token_hex(8)}.part")
     try:
-        # O_EXCL: nobody can have laid a link there.
-        mode = 0o666 if found is None else 0o600
+        # O_EXCL: no other user can have put a link there.
+        mode = 0o666 if status is None else 0o600
         fd = os.open(part, OPEN | os.O_CREAT | os.O_EXCL, mode)
         try:
-            if found is not None and hasattr(os, "fchown"):
-                os.fchown(fd, found.st_uid, found.st_gid)
-                os.fchmod(fd, stat.S_IMODE(found.st_mode))
+            if status is not None and hasattr(os, "fchown"):
+                os.fchown(fd, status.st_uid, status.st_gid)
+                os.fchmod(fd, stat.S_IMODE(status.st_mode))
             _write(fd, data or b"", sync=data is not None)
             if data is not None:
                 part.replace(target)
         finally:
             part.unlink(missing_ok=True)
     except OSError as exc:
-        if found is None or exc.errno not in KEEPS_ITS_PLACE:
+        if status is None or exc.errno not in KEEPS_ITS_PLACE:
             raise
         return False
     return True
 
 
-def _write_through(path: Path, found: os.stat_result | None, data: bytes | memoryview) -> None:
-    """Write what a path leads to; of a file, whose content that replaces, only once there is room for all."""
+def _write_through(path: Path, status: os.stat_result | None, data: bytes | memoryview) -> None:
+    """Write to a path directly; the content of a file is lost only once there is room for all new data."""
     fd = os.open(path, OPEN)
-    if found is None or not stat.S_ISREG(found.st_mode):
+    if status is None or not stat.S_ISREG(status.st_mode):
         _write(fd, data)
         return
     try:
-        if len(data) > found.st_size and hasattr(os, "posix_fallocate"):
+        if len(data) > status.st_size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, len(data))
     except OSError as exc:
         if exc.errno in IS_FULL:
-            os.ftruncate(fd, found.st_size)
+            os.ftruncate(fd, status.st_size)
             os.close(fd)
             raise
     os.ftruncate(fd, len(data))
@@ -174,7 +211,7 @@ def _write_through(path: Path, found: os.stat_result | None, data: bytes | memor
 
 
 def _write(fd: int, data: bytes | memoryview, *, sync: bool = False) -> None:
-    """Write everything, and close; a full disk may say so as late as that."""
+    """Write all data and close the descriptor; some file systems report a full disk only then."""
     with open(fd, "wb", buffering=0) as file:
         left = memoryview(data).cast("B")
         while left:

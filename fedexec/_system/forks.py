@@ -1,9 +1,10 @@
-"""What a process that the caller forks inherits, and must let go of.
+"""Keeps descriptors of the caller from staying open in processes that are forked from it.
 
-DataLoader, ``multiprocessing.Pool`` and :func:`os.fork` copy the caller with its executors, but not their
-threads. Workers and templates notice that the caller is gone by the end of a pipe; a forked process that kept
-the other end open would keep them alive. So each such descriptor leads to ``/dev/null`` in the child. Its
-number stays taken there, so that no object of the child closes somebody else's descriptor later.
+DataLoader, ``multiprocessing.Pool`` and :func:`os.fork` copy the caller with its executors, but without their
+threads. Workers and templates notice the end of the caller by the end of a pipe. A forked process that kept
+the caller's end of such a pipe open would keep them alive. So in the child each such descriptor leads to
+``/dev/null``. The number of the descriptor stays in use there, so that no object of the child later closes a
+descriptor that belongs to another object.
 """
 
 import contextlib
@@ -13,25 +14,40 @@ from collections.abc import Iterator
 
 __all__ = ["hold", "let_go", "no_fork"]
 
-_lock = threading.RLock()  # No process is forked while it is held.
+_lock = threading.RLock()  # no process is forked while this is locked
 _held: set[int] = set()
 
 
 @contextlib.contextmanager
 def no_fork() -> Iterator[None]:
-    """Keep other threads from forking between the opening of a descriptor and :func:`hold`."""
+    """Keep other threads from forking between opening a descriptor and calling :func:`hold`."""
     with _lock:
         yield
 
 
 def hold(fd: int) -> int:
-    """Note that a descriptor must not stay open in processes that are forked; return it."""
+    """Note that a descriptor must not stay open in forked processes.
+
+    Parameters
+    ----------
+    fd : int
+
+    Returns
+    -------
+    int
+        The same descriptor.
+    """
     _held.add(fd)
     return fd
 
 
 def let_go(fd: int) -> None:
-    """Note that a descriptor is about to be closed: its number may soon be another's."""
+    """Note that a descriptor is about to be closed, because another file may soon get its number.
+
+    Parameters
+    ----------
+    fd : int
+    """
     _held.discard(fd)
 
 

@@ -1,4 +1,4 @@
-"""Which modules are of Python or of installed packages, and which are the user's own and may change."""
+"""Tells modules of Python and of installed packages from the user's own modules, which may change."""
 
 import importlib
 import sys
@@ -6,16 +6,25 @@ from pathlib import Path
 
 __all__ = ["OURS", "is_installed", "is_installed_file"]
 
-OURS = ("fedexec", "fedexec_backends")  # installed, wherever they lie
+OURS = ("fedexec", "fedexec_backends")  # these count as installed, even if they run from a working copy
 _FOLDERS = {"site-packages", "dist-packages"}
 _STANDARD = importlib.__file__.rpartition("importlib")[0]
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a module that is loaded here is Python's or an installed package's, not the user's own.
+    """Return whether a loaded module belongs to Python or to an installed package.
 
-    The user's own may change while a program runs, and do something when they are imported; so may those
-    of packages that are installed in place (``pip install -e``).
+    Other modules are the user's own: they may change while a program runs, and may have effects when they
+    are imported. The same holds for packages that are installed in place (``pip install -e``).
+
+    Parameters
+    ----------
+    name : str
+        Name of a module that is loaded in this process.
+
+    Returns
+    -------
+    bool
     """
     package = name.partition(".")[0]
     if package in ("__main__", "__mp_main__"):
@@ -30,5 +39,15 @@ def is_installed(name: str) -> bool:
 
 
 def is_installed_file(file: str) -> bool:
-    """Return whether a file is of Python or of an installed package."""
+    """Return whether a file belongs to Python or to an installed package.
+
+    Parameters
+    ----------
+    file : str
+        Path of the file.
+
+    Returns
+    -------
+    bool
+    """
     return file.startswith(_STANDARD) or not _FOLDERS.isdisjoint(Path(file).parts)

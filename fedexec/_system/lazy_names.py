@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are used: a worker would pay for all that it never needs."""
+"""Imports the names of a package when they are used, so that workers do not import what they never need."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -15,7 +15,12 @@ def importer(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[st
     package : str
         The package's own ``__name__``.
     homes : mapping of str to tuple of str
-        Module, relative to the package, to the names that it defines.
+        Names that each module defines; the module is relative to the package.
+
+    Returns
+    -------
+    callable
+        ``get(name)``.
     """
     modules = {name: f"{package}.{home}" for home, names in homes.items() for name in names}
 

@@ -1,8 +1,8 @@
-"""What programs that ended badly have left on this machine: what is ours is removed, the rest is told.
+"""Finds what programs that ended badly have left on this machine: processes of fedexec, and files.
 
-Nothing of fedexec stays when its caller ends, however it ends. What is found here could not be ended, or
-belongs to other users of :mod:`multiprocessing` and loky: their files do not tell whose they are, so they are
-never touched. Linux only: elsewhere nothing is found.
+Processes of fedexec end with their caller, however it ends; those that are found here could not be ended.
+Files may belong to other users of :mod:`multiprocessing` and loky. The files do not say whose they are, so
+they are only reported and never removed. Linux only: elsewhere nothing is found.
 """
 
 import os
@@ -21,20 +21,21 @@ from fedexec._system.ownership import Mark
 __all__ = ["Leftover", "find", "mapped_shared_memory", "shared_memory", "suspects", "unmapped"]
 
 SHARED = Path("/dev/shm")
-_NAMES = ("sem.mp-", "sem.loky-", "psm_")  # semaphores of multiprocessing and of loky, and segments
-_DIRECTORY = "pymp-"  # of a Manager's socket
-_YOUNG_SECONDS = 10.0  # what is younger may be about to be used
+_NAMES = ("sem.mp-", "sem.loky-", "psm_")  # semaphores of multiprocessing and of loky, and shared memory
+_DIRECTORY = "pymp-"  # directories with the socket of a Manager
+_YOUNG_SECONDS = 10.0  # a process may be about to use a file that is younger
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A process of fedexec's whose caller has ended.
+    """A process of fedexec whose caller has ended.
 
     Attributes
     ----------
     pid : int
+        Process id.
     mark : Mark
-        The proof.
+        The proof that this is a process of fedexec.
     """
 
     pid: int
@@ -44,81 +45,100 @@ class Leftover:
         return f"process {self.pid} of process {self.mark.pid}, which has ended"
 
     def remove(self) -> None:
-        """End the process, and what was started in its group.
+        """End the process and all processes in its group.
 
         Raises
         ------
         OSError
-            That is not allowed.
+            This user may not end the process.
         """
         try:
-            handle = os.pidfd_open(self.pid)  # From here on the number cannot become another process's.
+            handle = os.pidfd_open(self.pid)  # from here on no other process can get this process id
         except ProcessLookupError:
             return
         try:
-            if Mark.on(self.pid) == self.mark and self.mark.is_of_the_dead():
+            if Mark.on(self.pid) == self.mark and self.mark.caller_has_ended():
                 if os.getpgid(self.pid) == self.pid:
                     os.killpg(self.pid, signal.SIGKILL)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # It has ended meanwhile.
+            pass  # the process has ended meanwhile
         finally:
             os.close(handle)
 
 
 def find() -> list[Leftover]:
-    """Return this user's processes that are proven to be fedexec's, and whose caller is proven to be gone."""
-    found = []
+    """Return this user's processes that are certainly fedexec's and whose caller has certainly ended."""
+    leftovers = []
     for pid in _processes():
         mark = Mark.on(pid)
-        if mark is not None and mark.is_of_the_dead() and _user_of(pid) == os.getuid():
-            found.append(Leftover(pid, mark))
-    return found
+        if mark is not None and mark.caller_has_ended() and _user_of(pid) == os.getuid():
+            leftovers.append(Leftover(pid, mark))
+    return leftovers
 
 
 def suspects() -> dict[str, list[Path]]:
-    """Return, by kind, files of this user that no process which can be seen uses.
+    """Return files of this user that no visible process uses, by kind of file.
 
-    They may be in use all the same: by a process of another user or container, or by one that is about to.
+    The files may be in use all the same: by a process of another user or container, or soon by a new process.
     """
-    found: dict[str, list[Path]] = {}
+    unused: dict[str, list[Path]] = {}
     named = [path for path in shared_memory() if path.name.startswith(_NAMES) and _is_old(path, stat.S_ISREG)]
     for path in unmapped(named):
-        found.setdefault("semaphore" if path.name.startswith("sem.") else "shared memory", []).append(path)
+        unused.setdefault("semaphore" if path.name.startswith("sem.") else "shared memory", []).append(path)
     try:
         sockets = Path("/proc/net/unix").read_text()
     except OSError:
-        return found
+        return unused
     for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*"):
         if _is_old(path, stat.S_ISDIR) and str(path) not in sockets:
-            found.setdefault("directory of a socket", []).append(path)
-    return found
+            unused.setdefault("directory of a socket", []).append(path)
+    return unused
 
 
 def shared_memory() -> set[Path]:
-    """Return the POSIX semaphores and shared memory that have a name."""
+    """Return the paths of all POSIX semaphores and shared memory that have a name."""
     return set(SHARED.iterdir()) if SHARED.is_dir() else set()
 
 
 def unmapped(paths: Iterable[Path]) -> set[Path]:
-    """Return those of these semaphores and segments that no living process has mapped."""
-    paths = set(paths)  # listed before the maps are read: what is created meanwhile would seem to be nobody's
+    """Return those of these semaphores and shared memory files that no living process has mapped.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+
+    Returns
+    -------
+    set of Path
+    """
+    paths = set(paths)  # listed before the maps are read, so that newer files do not count as unmapped
     if not paths:
         return set()
-    # By inode: a semaphore is created under another name than it gets.
+    # Compare inodes, because a semaphore is created under another name than its final name.
     mapped = {inode for pid in psutil.pids() for inode in mapped_shared_memory(pid)}
-    found = set()
+    free = set()
     for path in paths:
         try:
             if path.lstat().st_ino not in mapped:
-                found.add(path)
+                free.add(path)
         except FileNotFoundError:
             pass
-    return found
+    return free
 
 
 def mapped_shared_memory(pid: int) -> set[int]:
-    """Return the inodes of the semaphores and segments that a process has mapped."""
+    """Return the inodes of the semaphores and shared memory that a process has mapped.
+
+    Parameters
+    ----------
+    pid : int
+
+    Returns
+    -------
+    set of int
+        Empty if the process does not exist or belongs to another user.
+    """
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
@@ -138,7 +158,7 @@ def _user_of(pid: int) -> int | None:
 
 
 def _is_old(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Return whether this is such a file, of this user, and not new. A symbolic link is not followed."""
+    """Return whether a path is a file of that kind, of this user, and not new. Links are not followed."""
     try:
         status = path.lstat()
     except OSError:

@@ -1,7 +1,7 @@
-"""The mark that a process of fedexec bears, so that :mod:`fedexec._system.leftovers` knows it.
+"""The mark of a process of fedexec, by which :mod:`fedexec._system.leftovers` recognizes it.
 
-It stands in the environment with which the process was started, where only its user can read it. Linux only:
-elsewhere no process bears one.
+The mark is part of the environment with which the process was started, where only its user can read it. Linux
+only: elsewhere processes have no mark.
 """
 
 import os
@@ -16,18 +16,19 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Who has started a process.
+    """Identifies the caller that has started a process.
 
     Attributes
     ----------
     pid : int
-        Of the caller.
+        Process id of the caller.
     started : int
-        When the caller was started, in clock ticks since the machine was: no other process has both numbers.
+        Start of the caller in clock ticks since the machine was started. No other process has the same
+        `pid` and the same `started`.
     namespace : int
-        In which `pid` counts.
+        Inode of the pid namespace to which `pid` belongs.
     boot : str
-        Which start of the machine it was.
+        Identifies the start of the machine.
     """
 
     pid: int
@@ -37,7 +38,7 @@ class Mark:
 
     @classmethod
     def own(cls) -> "Mark | None":
-        """Return the mark of this process; None where the system does not tell what it takes."""
+        """Return the mark of this process; None if the system does not provide the necessary information."""
         started = _start_of(os.getpid())
         try:
             namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 (a link that leads nowhere)
@@ -48,7 +49,17 @@ class Mark:
 
     @classmethod
     def on(cls, pid: int) -> "Mark | None":
-        """Return the mark that a process bears; None if it bears none, is gone, or is another user's."""
+        """Return the mark that a process has.
+
+        Parameters
+        ----------
+        pid : int
+
+        Returns
+        -------
+        Mark or None
+            None if the process has no mark, has ended, or belongs to another user.
+        """
         try:
             environ = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
         except OSError:
@@ -64,11 +75,11 @@ class Mark:
     def __str__(self) -> str:
         return f"{self.pid}:{self.started}:{self.namespace}:{self.boot}"
 
-    def is_of_the_dead(self) -> bool:
+    def caller_has_ended(self) -> bool:
         """Return whether it is certain that the caller has ended."""
         here = Mark.own()
         if here is None or (self.namespace, self.boot) != (here.namespace, here.boot):
-            return False  # Its number means another process here.
+            return False  # in this namespace the process id names another process
         return _start_of(self.pid) != self.started
 
 

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write and read them."""
+"""Reads and writes numbers of bytes in the form that people use."""
 
 import re
 
@@ -12,23 +12,23 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str | int) -> int:
-    """Read a number of bytes as people write it.
+    """Read a size in the form that people use.
 
     Parameters
     ----------
     text : str or int
-        ``"512MiB"``, ``"1.5 GB"``, ``"800m"`` or plain bytes. KiB, MiB, GiB, TiB are powers of 1024; KB,
-        MB, GB, TB (and one letter) powers of 1000.
+        ``"512MiB"``, ``"1.5 GB"``, ``"800m"``, or a number of bytes. KiB, MiB, GiB and TiB are powers of
+        1024. KB, MB, GB and TB, and a single letter, are powers of 1000.
 
     Returns
     -------
     int
-        Bytes, more than 0.
+        Bytes, greater than 0.
 
     Raises
     ------
     SettingsError
-        Not a size.
+        The text is not a size.
     """
     match = _SIZE.fullmatch(str(text)) if not isinstance(text, bool) else None
     if match is None or (match[2] and match[2].lower() not in _UNITS):
@@ -40,7 +40,18 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size: int | None) -> str:
-    """Write a number of bytes for people; None, which was not measured, says so."""
+    """Write a size in the form that people use.
+
+    Parameters
+    ----------
+    size : int or None
+        Bytes; None if it was not measured.
+
+    Returns
+    -------
+    str
+        Such as ``"512 MiB"``, or ``"not measured"``.
+    """
     if size is None:
         return "not measured"
     value = float(size)

@@ -145,8 +145,8 @@ def test_what_a_task_or_a_preload_starts_bears_no_mark():
 @pytest.mark.parametrize("other", ["boot", "namespace"])
 def test_a_mark_of_another_machine_or_container_proves_nothing(other):
     mark = dataclasses.replace(Mark.own(), started=1)
-    assert mark.is_of_the_dead()
-    assert not dataclasses.replace(mark, **{other: type(getattr(mark, other))(12345)}).is_of_the_dead()
+    assert mark.caller_has_ended()
+    assert not dataclasses.replace(mark, **{other: type(getattr(mark, other))(12345)}).caller_has_ended()
 
 
 def test_the_report_tells_devices_ports_and_versions(shared, emulate, capsys):
