@@ -1,6 +1,7 @@
-"""Images and labels, and which of them each client owns. Needs numpy only, torchvision for CIFAR-10.
+"""Images, labels, and their partition over clients; needs only numpy, and torchvision for CIFAR-10.
 
-A :class:`DataSpec`, a few bytes, decides everything; it travels to the worker, which loads the data.
+A :class:`DataSpec` of a few bytes describes the data completely. It is sent to the worker, which loads the
+data itself.
 """
 
 import functools
@@ -20,11 +21,11 @@ DATASETS = ("digits", "cifar10")
 PARTITIONS = ("iid", "dirichlet")
 
 _DIGITS = Path(__file__).with_name("digits.npz")
-_DIGITS_TRAIN = 1437  # of 1,797: four fifths
+_DIGITS_TRAIN = 1437  # of 1,797 images: four fifths
 
 
 class DataError(FedexecError, ValueError):
-    """A data set that is missing, damaged or too small; the message says what to do."""
+    """A data set is missing, damaged or too small; the message says what to do."""
 
 
 class Samples(NamedTuple):
@@ -33,8 +34,9 @@ class Samples(NamedTuple):
     Attributes
     ----------
     images : ndarray of float32, shape (n, 3, 32, 32)
-        Normalised to -1..1.
+        Pixels, scaled to -1..1.
     labels : ndarray of int64, shape (n,)
+        Classes, 0 to 9.
     """
 
     images: npt.NDArray[np.float32]
@@ -43,21 +45,22 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
-    """Which data, and how it is split.
+    """A data set and its partition.
 
     Attributes
     ----------
     name : {"digits", "cifar10"}
     directory : str
-        Where CIFAR-10 lies.
+        Directory of CIFAR-10.
     download : bool
         Whether CIFAR-10 may be downloaded.
     partition : {"iid", "dirichlet"}
     alpha : float
-        Concentration of the Dirichlet distribution; the smaller, the less alike the clients.
+        Concentration of the Dirichlet distribution; the smaller it is, the more the clients differ.
     clients : int
-        Into how many parts the training set is split.
+        Number of parts of the training set.
     seed : int
+        Determines the partition and the initial weights.
     """
 
     name: str = "digits"
@@ -69,18 +72,18 @@ class DataSpec:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON knows it."""
+        """Return the spec as JSON-compatible values."""
         return asdict(self)
 
 
 def load_data(spec: DataSpec, *, client: int | None = None) -> Samples:
-    """Load one client's training samples, or the test set of them all.
+    """Load one client's training samples, or the common test set.
 
     Parameters
     ----------
     spec : DataSpec
     client : int, optional
-        From 0 to ``spec.clients - 1``; None is the test set, which nobody trains on.
+        From 0 to ``spec.clients - 1``; None: the test set, on which no client trains.
 
     Returns
     -------
@@ -93,14 +96,14 @@ def load_data(spec: DataSpec, *, client: int | None = None) -> Samples:
     """
     raw_images, labels = _load_raw(spec.name, spec.directory, spec.download, train=client is not None)
     if client is not None:
-        mine = partition(labels, spec)[client]
-        raw_images, labels = raw_images[mine], labels[mine]
+        indices = partition(labels, spec)[client]
+        raw_images, labels = raw_images[indices], labels[indices]
     prepare = _prepare_digits if spec.name == "digits" else _prepare_cifar10
     return Samples(prepare(raw_images), labels.astype(np.int64))
 
 
 def partition(labels: npt.NDArray[Any], spec: DataSpec) -> list[npt.NDArray[np.int64]]:
-    """Deal the samples out to the clients; the same spec deals the same way everywhere.
+    """Distribute the samples over the clients; the same spec gives the same partition on every machine.
 
     Parameters
     ----------
@@ -110,16 +113,17 @@ def partition(labels: npt.NDArray[Any], spec: DataSpec) -> list[npt.NDArray[np.i
     Returns
     -------
     list of ndarray of int64
-        Per client the indices of its samples; every sample has one owner, every client at least one sample.
+        For each client, the indices of its samples. Every sample belongs to exactly one client, and every
+        client has at least one sample.
 
     Raises
     ------
     DataError
-        More clients than samples.
+        There are more clients than samples.
 
     Notes
     -----
-    "dirichlet" draws each class's shares from Dir(alpha): Hsu et al. 2019 (arXiv:1909.06335).
+    "dirichlet" draws the shares of each class from Dir(alpha): Hsu et al. 2019 (arXiv:1909.06335).
     """
     if spec.clients > len(labels):
         raise DataError(f"{spec.clients} clients cannot share {len(labels)} training samples")
@@ -131,10 +135,10 @@ def partition(labels: npt.NDArray[Any], spec: DataSpec) -> list[npt.NDArray[np.i
         members = rng.permutation(np.flatnonzero(labels == label))
         shares = rng.dirichlet(np.full(spec.clients, spec.alpha))
         cuts = (np.cumsum(shares)[:-1] * len(members)).astype(int)
-        for part, chosen in zip(parts, np.split(members, cuts), strict=True):
-            part.extend(chosen.tolist())
+        for part, share in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(share.tolist())
     for part in parts:
-        if not part:  # a client without a sample cannot train: the richest gives one
+        if not part:  # A client without a sample cannot train, so the largest part gives it one.
             part.append(max(parts, key=len).pop())
     return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
 
@@ -143,7 +147,7 @@ def partition(labels: npt.NDArray[Any], spec: DataSpec) -> list[npt.NDArray[np.i
 def _load_raw(
     name: str, directory: str, download: bool, *, train: bool
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-    """Load a whole set once a process, as small as it is stored."""
+    """Load a whole data set once per process, in the small types in which it is stored."""
     if name == "digits":
         return _read_digits(_DIGITS, train=train)
     if name == "cifar10":
@@ -157,17 +161,17 @@ def _read_digits(path: Path, *, train: bool) -> tuple[npt.NDArray[np.uint8], npt
             images, labels = archive["images"], archive["labels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise DataError(f"{path} is damaged ({exc}); install fedexec again") from exc
-    # The file is ordered by writer, so it is shuffled, the same way for ever, before it is cut.
+    # The file is ordered by writer, so it is shuffled before it is split, always with the same seed.
     order = np.random.default_rng(0).permutation(len(labels))
-    chosen = order[:_DIGITS_TRAIN] if train else order[_DIGITS_TRAIN:]
-    return images[chosen], labels[chosen]
+    selected = order[:_DIGITS_TRAIN] if train else order[_DIGITS_TRAIN:]
+    return images[selected], labels[selected]
 
 
 def _read_cifar10(
     directory: str, *, download: bool, train: bool
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
     try:
-        from torchvision.datasets import CIFAR10  # 2.3 s, so only where it is asked for
+        from torchvision.datasets import CIFAR10  # This import takes 2.3 s, so it is made only for CIFAR-10.
     except ImportError as exc:
         raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[demo]'") from exc
     try:
@@ -182,14 +186,14 @@ def _read_cifar10(
 
 
 def _prepare_digits(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Enlarge 8x8 to 32x32 bilinearly, three equal channels, 0..16 to -1..1."""
+    """Scale images bilinearly from 8x8 to 32x32 and from 0..16 to -1..1, in three equal channels."""
     enlarge = _bilinear_weights(8, 32)
     large = enlarge @ (images.astype(np.float32) / 8 - 1) @ enlarge.T
     return np.repeat(large[:, np.newaxis], 3, axis=1)
 
 
 def _bilinear_weights(source: int, target: int) -> npt.NDArray[np.float32]:
-    """Matrix of shape (target, source) that interpolates one axis, pixel centres aligned."""
+    """Return a (target, source) matrix that interpolates along one axis, with aligned pixel centres."""
     position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     left = np.minimum(position.astype(int), source - 2)
     weights = np.zeros((target, source), dtype=np.float32)
@@ -200,6 +204,6 @@ def _bilinear_weights(source: int, target: int) -> npt.NDArray[np.float32]:
 
 
 def _prepare_cifar10(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Channels first, 0..255 to -1..1."""
+    """Put the channels first, and scale pixels from 0..255 to -1..1."""
     scaled = images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
     return np.ascontiguousarray(scaled)

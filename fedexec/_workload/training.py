@@ -1,7 +1,7 @@
-"""The tutorial's network, and what a client and the server do with it. Runs in a worker.
+"""The tutorial's network, and the work of clients and server with it; runs in a worker.
 
-Nothing here reads torch's global random state: with the same seed every backend computes the same bits, also
-``inline``, whose tasks share a process.
+Nothing here reads torch's global random state, so every backend computes the same bits from the same seed,
+even ``inline``, whose tasks share a process.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch._dynamo  # torch imports these 893 modules at the first optimizer step: so, in the template
+import torch._dynamo  # The first optimizer step imports these 893 modules; here the template imports them.
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
@@ -36,7 +36,16 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(84, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images, float32 of shape (n, 3, 32, 32), to logits of shape (n, 10)."""
+        """Compute the classes' logits.
+
+        Parameters
+        ----------
+        x : Tensor of float32, shape (n, 3, 32, 32)
+
+        Returns
+        -------
+        Tensor of float32, shape (n, 10)
+        """
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         x = x.flatten(1)
@@ -47,27 +56,50 @@ class Net(nn.Module):
 
 
 def get_weights(model: nn.Module) -> Weights:
-    """Return the model's parameters and buffers as arrays on the CPU, in the order of its state dict."""
+    """Return a model's parameters and buffers on the CPU, in the order of its state dict.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    list of ndarray
+    """
     return [value.cpu().numpy() for value in model.state_dict().values()]
 
 
 def set_weights(model: nn.Module, weights: Weights) -> None:
-    """Load what :func:`get_weights` returned.
+    """Load weights that :func:`get_weights` returned.
+
+    Parameters
+    ----------
+    model : nn.Module
+    weights : list of ndarray
 
     Raises
     ------
     RuntimeError
-        Number or shapes do not fit the model.
+        Their number or shapes do not fit the model.
     """
     keys = model.state_dict().keys()
     if len(keys) != len(weights):
-        raise RuntimeError(f"the model has {len(keys)} arrays, got {len(weights)}")
+        raise RuntimeError(f"the model has {len(keys)} arrays, but got {len(weights)}")
     state = {key: torch.from_numpy(np.array(value)) for key, value in zip(keys, weights, strict=True)}
     model.load_state_dict(state, strict=True)
 
 
 def initial_weights(seed: int) -> Weights:
-    """Return the weights of a fresh model; the same seed gives the same."""
+    """Return the weights of a new model; the same seed gives the same weights.
+
+    Parameters
+    ----------
+    seed : int
+
+    Returns
+    -------
+    list of ndarray
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_weights(Net())
@@ -75,17 +107,23 @@ def initial_weights(seed: int) -> Weights:
 
 @hidden()
 def warm_up(data: DataSpec, batch_size: int = 32) -> None:
-    """Read the data set into this process and take two of a client's own steps, on the CPU.
+    """Read the data set into this process, and take two training steps of client 0 on the CPU.
 
-    They have the sizes of its batches, of which the last may be smaller: oneDNN makes a kernel for each.
+    The steps have the batch sizes of a client, whose last batch may be smaller, because oneDNN makes a kernel
+    for each size.
+
+    Parameters
+    ----------
+    data : DataSpec
+    batch_size : int
     """
     load_data(data)
     samples = load_data(data, client=0)
-    some = slice(0, batch_size + len(samples.labels) % batch_size)
+    batches = slice(0, batch_size + len(samples.labels) % batch_size)
     with torch.random.fork_rng(devices=[]):
         net = Net()
     config = {"epochs": 1, "batch_size": batch_size, "learning_rate": 0.1}
-    images, labels = torch.from_numpy(samples.images[some]), torch.from_numpy(samples.labels[some])
+    images, labels = torch.from_numpy(samples.images[batches]), torch.from_numpy(samples.labels[batches])
     _train(net, config, images, labels, torch.Generator())
 
 
@@ -100,7 +138,7 @@ def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -
         ``epochs`` (int), ``batch_size`` (int), ``learning_rate`` (float), ``server_round`` (int).
     data : DataSpec
     client : int
-        Whose samples.
+        The client whose samples are used.
 
     Returns
     -------
@@ -121,7 +159,7 @@ def train(parameters: Weights, config: Config, *, data: DataSpec, client: int) -
 def _train(
     net: Net, config: Config, images: torch.Tensor, labels: torch.Tensor, shuffle: torch.Generator
 ) -> float:
-    """Take the steps; return the mean loss of the last epoch."""
+    """Take the training steps; return the mean loss of the last epoch."""
     optimizer = torch.optim.SGD(net.parameters(), lr=float(config["learning_rate"]), momentum=0.9)
     loss_sum = 0.0
     for _ in range(int(config["epochs"])):
@@ -139,20 +177,21 @@ def _train(
 def test(
     parameters: Weights, config: Config, *, data: DataSpec, client: int | None = None
 ) -> tuple[float, int, Config]:
-    """Validate the network: on the test set, or on the samples of one client.
+    """Evaluate the network on the test set, or on one client's samples.
 
     Parameters
     ----------
     parameters : list of ndarray
     config : dict
-        ``batch_size`` (int), if any.
+        ``batch_size`` (int, default 256).
     data : DataSpec
     client : int, optional
+        None: the test set.
 
     Returns
     -------
     tuple of (float, int, dict)
-        Mean cross-entropy, number of samples, and the ``accuracy``, 0 to 1.
+        Mean cross-entropy, number of samples, and ``accuracy`` (0 to 1).
     """
     samples = load_data(data, client=client)
     size = int(config.get("batch_size", 256))
@@ -162,8 +201,8 @@ def test(
         set_weights(net, parameters)
         net.to(device)
         for start in range(0, len(samples.labels), size):
-            some = slice(start, start + size)
-            images, labels = put(samples.images[some]), put(samples.labels[some])
+            batch = slice(start, start + size)
+            images, labels = put(samples.images[batch]), put(samples.labels[batch])
             logits = net(images)
             loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum().item())
@@ -172,5 +211,5 @@ def test(
 
 
 def _seed(*parts: int) -> int:
-    """Mix numbers into one seed, so that no two clients and rounds shuffle alike."""
+    """Mix numbers into one seed, so that every client and round shuffles differently."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
