@@ -1,6 +1,6 @@
-"""Accelerators as fedexec sees them, from outside: how much memory each has, and which process holds it.
+"""Accelerators, seen from outside: how much memory each has, and which process holds how much of it.
 
-Asking never starts a context on a device. Figures of an emulated device begin with EMULATED.
+Asking never starts a context on a device. The name of an emulated device begins with EMULATED.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Which devices tasks may use, as the user chose them or as the machine has them."""
+"""Finds the devices that tasks may use, as the user chose them or as the machine has them."""
 
 import os
 
@@ -22,12 +22,12 @@ def find_devices(choice: str | None = None) -> tuple[Device, ...]:
     Returns
     -------
     tuple of Device
-        Empty where there is none, or no driver to ask.
+        Empty if there is no device, or no driver to ask.
 
     Raises
     ------
     DeviceError
-        One that was asked for does not exist; says what does.
+        A device that was asked for does not exist; the message names those that exist.
     """
     choice = (os.environ.get("FEDEXEC_DEVICE", "") if choice is None else choice).strip()
     if choice == "none":

@@ -1,7 +1,8 @@
-"""NVIDIA's devices, through NVML: asking starts no CUDA, and is allowed before a fork.
+"""Finds and measures NVIDIA's devices through NVML, which starts no CUDA and works before a fork.
 
-Needs ``nvidia-ml-py`` (the extra ``gpu``) and the driver's ``libnvidia-ml.so.1``; looks for them when asked.
-A driver that stops answering gives None and one warning for each device, never an exception.
+This needs ``nvidia-ml-py`` (the extra ``gpu``) and the driver's ``libnvidia-ml.so.1``; both are looked for
+at the first use. If the driver stops answering, values are None, and one warning for each device is logged;
+no exception is raised.
 """
 
 import itertools
@@ -19,8 +20,8 @@ __all__ = ["NvmlDevice", "devices"]
 
 log = logging.getLogger("fedexec")
 
-_END = ("-1", "NoDevFiles")  # what follows these is hidden; the second is how Slurm says "no GPU"
-_NO_PIDS = (0, 0xFFFFFFFF)
+_END = ("-1", "NoDevFiles")  # names after these are hidden; Slurm writes the second if a job has no GPU
+_NO_PIDS = (0, 0xFFFFFFFF)  # no process has such a number
 
 
 class NvmlDevice(Device):
@@ -29,32 +30,37 @@ class NvmlDevice(Device):
     Parameters
     ----------
     uuid, name : str
-        As NVML gives them.
+        As NVML reports them.
     """
 
     def __init__(self, uuid: str, name: str) -> None:
         self.uuid = uuid
         self.name = name
         self._handle: Any = None
-        self._pid: int | None = None  # the process the handle is good for
+        self._pid: int | None = None  # the process in which the handle is valid
 
     def total_bytes(self) -> int | None:
-        """Return its capacity; None if the driver does not answer any more."""
+        """Return the capacity in bytes; None if the driver no longer answers."""
         memory = self._ask("nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.total)
 
     def used_bytes(self) -> int | None:
-        """Return what is not free, the driver's own share included; None if the driver does not answer."""
-        # `used` counts the driver's share in version 1 and not in version 2, which some systems do not have.
+        """Return how many bytes are in use, including the driver's own share; None if it does not answer."""
+        # `used` includes the driver's share in version 1 but not in version 2, which some systems lack.
         memory = self._ask("nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.total) - int(memory.free)
 
     def process_bytes(self) -> Mapping[int, int] | None:
-        """Return pid to bytes of the processes that compute.
+        """Return how many bytes each computing process holds, by pid.
 
-        None if the driver does not answer, or lists what cannot be: early 535 drivers wrote entries of
-        another length. A process whose memory it does not tell is not in it. In a container the pids may be
-        the host's: :mod:`fedexec.memory.self_usage` finds out.
+        A process is missing if the driver does not say how much it holds. In a container the pids may be
+        those of the host; :mod:`fedexec.memory.self_usage` finds that out.
+
+        Returns
+        -------
+        mapping of int to int, or None
+            None if the driver does not answer, or if its list cannot be true: early 535 drivers wrote entries
+            of another length.
         """
         before = self.used_bytes()
         entries = self._ask("nvmlDeviceGetComputeRunningProcesses")
@@ -63,14 +69,14 @@ class NvmlDevice(Device):
             return None
         counts = Counter(entry.pid for entry in entries)
         held = {entry.pid: int(entry.usedGpuMemory) for entry in entries if entry.usedGpuMemory is not None}
-        # Against the larger of the two: a process may have ended, or begun, around the list.
+        # Compare with the larger value: a process may have begun or ended while the list was read.
         if any(pid in counts for pid in _NO_PIDS) or len(counts) < len(entries):
-            wrong = f"it lists the pids {sorted(counts.elements())}"
+            mistake = f"it lists the pids {sorted(counts.elements())}"
         elif sum(held.values()) > max(before, after):
-            wrong = f"it lists {sum(held.values())} bytes, of {max(before, after)} in use"
+            mistake = f"it lists {sum(held.values())} bytes, but {max(before, after)} are in use"
         else:
             return held
-        _warn_once(self.uuid + " list", f"{self}: the driver's process list cannot be true: {wrong}")
+        _warn_once(self.uuid + " list", f"{self}: the driver's process list cannot be true: {mistake}")
         return None
 
     def _ask(self, function: str) -> Any:
@@ -80,7 +86,7 @@ class NvmlDevice(Device):
                 self._pid = os.getpid()
             return _call(function, self._handle)
         except _SilentError as exc:
-            _warn_once(self.uuid, f"{self}: figures of it are unknown: {exc}")
+            _warn_once(self.uuid, f"{self}: its memory cannot be measured: {exc}")
             return None
 
     def __str__(self) -> str:
@@ -88,28 +94,29 @@ class NvmlDevice(Device):
 
 
 def devices(choice: str | None, *, named_by: str) -> tuple[NvmlDevice, ...]:
-    """Find NVIDIA's devices. Where a GPU is in MIG mode, its instances are devices, and it is not.
+    """Find NVIDIA's devices. If a GPU is in MIG mode, its instances are devices, and the GPU itself is not.
 
     Parameters
     ----------
     choice : str or None
-        In the form of ``CUDA_VISIBLE_DEVICES``: a comma-separated list of indices in NVML's order (which is
-        CUDA's with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``), of UUIDs, of beginnings of UUIDs that only one device
-        has, of UUIDs of MIG instances; a GPU in MIG mode stands for all its instances. Empty or "-1" is none,
-        None is all.
+        A comma-separated list as in ``CUDA_VISIBLE_DEVICES``: indices in NVML's order (which is CUDA's order
+        with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``), UUIDs of GPUs and MIG instances, and beginnings of UUIDs that
+        only one device has. A GPU in MIG mode stands for all its instances. An empty list and "-1" choose no
+        device, None chooses all.
     named_by : str
-        The variable that says so, for messages. ``CUDA_VISIBLE_DEVICES`` may name devices where there is no
-        driver or none at all: then nothing was meant for fedexec.
+        The variable that holds the choice, for messages. If it is ``CUDA_VISIBLE_DEVICES``, it may name
+        devices although there is no driver or no device: then it was not set for fedexec.
 
     Returns
     -------
     tuple of NvmlDevice
-        In the order of `choice`. Empty where there is nothing to ask.
+        In the order of `choice`; empty if there is no driver or no device.
 
     Raises
     ------
     DeviceError
-        A name is no device's, or several devices', or there twice; or there is nothing to ask.
+        A name belongs to no device or to several devices, or a device is named twice, or there is no driver
+        or no device.
     """
     names = None if choice is None else _names(choice)
     if names == []:
@@ -122,24 +129,29 @@ def devices(choice: str | None, *, named_by: str) -> tuple[NvmlDevice, ...]:
     if not gpus:
         if names is not None and named_by != "CUDA_VISIBLE_DEVICES":
             raise DeviceError(f"{named_by}={choice!r} asks for a device, but {missing}")
-        log.log(level, "no NVIDIA device: %s", missing)
+        log.log(level, "there is no NVIDIA device that can be used: %s", missing)
         return ()
     if names is None:
         return tuple(device for gpu in gpus for device in gpu.devices)
+    try:
+        return _choose(names, gpus)
+    except DeviceError as exc:
+        existing = ", ".join(map(str, gpus))
+        raise DeviceError(f"{named_by}={choice!r}: {exc}. Devices here: {existing}") from None
+
+
+def _choose(names: Sequence[str], gpus: Sequence["_Gpu"]) -> tuple[NvmlDevice, ...]:
+    """Return the devices that have these names; raise DeviceError with the problem of a wrong name."""
     chosen: dict[str, NvmlDevice] = {}
     for name in names:
-        found = _find(name, gpus)
-        if len(found) > 1:
-            problem = "is the beginning of several"
-        elif not any(found):
-            problem = "is no device"
-        elif any(device.uuid in chosen for device in found[0]):
-            problem = "is there twice"
-        else:
-            chosen.update((device.uuid, device) for device in found[0])
-            continue
-        existing = ", ".join(map(str, gpus))
-        raise DeviceError(f"{named_by}={choice!r}: {name!r} {problem}. There are: {existing}")
+        matches = _find(name, gpus)
+        if len(matches) > 1:
+            raise DeviceError(f"{name!r} is the beginning of the UUIDs of several devices")
+        if not any(matches):
+            raise DeviceError(f"{name!r} is not the name of a device")
+        if any(device.uuid in chosen for device in matches[0]):
+            raise DeviceError(f"{name!r} names a device for the second time")
+        chosen.update((device.uuid, device) for device in matches[0])
     return tuple(chosen.values())
 
 
@@ -147,7 +159,7 @@ def devices(choice: str | None, *, named_by: str) -> tuple[NvmlDevice, ...]:
 class _Gpu:
     index: int
     uuid: str
-    devices: tuple[NvmlDevice, ...]  # itself, or its MIG instances
+    devices: tuple[NvmlDevice, ...]  # the GPU itself, or its MIG instances
 
     def __str__(self) -> str:
         uuids = [device.uuid for device in self.devices]
@@ -162,7 +174,7 @@ def _names(choice: str) -> list[str]:
 
 
 def _find(name: str, gpus: Sequence[_Gpu]) -> list[tuple[NvmlDevice, ...]]:
-    """Return what has this name, or a name that begins so."""
+    """Return the devices with this name; if there are none, those whose UUID begins with it."""
     known = {gpu.uuid: gpu.devices for gpu in gpus}
     known |= {device.uuid: (device,) for gpu in gpus for device in gpu.devices}
     exact = {str(gpu.index): gpu.devices for gpu in gpus} | known
@@ -178,18 +190,18 @@ def _gpus() -> list[_Gpu]:
             handle = _call("nvmlDeviceGetHandleByIndex", index)
             uuid = _call("nvmlDeviceGetUUID", handle)
             gpus.append(_Gpu(index, uuid, _devices_of(handle, uuid)))
-        except _SilentError as exc:  # the count includes those that this process must not use
-            _warn_once(f"GPU {index}", f"GPU {index} is left out: {exc}")
+        except _SilentError as exc:  # the count includes GPUs that this process may not use
+            _warn_once(f"GPU {index}", f"GPU {index} is not used: {exc}")
     return gpus
 
 
 def _devices_of(handle: Any, uuid: str) -> tuple[NvmlDevice, ...]:
     name = _call("nvmlDeviceGetName", handle)
-    mode = _try("nvmlDeviceGetMigMode", handle)  # most GPUs have no such mode
+    mode = _try("nvmlDeviceGetMigMode", handle)  # most GPUs do not have this mode
     if mode is None or mode[0] != 1:
         return (NvmlDevice(uuid, name),)
-    slots = range(_call("nvmlDeviceGetMaxMigDeviceCount", handle))  # some are empty
-    instances = [_try("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot) for slot in slots]
+    indices = range(_call("nvmlDeviceGetMaxMigDeviceCount", handle))  # some have no instance
+    instances = [_try("nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in indices]
     return tuple(
         NvmlDevice(_call("nvmlDeviceGetUUID", instance), _try("nvmlDeviceGetName", instance) or f"{name} MIG")
         for instance in instances
@@ -201,11 +213,11 @@ def _devices_of(handle: Any, uuid: str) -> tuple[NvmlDevice, ...]:
 
 
 class _SilentError(Exception):
-    """NVML gives no answer; says why."""
+    """NVML does not answer; the message says why."""
 
 
 class _AbsentError(_SilentError):
-    """It never will: an ordinary machine without a GPU."""
+    """NVML will never answer, because this is an ordinary machine without a GPU."""
 
 
 _started_in: int | None = None
@@ -213,7 +225,7 @@ _warned: set[str] = set()
 
 
 def _call(function: str, *args: Any) -> Any:
-    """Call a function of pynvml; NVML is started once in each process, in a forked one again."""
+    """Call a function of pynvml. NVML is started once in each process, and once more in a forked process."""
     global _started_in
     try:
         import pynvml
@@ -221,7 +233,7 @@ def _call(function: str, *args: Any) -> Any:
         raise _AbsentError("nvidia-ml-py is not installed: pip install 'fedexec[gpu]'") from None
     absent = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
     try:
-        # Without a lock, which a fork could leave locked: NVML may be started twice.
+        # There is no lock, because a fork could leave it locked. NVML may be started twice.
         if _started_in != os.getpid():
             pynvml.nvmlInit()
             _started_in = os.getpid()

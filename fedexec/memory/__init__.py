@@ -1,4 +1,4 @@
-"""Who holds how much memory: of the host, of its devices, of torch's allocator.
+"""Measures memory: of the host, of devices, and of torch's allocator.
 
-What was not measured is None, never 0; what an emulated device says begins with EMULATED.
+A value that was not measured is None, never 0. The name of an emulated device begins with EMULATED.
 """

@@ -1,4 +1,4 @@
-"""What torch's allocator says of this process's own device memory. Asking never starts a device."""
+"""Asks torch's allocator about this process's own device memory. Asking never starts a device."""
 
 import sys
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ __all__ = ["AllocatorReading", "read", "reset_peak"]
 
 @dataclass(frozen=True, slots=True)
 class AllocatorReading:
-    """Bytes of one process on its current device: ``allocated <= reserved <= what the driver counts``.
+    """Bytes of this process on its current device: ``allocated <= reserved <= what the driver counts``.
 
-    What the driver counts beside it (context, modules, workspaces) torch does not know. A peak that the
-    backend does not keep is None.
+    The driver also counts the context, modules and workspaces, which torch does not know. A peak is None if
+    torch's module for the device does not keep it.
     """
 
     allocated_bytes: int
@@ -22,7 +22,7 @@ class AllocatorReading:
 
 
 def read() -> AllocatorReading | None:
-    """Return the figures; None where torch is not loaded, or has not touched a device that keeps count."""
+    """Return the allocator's values; None if torch is not loaded or has not used a device that counts."""
     torch: Any = sys.modules.get("torch")
     backend = _started(torch)
     try:
@@ -37,13 +37,13 @@ def read() -> AllocatorReading | None:
             return AllocatorReading(
                 int(torch.mps.current_allocated_memory()), int(torch.mps.driver_allocated_memory())
             )
-    except (AttributeError, RuntimeError):  # an older torch, a backend that does not count
+    except (AttributeError, RuntimeError):  # an older torch, or a device whose module does not count
         pass
     return None
 
 
 def reset_peak() -> None:
-    """Have the peaks begin anew, if there are any."""
+    """Reset the peaks of the allocator, if there are any."""
     backend = _started(sys.modules.get("torch"))
     if backend is not None:
         try:
@@ -53,10 +53,10 @@ def reset_peak() -> None:
 
 
 def _started(torch: Any) -> Any:
-    """Return torch's module for the device this process has started: ``torch.cuda`` (ROCm too), or another.
+    """Return torch's module for the device that this process has started, such as ``torch.cuda`` (also ROCm).
 
-    Not through ``torch.accelerator``: its ``is_available()`` may start the driver, after which this process
-    cannot fork any more.
+    ``torch.accelerator`` would not do: its ``is_available()`` may start the driver, after which this process
+    could not be forked any more.
     """
     for name in ("cuda", "xpu"):
         backend = getattr(torch, name, None)

@@ -1,9 +1,10 @@
-"""Host memory, as the kernel counts it. Unknown is None.
+"""Measures host memory as the kernel counts it. A value that is unknown is None.
 
-Three figures for a process: *RSS*, what it has resident, cheap, and counted again in each process that
-shares it; *PSS*, its fair share of that, which adds up over processes, and takes milliseconds to read when
-torch is loaded; and the *peak* of its RSS since :func:`reset_peak`. Compare strategies by the sum of PSS over
-the whole tree (:func:`tree_bytes`): the template that workers share their pages with is part of the price.
+There are three values for a process. *RSS* is its resident memory; it is cheap to read, and counts shared
+pages in each process. *PSS* divides shared pages by the number of processes, so it can be added up over
+processes; reading it takes milliseconds if torch is loaded. The *peak* is the largest RSS since
+:func:`reset_peak`. Compare strategies by the sum of PSS over all processes (:func:`tree_bytes`), because the
+template with which workers share pages is part of the cost.
 """
 
 import os
@@ -26,7 +27,17 @@ __all__ = [
 
 
 def rss_bytes(pid: int) -> int | None:
-    """Return the resident set of a process; None when it is gone."""
+    """Return the resident memory (RSS) of a process in bytes.
+
+    Parameters
+    ----------
+    pid : int
+
+    Returns
+    -------
+    int or None
+        None if the process has ended.
+    """
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -34,8 +45,18 @@ def rss_bytes(pid: int) -> int | None:
 
 
 def pss_bytes(pid: int) -> int | None:
-    """Return the proportional set of a process; None when it is gone, or where the system does not tell."""
-    for name in ("smaps_rollup", "smaps"):  # the second, which takes longer, before Linux 4.14
+    """Return the proportional memory (PSS) of a process in bytes.
+
+    Parameters
+    ----------
+    pid : int
+
+    Returns
+    -------
+    int or None
+        None if the process has ended, or if the system does not say.
+    """
+    for name in ("smaps_rollup", "smaps"):  # the second takes longer; it is for Linux before 4.14
         try:
             lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
         except OSError:
@@ -46,19 +67,19 @@ def pss_bytes(pid: int) -> int | None:
 
 
 def tree_bytes(measure: Callable[[int], int | None] = pss_bytes, root: int | None = None) -> int | None:
-    """Add up a process and all its descendants.
+    """Return the memory of a process and all its descendants in bytes.
 
     Parameters
     ----------
     measure : callable
         :func:`pss_bytes` or :func:`rss_bytes`.
     root : int, optional
-        A pid. Default: this process.
+        Process id. Default: this process.
 
     Returns
     -------
     int or None
-        None if the root itself cannot be measured; a descendant that ends meanwhile counts nothing.
+        None if the process itself cannot be measured. A descendant that ends meanwhile counts as 0.
     """
     root = os.getpid() if root is None else root
     total = measure(root)
@@ -72,7 +93,7 @@ def tree_bytes(measure: Callable[[int], int | None] = pss_bytes, root: int | Non
 
 
 def reset_peak() -> bool:
-    """Have this process's peak begin anew; False where the system cannot."""
+    """Reset the peak of this process; return False if the system cannot do that."""
     try:
         file = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -87,10 +108,10 @@ def reset_peak() -> bool:
 
 
 def peak_and_rss() -> tuple[int | None, int | None]:
-    """Return the peak of this process, and its RSS now.
+    """Return the peak and the current RSS of this process in bytes; None for each that is unknown.
 
-    Every task asks, in a process whose memory is all copied when it is written to: a :class:`Path`, and lines
-    of text, would cost it 90 pages.
+    This runs for every task, in a process in which each page that is written to is copied first. Using
+    :class:`Path` and lines of text here would cost 90 more pages.
     """
     try:
         file = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""What the process that asks holds on its device: the worker's side of a task's usage."""
+"""Measures what this process holds on its device: the device part of the usage of a task."""
 
 import os
 import sys
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["OwnDevice", "read", "reset_peak"]
 
-LIBRARIES = ("cupy", "jax", "tensorflow")  # that use a device without torch
+LIBRARIES = ("cupy", "jax", "tensorflow")  # libraries that use a device without torch
 
 
 @dataclass(frozen=True, slots=True)
 class OwnDevice:
-    """What this process holds on the device it computes on. What was not measured is None.
+    """What this process holds on the device on which it computes. A value that was not measured is None.
 
     Attributes
     ----------
     uuid : str or None
-        Of the device.
+        UUID of the device.
     held_bytes : int or None
-        As the driver counts it, the context included; None too where the driver's list cannot be trusted.
+        Bytes as the driver counts them, including the context; None also if the driver's list of processes
+        cannot be trusted.
     peak_bytes : int or None
-        The most it has held since :func:`reset_peak`: what the driver counts beside the allocator's share,
-        and that share's peak.
+        The most bytes held since :func:`reset_peak`: what the driver counts besides the allocator's memory,
+        plus the peak of the allocator's memory.
     torch : AllocatorReading or None
-        What torch's allocator says; of an emulated device, the books kept by its rules.
+        Values of torch's allocator; for an emulated device, the values that the emulation computes.
     """
 
     uuid: str | None = None
@@ -44,7 +45,7 @@ class OwnDevice:
 
 
 def reset_peak() -> None:
-    """Have the peaks begin anew."""
+    """Reset the peaks of this process."""
     allocator.reset_peak()
     device = _emulated()
     if device is not None:
@@ -52,7 +53,14 @@ def reset_peak() -> None:
 
 
 def read() -> OwnDevice:
-    """Measure this process. Costs next to nothing where no device was used, milliseconds where one was."""
+    """Measure this process.
+
+    This costs almost nothing if no device was used, and milliseconds if one was.
+
+    Returns
+    -------
+    OwnDevice
+    """
     device = _emulated()
     if device is not None:
         held, peak = device.held_bytes(), device.peak_bytes()
@@ -70,14 +78,14 @@ def read() -> OwnDevice:
 
 
 def _emulated() -> "EmulatedDevice | None":
-    """Return the emulated device, if one was chosen and can be reached."""
+    """Return the emulated device if one is chosen and exists, else None."""
     if not is_emulated(os.environ.get("FEDEXEC_DEVICE", "")):
         return None
     from fedexec.devices.emulated import emulated_device
 
     try:
         return emulated_device.device()
-    except (DeviceError, SettingsError):  # whoever allocates there is told; a measurement says nothing
+    except (DeviceError, SettingsError):  # a task that uses the device gets this error itself
         return None
 
 
@@ -86,8 +94,8 @@ def _on_real_device(reading: AllocatorReading | None) -> OwnDevice:
     for device in _candidates(assigned()):
         listed = device.process_bytes() or {}
         held = listed.get(os.getpid())
-        # The process is its own canary: a list that does not show it, or less than torch has reserved in it,
-        # speaks of other pids than ours (a container).
+        # Check the driver's list with this process: if the list lacks it, or says less than torch has
+        # reserved in it, then the pids in the list are those of the host and not of this container.
         if held is None or held < reserved:
             continue
         growth = (reading.peak_reserved_bytes or 0) - reserved if reading is not None else 0
@@ -98,5 +106,5 @@ def _on_real_device(reading: AllocatorReading | None) -> OwnDevice:
 
 @cache
 def _candidates(uuid: str | None) -> tuple[Device, ...]:
-    found = find_devices()
-    return tuple(device for device in found if uuid is None or device.uuid == uuid)
+    devices = find_devices()
+    return tuple(device for device in devices if uuid is None or device.uuid == uuid)

@@ -1,10 +1,10 @@
-"""How much memory was held when: of the host by this program's processes, of each device by everybody.
+"""Records over time how much memory is held: on the host by this program, on each device by all programs.
 
-A :class:`Timeline` samples while it is open, and takes *marks*: what was held at a moment that means
-something, such as the end of a round. Who held it, the tasks' own records tell: ``future.usage``, ``started``
-and ``ended``.
+A :class:`Timeline` measures repeatedly while it is open. *Marks* are measurements at important moments, such
+as the end of a round. Which task held the memory follows from the futures: ``usage``, ``started`` and
+``ended``.
 
-What a mark finds beyond the baseline is a *residual*: memory that outlived the work it was taken for.
+Memory that a mark finds beyond the baseline is a *residual*: it outlived the work for which it was allocated.
 """
 
 import threading
@@ -19,37 +19,45 @@ from fedexec.memory import host
 
 __all__ = ["Mark", "Series", "Timeline"]
 
-DEVICE_SECONDS = 0.05  # between two looks at the devices; one costs some microseconds
-HOST_SECONDS = 1.0  # at least, between two looks at the host
-HOST_SHARE = 0.01  # of the time, at most, is spent on looking: the kernel holds up who is looked at
-MOST_POINTS = 2048
+DEVICE_SECONDS = 0.05  # time between two measurements of devices; each takes some microseconds
+HOST_SECONDS = 1.0  # shortest time between two measurements of the host
+HOST_SHARE = 0.01  # largest share of time spent on measuring the host, which delays the processes
+MOST_POINTS = 2048  # of a series
 
 
 @dataclass(slots=True)
 class Series:
-    """What was measured one after the other. Never more than 2048 points: then neighbours become one.
+    """Measurements over time, at most 2048 points. Beyond that, two neighbouring points become one.
 
     Attributes
     ----------
     seconds : list of float
-        Since the timeline began.
+        Times in seconds since the timeline began.
     nbytes : list of int
-        Of two points that became one, the larger.
+        Measured bytes; for two points that became one, the larger value.
     peak : int or None
-        None if nothing was measured.
+        The largest value in bytes; None if nothing was measured.
     """
 
     seconds: list[float] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
-    _step: float = 0.0  # seconds that one point stands for
+    _step: float = 0.0  # seconds that each point stands for
 
     @property
     def peak(self) -> int | None:
-        """Return the largest."""
+        """Return the largest value."""
         return max(self.nbytes, default=None)
 
     def add(self, seconds: float, nbytes: int | None) -> None:
-        """Add a point; one that was not measured is left out."""
+        """Add a point.
+
+        Parameters
+        ----------
+        seconds : float
+            Time in seconds since the timeline began.
+        nbytes : int or None
+            Measured bytes; None adds no point.
+        """
         if nbytes is None:
             return
         if self.seconds and seconds < self.seconds[-1] + self._step:
@@ -65,19 +73,20 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What was held at one moment. What was not measured is None.
+    """What was held at one moment. A value that was not measured is None.
 
     Attributes
     ----------
     seconds : float
-        Since the timeline began.
+        Time in seconds since the timeline began.
     label : str
-        "round", "shutdown", or what the caller says.
+        "round", "shutdown", or a label of the caller.
     server_round : int or None
+        Number of the round.
     host_bytes : int or None
         PSS of this process and all its descendants.
     device_bytes : dict of str to (int or None)
-        UUID to what is held beyond what was when the timeline began.
+        Bytes held beyond the baseline, by UUID of the device.
     """
 
     seconds: float
@@ -88,24 +97,26 @@ class Mark:
 
 
 class Timeline:
-    """Samples from its creation until :meth:`close`; a context manager.
+    """Measures memory from its creation until :meth:`close`; a context manager.
 
     Parameters
     ----------
     devices : sequence of Device
-        ``executor.devices``.
+        Usually ``executor.devices``.
 
     Attributes
     ----------
     began : float
-        Seconds since the epoch.
+        Start in seconds since the epoch.
     watched : tuple of Device
+        The devices that are measured.
     host : Series
-        PSS of this process and all its descendants, once a second or less often.
+        PSS of this process and all its descendants, measured at most once a second.
     devices : dict of str to Series
-        UUID to what is held beyond the baseline, 20 times a second.
+        Bytes held beyond the baseline, by UUID of the device, measured 20 times a second.
     baseline : dict of str to (int or None)
-        UUID to what others held before. None: not measured, and then neither is what comes after.
+        Bytes that were held at the start, by UUID of the device. If it is None, nothing is measured on that
+        device.
     marks : list of Mark
     """
 
@@ -117,7 +128,7 @@ class Timeline:
         self.host = Series()
         self.devices = {device.uuid: Series() for device in devices}
         self.marks: list[Mark] = []
-        self._lock = threading.Lock()  # guards what is measured
+        self._lock = threading.Lock()  # guards the measurements
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="fedexec-timeline", daemon=True)
         self._thread.start()
@@ -136,7 +147,19 @@ class Timeline:
         self._thread.join()
 
     def mark(self, label: str, server_round: int | None = None) -> Mark:
-        """Measure now, and remember what for. Takes milliseconds for each process."""
+        """Measure now, and keep the result. This takes milliseconds for each process.
+
+        Parameters
+        ----------
+        label : str
+            The reason for the mark, such as "round".
+        server_round : int, optional
+            Number of the round.
+
+        Returns
+        -------
+        Mark
+        """
         mark = Mark(self._now(), label, server_round, host.tree_bytes(), self._held())
         with self._lock:
             self.marks.append(mark)
@@ -145,13 +168,26 @@ class Timeline:
         return mark
 
     def residual_bytes(self, uuid: str, label: str) -> int | None:
-        """Return the most that marks of that label found on a device; None if one of them did not measure."""
+        """Return the largest residual that the marks of one label have found on a device.
+
+        Parameters
+        ----------
+        uuid : str
+            UUID of the device.
+        label : str
+
+        Returns
+        -------
+        int or None
+            Bytes; None if one of the marks could not measure the device, or if there is no such mark.
+        """
         with self._lock:
-            found = [mark.device_bytes[uuid] for mark in self.marks if mark.label == label]
-        return None if None in found else max((held for held in found if held is not None), default=None)
+            residuals = [mark.device_bytes[uuid] for mark in self.marks if mark.label == label]
+        measured = [residual for residual in residuals if residual is not None]
+        return max(measured, default=None) if len(measured) == len(residuals) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON knows it."""
+        """Return all measurements as a dictionary that :mod:`json` can write."""
         with self._lock:
             return {
                 "began": self.began,

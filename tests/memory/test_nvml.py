@@ -130,20 +130,20 @@ def test_choices(driver):
 @pytest.mark.parametrize(
     ("choice", "name", "problem"),
     [
-        ("2", "2", "is no device"),
-        ("0,7", "7", "is no device"),
-        ("0,,1", "", "is no device"),
-        ("-2", "-2", "is no device"),
-        ("cuda:0", "cuda:0", "is no device"),
-        ("0:1", "0:1", "is no device"),
-        ("GPU-bbbb", "GPU-bbbb", "is no device"),
-        ("MIG-cccc", "MIG-cccc", "is no device"),
-        (A[4:], A[4:], "is no device"),
-        ("G", "G", "is no device"),
-        (A + "0", A + "0", "is no device"),
-        ("GPU-aaaa", "GPU-aaaa", "is the beginning of several"),
-        ("0,0", "0", "is there twice"),
-        (f"0,{A}", A, "is there twice"),
+        ("2", "2", "is not the name of a device"),
+        ("0,7", "7", "is not the name of a device"),
+        ("0,,1", "", "is not the name of a device"),
+        ("-2", "-2", "is not the name of a device"),
+        ("cuda:0", "cuda:0", "is not the name of a device"),
+        ("0:1", "0:1", "is not the name of a device"),
+        ("GPU-bbbb", "GPU-bbbb", "is not the name of a device"),
+        ("MIG-cccc", "MIG-cccc", "is not the name of a device"),
+        (A[4:], A[4:], "is not the name of a device"),
+        ("G", "G", "is not the name of a device"),
+        (A + "0", A + "0", "is not the name of a device"),
+        ("GPU-aaaa", "GPU-aaaa", "is the beginning of the UUIDs of several devices"),
+        ("0,0", "0", "names a device for the second time"),
+        (f"0,{A}", A, "names a device for the second time"),
     ],
 )
 @pytest.mark.parametrize("variable", ["FEDEXEC_DEVICE", "CUDA_VISIBLE_DEVICES"])
@@ -155,7 +155,7 @@ def test_a_name_that_is_no_device_is_an_error(driver, choice, name, problem, var
         show(str(exc))
     """
     assert driver(GPU_A + GPU_B, body, **{variable: choice}) == (
-        f"{variable}={choice!r}: {name!r} {problem}. There are: 0 ({A}), 1 ({B})"
+        f"{variable}={choice!r}: {name!r} {problem}. Devices here: 0 ({A}), 1 ({B})"
     )
 
 
@@ -171,9 +171,9 @@ def test_a_gpu_that_is_kept_from_us_is_left_out(driver):
     scenario = f"{GPU_A}{GPU_B}fail nvmlDeviceGetHandleByIndex_v2 {NO_PERMISSION} {A}\n"
     found, by_name, messages = driver(scenario, "show([uuids(), [uuids('1'), uuids('0')], messages])")
     assert found == [B]
-    assert by_name == [[B], f"FEDEXEC_DEVICE='0': '0' is no device. There are: 1 ({B})"]
+    assert by_name == [[B], f"FEDEXEC_DEVICE='0': '0' is not the name of a device. Devices here: 1 ({B})"]
     assert len(messages) == 1
-    assert messages[0].startswith("WARNING GPU 0 is left out")
+    assert messages[0].startswith("WARNING GPU 0 is not used")
     assert "Insufficient Permissions" in messages[0]
 
 
@@ -208,7 +208,7 @@ def test_without_pynvml():
     answers, messages = run("sys.modules['pynvml'] = None\n" + ASK)
     reason = "nvidia-ml-py is not installed: pip install 'fedexec[gpu]'"
     assert answers == [[], [], [], f"FEDEXEC_DEVICE='0' asks for a device, but {reason}"]
-    assert messages == [f"INFO no NVIDIA device: {reason}"] * 2
+    assert messages == [f"INFO there is no NVIDIA device that can be used: {reason}"] * 2
 
 
 def test_without_a_driver():

@@ -195,7 +195,8 @@ def test_mig_instances_are_the_devices(driver):
 
 
 def test_mig_choices(driver):
-    exist = f"There are: 0 ({A}), 1 ({B}, in MIG mode: {M1}, {M2})"
+    several = "is the beginning of the UUIDs of several devices"
+    exist = f"Devices here: 0 ({A}), 1 ({B}, in MIG mode: {M1}, {M2})"
     choices = {
         M2: [M2],
         f"{M2},{M1}": [M2, M1],
@@ -203,9 +204,9 @@ def test_mig_choices(driver):
         "1": [M1, M2],
         B: [M1, M2],
         "GPU-aaaa2,0": [M1, M2, A],
-        "MIG-cccc": f"FEDEXEC_DEVICE='MIG-cccc': 'MIG-cccc' is the beginning of several. {exist}",
-        "MIG-d": f"FEDEXEC_DEVICE='MIG-d': 'MIG-d' is no device. {exist}",
-        f"1,{M1}": f"FEDEXEC_DEVICE='1,{M1}': '{M1}' is there twice. {exist}",
+        "MIG-cccc": f"FEDEXEC_DEVICE='MIG-cccc': 'MIG-cccc' {several}. {exist}",
+        "MIG-d": f"FEDEXEC_DEVICE='MIG-d': 'MIG-d' is not the name of a device. {exist}",
+        f"1,{M1}": f"FEDEXEC_DEVICE='1,{M1}': '{M1}' names a device for the second time. {exist}",
     }
     body = f"show([uuids(choice) for choice in {list(choices)!r}])"
     assert dict(zip(choices, driver(GPU_A + MIG_B, body), strict=True)) == choices
@@ -215,7 +216,8 @@ def test_a_gpu_in_mig_mode_without_instances_is_no_device(driver):
     found, by_name = driver(f"{GPU_A}{GPU_B}mig -\n", "show([uuids(), uuids('1')])")
     assert found == [A]
     assert by_name == (
-        f"FEDEXEC_DEVICE='1': '1' is no device. There are: 0 ({A}), 1 ({B}, in MIG mode: no instance)"
+        "FEDEXEC_DEVICE='1': '1' is not the name of a device. "
+        f"Devices here: 0 ({A}), 1 ({B}, in MIG mode: no instance)"
     )
 
 

@@ -1,1 +1,1 @@
-"""Everything that is EMULATED: an accelerator of which only the memory exists, for machines without one."""
+"""Everything EMULATED: accelerators of which only the memory exists, for machines that have no real ones."""

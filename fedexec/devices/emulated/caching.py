@@ -1,4 +1,4 @@
-"""What PyTorch's caching allocator would reserve, by the rules of ``c10/cuda/CUDACachingAllocator.cpp``."""
+"""Computes what PyTorch's caching allocator would reserve (``c10/cuda/CUDACachingAllocator.cpp``)."""
 
 import bisect
 import os
@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 __all__ = ["Block", "CachingAllocator", "FullError"]
 
 MIB = 1 << 20
-ROUNDING = 512  # bytes; every block is a multiple
+ROUNDING = 512  # bytes; the size of every block is a multiple
 SMALL = MIB  # blocks up to this size come from the small pool,
-SMALL_SEGMENT = 2 * MIB  # in segments of this size;
-MEDIUM = 10 * MIB  # larger ones up to this size
-LARGE_SEGMENT = 20 * MIB  # from segments of this size,
-LARGE_ROUNDING = 2 * MIB  # and all above from segments of their own, rounded up to this
+SMALL_SEGMENT = 2 * MIB  # whose segments have this size
+MEDIUM = 10 * MIB  # larger blocks up to this size
+LARGE_SEGMENT = 20 * MIB  # come from segments of this size
+LARGE_ROUNDING = 2 * MIB  # still larger blocks have segments of their own, rounded up to this size
 
 
 class FullError(Exception):
-    """The device has no room."""
+    """The device has too little free memory."""
 
 
 @dataclass(eq=False)
 class Block:
-    """A piece of emulated memory. Free it, or let it be collected; a context manager."""
+    """A block of emulated memory. It is freed by :meth:`free`, by leaving its context, or when collected."""
 
     on_free: "Callable[[Block], None]"
     segment: "_Segment"
@@ -32,7 +32,7 @@ class Block:
     is_free: bool = False
 
     def free(self) -> None:
-        """Give it back to the process's cache."""
+        """Give the block back to the cache of its process."""
         if not self.is_free:
             self.is_free = True
             self.on_free(self)
@@ -49,11 +49,11 @@ class Block:
 
 @dataclass(eq=False)
 class _Segment:
-    """What the allocator took from the device in one piece, and which parts of it are free."""
+    """Memory that the allocator has taken from the device at once, and which parts of it are free."""
 
     size: int
     is_small: bool
-    gaps: list[tuple[int, int]] = field(default_factory=list)  # (offset, size), sorted, never adjacent
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # free (offset, size), sorted, never adjacent
 
 
 class CachingAllocator:
@@ -62,14 +62,15 @@ class CachingAllocator:
     Parameters
     ----------
     reserve : callable
-        ``reserve(held, wanted)`` has the device hold `wanted` bytes instead of `held`, or raises FullError.
+        ``reserve(held, needed)`` has this process hold `needed` bytes of the device instead of `held`, or
+        raises FullError.
     context : int
-        Bytes that the first block takes besides.
+        Bytes of the context, which the process holds from its first block on.
 
     Attributes
     ----------
     held, allocated, peak : int
-        Context and segments; blocks; the most that was held.
+        Bytes of context and segments, bytes of blocks, and the most bytes that were held.
     """
 
     def __init__(self, reserve: Callable[[int, int], None], context: int) -> None:
@@ -81,12 +82,28 @@ class CachingAllocator:
         self.peak = 0
 
     def allocate(self, nbytes: int, on_free: Callable[[Block], None]) -> Block:
-        """Take a block; FullError if neither the cache nor the device has room for it."""
+        """Allocate a block.
+
+        Parameters
+        ----------
+        nbytes : int
+        on_free : callable
+            ``on_free(block)`` is called when the block is freed.
+
+        Returns
+        -------
+        Block
+
+        Raises
+        ------
+        FullError
+            Neither the cache nor the device has enough free memory.
+        """
         if not self.held:
             self._hold(self.context)
         size = max(ROUNDING, -(-nbytes // ROUNDING) * ROUNDING)
         segment, offset, room = self._best_fit(size) or self._grow(size)
-        # What is left over is kept for others if it is worth it: torch splits large blocks only above 1 MiB.
+        # Keep the rest of a gap for other blocks; but torch splits a large gap only if over 1 MiB is left.
         rest = room - size
         if rest < ROUNDING or (not segment.is_small and rest <= SMALL):
             size = room
@@ -97,7 +114,12 @@ class CachingAllocator:
         return Block(on_free, segment, offset, size)
 
     def free(self, block: Block) -> None:
-        """Keep a block's memory for others."""
+        """Give the memory of a block back to the cache.
+
+        Parameters
+        ----------
+        block : Block
+        """
         self.allocated -= block.size
         gaps = block.segment.gaps
         at = bisect.bisect(gaps, (block.offset, block.size))
@@ -109,7 +131,7 @@ class CachingAllocator:
         bisect.insort(gaps, (start, end - start))
 
     def release_cached(self) -> None:
-        """Give back the segments of which nothing is in use."""
+        """Give back to the device the segments in which no block is allocated."""
         whole = [segment for segment in self._segments if segment.gaps == [(0, segment.size)]]
         if whole:
             self._segments = [segment for segment in self._segments if segment not in whole]
@@ -144,7 +166,7 @@ class CachingAllocator:
         self._segments.append(segment)
         return segment, 0, segment.size
 
-    def _hold(self, wanted: int) -> None:
-        self._reserve(self.held, wanted)
-        self.held = wanted
-        self.peak = max(self.peak, wanted)
+    def _hold(self, needed: int) -> None:
+        self._reserve(self.held, needed)
+        self.held = needed
+        self.peak = max(self.peak, needed)

@@ -1,10 +1,10 @@
-"""Charges an EMULATED device with the bytes that tensors really need, where there is no real one.
+"""Charges an EMULATED device with the bytes that tensors really need, on machines without a real device.
 
-Tensors stay on the CPU and are computed there. Each storage that torch makes is entered into the books of the
-device (:mod:`~fedexec.devices.emulated.emulated_device`) for as long as it lives: weights, gradients, what
-the optimizer keeps, what autograd keeps for the backward pass. What a GPU needs besides (workspaces of its
-libraries) is not counted, nor what other threads and forked processes make: torch asks only the thread that
-computes.
+Tensors stay on the CPU and are computed there. Each storage that torch makes is charged to the device
+(:mod:`~fedexec.devices.emulated.emulated_device`) as long as the storage lives: weights, gradients, the state
+of the optimizer, and what autograd keeps for the backward pass. Not charged are the workspaces of a GPU's
+libraries, and tensors of other threads and of forked processes, because torch calls this module only in the
+thread that computes.
 """
 
 import contextlib
@@ -30,17 +30,18 @@ Put = Callable[[npt.NDArray[Any]], torch.Tensor]
 
 @contextlib.contextmanager
 def computing() -> Iterator[tuple[torch.device, Put]]:
-    """Lend what to compute on: the GPU if there is one, held to reproducible algorithms, else the CPU.
+    """Lend a device to compute on: the GPU if there is one, with reproducible algorithms, else the CPU.
 
     Yields
     ------
-    tuple of (torch.device, callable)
-        The second moves an array there.
+    device : torch.device
+    put : callable
+        ``put(array)`` returns a tensor with the array's values on the device.
 
     Raises
     ------
     torch.OutOfMemoryError
-        Inside the block, where a device is emulated: its tensors do not fit.
+        Tensors do not fit into an emulated device; this is raised inside the context.
     """
     chosen = os.environ.get("FEDEXEC_DEVICE", "")
     if is_emulated(chosen):
@@ -54,8 +55,8 @@ def computing() -> Iterator[tuple[torch.device, Put]]:
     yield where, lambda array: torch.from_numpy(array).to(where)
 
 
-# Storage to its size and its block, until it is gone. Of the process, as the device is: what outlives one
-# `computing()` is known in the next, and is charged once.
+# Storage to its size in bytes and its block. It belongs to the process, as the device does, so that a storage
+# that outlives one `computing()` is charged only once.
 _known: "dict[weakref.ref[Any], tuple[int, Block]]" = {}
 
 
@@ -69,27 +70,27 @@ class _Charging(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if os.getpid() == self._pid:  # a DataLoader's worker inherits this mode, and uses no GPU
-            if isinstance(made, torch.Tensor):  # nearly always, and then a tree is half of the cost
+        if os.getpid() == self._pid:  # a worker of a DataLoader inherits this mode, but would not use a GPU
+            if isinstance(made, torch.Tensor):  # nearly always true, and saves half of the cost of a tree
                 self._enter(made)
             else:
                 tree_map_only(torch.Tensor, self._enter, made)
         return made
 
     def put(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """Enter an array that a GPU would get a copy of."""
+        """Return a tensor of an array, and charge it, because a GPU would get a copy of the array."""
         tensor = torch.from_numpy(array)
         self._enter(tensor)
         return tensor
 
     def _enter(self, tensor: torch.Tensor) -> None:
         for storage in _storages(tensor):
-            # torch keeps one Python object for a storage as long as the storage lives, in C++ too.
+            # torch keeps one Python object for a storage as long as the storage lives, also in C++.
             reference = weakref.ref(storage, _leave)
             nbytes, block = _known.get(reference, (0, None))
             if storage.nbytes() == nbytes:
                 continue
-            # New, or resized: then the new piece is taken before the old one is given back, as on a GPU.
+            # A new or resized storage: allocate the new block before the old block is freed, as on a GPU.
             if storage.nbytes():
                 _known[reference] = (storage.nbytes(), self._device.allocate(storage.nbytes()))
             else:
@@ -99,18 +100,18 @@ class _Charging(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(tensor: torch.Tensor) -> "Iterable[torch.UntypedStorage]":
-    """Return what holds a tensor's bytes: nothing for one that only has a shape."""
+    """Return the storages that hold the bytes of a tensor; there are none if it has only a shape."""
     parts: Iterable[torch.Tensor] = (tensor,)
     if tensor.layout in _PARTS:
         parts = (getattr(tensor, name)() for name in _PARTS[tensor.layout])
     try:
         storages = [part.untyped_storage() for part in parts]
-    except NotImplementedError:  # a layout of the CPU's own libraries (oneDNN), which no GPU has
+    except NotImplementedError:  # a layout of a CPU library (oneDNN) that no GPU has
         return ()
     return [storage for storage in storages if storage.device.type != "meta"]
 
 
-_PARTS = {  # of sparse tensors
+_PARTS = {  # methods that return the parts of sparse tensors
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),

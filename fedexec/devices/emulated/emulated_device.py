@@ -1,17 +1,19 @@
-"""An EMULATED accelerator: a capacity that real processes fill, for machines that have none.
+"""An EMULATED accelerator, whose capacity real processes fill, for machines that have no real one.
 
-``FEDEXEC_DEVICE=emulated:24GiB`` makes one; ``emulated:2x24GiB`` two; ``emulated:24GiB,context=450MiB`` says
-what a process takes before its first byte. It emulates what matters to isolation:
+``FEDEXEC_DEVICE=emulated:24GiB`` makes one, ``emulated:2x24GiB`` makes two, and
+``emulated:24GiB,context=450MiB`` sets how much a process holds before its first block. The emulation covers
+what matters to isolation:
 
 - A process that allocates holds a context, and what PyTorch's caching allocator would have reserved for it.
-  Both come back only when the process has *ended*, however it ended; a forked child keeps what its parent
-  held, as on a real GPU.
-- All processes of one program share the capacity. Beyond it an allocation fails as in torch.
+  Both are given back only when the process has *ended*, however it ended. A forked child keeps what its
+  parent held, as on a real GPU.
+- All processes of one program share the capacity. An allocation beyond it fails as in torch.
 
-It computes nothing and takes no real memory. No figure it gives is a real device's, and every one says so.
+The device computes nothing and takes no real memory. None of its values is that of a real device, and its
+name says so.
 
-The kernel keeps the books of who holds how much (:mod:`~fedexec.devices.emulated.ledger`), so that whatever
-ends a process ends what it held. What a process needs follows PyTorch's rules
+The kernel records how much each process holds (:mod:`~fedexec.devices.emulated.ledger`), so that the record
+of a process ends with the process, whatever ended it. What a process needs follows PyTorch's rules
 (:mod:`~fedexec.devices.emulated.caching`). Linux only.
 """
 
@@ -35,13 +37,13 @@ __all__ = ["DeviceMemoryError", "EmulatedDevice", "device", "devices"]
 log = logging.getLogger("fedexec")
 
 DEFAULT_CAPACITY = "24GiB"
-DEFAULT_CONTEXT = "450MiB"  # published for CUDA 11.7 and later, with lazy loading: 300 to 721 MiB
+DEFAULT_CONTEXT = "450MiB"  # for CUDA 11.7 and later with lazy loading, 300 to 721 MiB are published
 
 _SPEC = re.compile(r"emulated(?::(?:(\d+)x)?([^,]+)(?:,context=([^,]+))?)?")
 
 
 class DeviceMemoryError(RuntimeError):
-    """The emulated device is full. Where torch is loaded, its own ``OutOfMemoryError`` is raised instead."""
+    """The emulated device is full. If torch is loaded, its ``OutOfMemoryError`` is raised instead."""
 
 
 class EmulatedDevice(Device):
@@ -51,9 +53,9 @@ class EmulatedDevice(Device):
     ----------
     index : int
     capacity, context : int
-        Bytes of the device, and of a process's context on it.
+        Bytes of the device, and of the context of a process on it.
     ledger : str
-        Path of its ledger.
+        Path of the ledger of the device.
     """
 
     def __init__(self, index: int, capacity: int, context: int, ledger: str) -> None:
@@ -67,38 +69,48 @@ class EmulatedDevice(Device):
         self._warned = False
 
     def total_bytes(self) -> int:
-        """Return the capacity."""
+        """Return the capacity in bytes."""
         return self.capacity
 
     def used_bytes(self) -> int | None:
-        """Return what all processes hold together; None when the ledger is gone."""
+        """Return how many bytes all processes hold together; None if the ledger no longer exists."""
         held = self.process_bytes()
         return None if held is None else sum(held.values())
 
     def process_bytes(self) -> Mapping[int, int] | None:
-        """Return pid to bytes; None when the ledger is gone, with the process that made it."""
+        """Return how many bytes each process holds, by pid.
+
+        Returns
+        -------
+        mapping of int to int, or None
+            None if the ledger no longer exists, because the process that made it has ended.
+        """
         try:
             return self._ledger.read()
         except DeviceError as exc:
             if not self._warned:
-                log.warning("%s: figures of it are unknown: %s", self.name, exc)
+                log.warning("%s: its memory cannot be measured: %s", self.name, exc)
             self._warned = True
             return None
 
     # ------------------------------------------------------------ for the process that computes
 
     def allocate(self, nbytes: int) -> Block:
-        """Take memory for this process.
+        """Allocate memory for this process.
+
+        Parameters
+        ----------
+        nbytes : int
 
         Returns
         -------
         Block
-            Goes back to the process's cache, not to the device, when it is freed.
+            When it is freed, its memory goes back to the cache of the process, and not to the device.
 
         Raises
         ------
-        torch.OutOfMemoryError, or DeviceMemoryError where torch is not loaded
-            It does not fit, cached blocks that could be given back included.
+        torch.OutOfMemoryError, or DeviceMemoryError if torch is not loaded
+            The block does not fit, even after unused segments of the cache have been given back.
         """
         if nbytes < 0:
             raise ValueError(f"cannot allocate {nbytes} bytes")
@@ -109,44 +121,49 @@ class EmulatedDevice(Device):
                 raise self._out_of_memory(nbytes) from None
 
     def free(self, block: Block) -> None:
-        """Give a block back to this process's cache."""
-        self._freed.append(block)  # by a finalizer, perhaps, which must not take the lock
+        """Give a block back to the cache of this process.
+
+        Parameters
+        ----------
+        block : Block
+        """
+        self._freed.append(block)  # take no lock here, because a finalizer may call this
 
     def empty_cache(self) -> None:
-        """Give back what the cache holds in whole segments; the context stays."""
+        """Give back the segments of the cache that are not in use; the context stays."""
         with self._own() as allocator:
             allocator.release_cached()
 
     def allocated_bytes(self) -> int:
-        """Return what this process's blocks take."""
+        """Return how many bytes the blocks of this process take."""
         with self._own() as allocator:
             return allocator.allocated
 
     def held_bytes(self) -> int:
-        """Return what this process holds: its context, its blocks, its cache."""
+        """Return how many bytes this process holds: its context, its blocks and its cache."""
         with self._own() as allocator:
             return allocator.held
 
     @property
     def context_bytes(self) -> int:
-        """Return what a process holds before its first block."""
+        """Return how many bytes a process holds before its first block."""
         return self._allocator.context
 
     def peak_bytes(self) -> int:
-        """Return the most it has held since :meth:`reset_peak`."""
+        """Return the most bytes that this process has held since :meth:`reset_peak`."""
         with self._own() as allocator:
             return allocator.peak
 
     def reset_peak(self) -> None:
-        """Have the peak begin anew."""
+        """Reset the peak of this process."""
         with self._own() as allocator:
             allocator.peak = allocator.held
 
     @contextlib.contextmanager
     def _own(self) -> Iterator[CachingAllocator]:
-        """Lend the books of this process, up to date; one that was forked begins with nothing.
+        """Lend the allocator of this process, up to date. In a forked process the allocator begins empty.
 
-        What its parent held stays locked as long as the descriptor it inherited is open.
+        What the parent held stays locked as long as the inherited descriptor is open.
         """
         with self._lock:
             if self._ledger.disown():
@@ -157,12 +174,12 @@ class EmulatedDevice(Device):
                     self._allocator.free(block)
             yield self._allocator
 
-    def _reserve(self, held: int, wanted: int) -> None:
-        """Hold `wanted` bytes instead of `held`; FullError if they are not there."""
+    def _reserve(self, held: int, needed: int) -> None:
+        """Hold `needed` bytes instead of `held`; raise FullError if the device has too little free memory."""
         with self._ledger.exclusive():
-            if wanted > held and self._ledger.used() - held + wanted > self.capacity:
+            if needed > held and self._ledger.used() - held + needed > self.capacity:
                 raise FullError
-            self._ledger.write(held, wanted)
+            self._ledger.write(held, needed)
 
     def _out_of_memory(self, nbytes: int) -> Exception:
         used, mine = self._ledger.used(), self._allocator.held
@@ -177,19 +194,23 @@ class EmulatedDevice(Device):
 
 
 def devices(spec: str) -> tuple[EmulatedDevice, ...]:
-    """Make, or find, the emulated devices of this program.
+    """Return the emulated devices of this program; they are made at the first call.
 
     Parameters
     ----------
     spec : str
         ``emulated[:[N x]SIZE[,context=SIZE]]``, without spaces.
 
+    Returns
+    -------
+    tuple of EmulatedDevice
+
     Raises
     ------
     SettingsError
-        That is not a device.
+        The text does not describe an emulated device.
     DeviceError
-        The ledger that this process inherited cannot be opened.
+        The ledger that this process has inherited cannot be opened.
     """
     if spec not in _made:
         count, capacity, context = _parse(spec)
@@ -200,16 +221,22 @@ def devices(spec: str) -> tuple[EmulatedDevice, ...]:
 
 
 def device() -> EmulatedDevice:
-    """Return the emulated device this process computes on: the one it was assigned, else the first.
+    """Return the emulated device on which this process computes: the assigned device, else the first.
+
+    Returns
+    -------
+    EmulatedDevice
 
     Raises
     ------
     DeviceError
-        ``FEDEXEC_DEVICE`` does not name one.
+        ``FEDEXEC_DEVICE`` does not name an emulated device.
     """
     spec = os.environ.get("FEDEXEC_DEVICE", "")
     if not is_emulated(spec):
-        raise DeviceError(f"FEDEXEC_DEVICE={spec!r} is no emulated device. Write it like emulated:24GiB")
+        raise DeviceError(
+            f"FEDEXEC_DEVICE={spec!r} does not name an emulated device. Write it like emulated:24GiB"
+        )
     all_ = devices(spec)
     return next((each for each in all_ if each.uuid == assigned()), all_[0])
 
@@ -218,9 +245,9 @@ _made: dict[str, tuple[EmulatedDevice, ...]] = {}
 
 
 def _renew_locks() -> None:
-    """Free a forked process of locks whose holders, other threads, have stayed with its parent."""
-    for found in _made.values():
-        for each in found:
+    """Replace locks in a forked process, because threads that hold them exist only in the parent."""
+    for devices_of_spec in _made.values():
+        for each in devices_of_spec:
             each._lock = threading.Lock()
 
 
@@ -231,9 +258,13 @@ if hasattr(os, "register_at_fork"):
 def _parse(spec: str) -> tuple[int, int, int]:
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise SettingsError(f"{spec!r} is no emulated device. Write it like emulated:24GiB,context=450MiB")
+        raise SettingsError(
+            f"{spec!r} does not describe an emulated device. Write it like emulated:24GiB,context=450MiB"
+        )
     count, capacity, context = int(match[1] or 1), parse_size(match[2] or DEFAULT_CAPACITY), match[3]
     context_bytes = parse_size(context or DEFAULT_CONTEXT)
     if count < 1 or context_bytes >= capacity or capacity >= Ledger.SPAN:
-        raise SettingsError(f"{spec!r}: at least one device, larger than its context, smaller than 1 TiB")
+        raise SettingsError(
+            f"{spec!r}: there must be at least one device, larger than its context and smaller than 1 TiB"
+        )
     return count, capacity, context_bytes

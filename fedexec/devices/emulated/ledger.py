@@ -1,9 +1,9 @@
-"""Who holds how much of an EMULATED device, kept by the kernel.
+"""Records how much of an EMULATED device each process holds; the kernel keeps the record.
 
 The ledger is a file without a name (``memfd``) that holds no data, only *locks*: a process that holds `n`
-bytes has locked `n` bytes of a range that its pid decides. A lock ends with the last descriptor of the
-process that took it, whatever killed it. The first process that asks for the device makes the ledger and
-tells its children where it is in ``_FEDEXEC_EMULATED_LEDGER``. Linux only.
+bytes of the device has locked `n` bytes of the file, in a range that follows from its pid. A lock ends with
+the last descriptor of the process that took it, whatever ended that process. The first process that asks for
+the device makes the ledger, and tells its children in ``_FEDEXEC_EMULATED_LEDGER`` where it is. Linux only.
 """
 
 import contextlib
@@ -25,20 +25,29 @@ NAME = "fedexec-emulated"
 
 
 def ledgers(count: int) -> list[str]:
-    """Return the paths of this program's ledgers, one a device; they are made if there are none.
+    """Return the paths of this program's ledgers, one for each device; they are made if there are none.
+
+    Parameters
+    ----------
+    count : int
+        Number of devices.
+
+    Returns
+    -------
+    list of str
 
     Raises
     ------
     DeviceError
-        Those it inherited are gone, or cannot be made here.
+        The inherited ledgers no longer exist, or ledgers cannot be made on this system.
     """
     known = os.environ.get(LEDGER_VARIABLE, "").split(":")
     if known != [""] and len(known) == count:
         if all(_is_ledger(path) for path in known):
             return known
         raise DeviceError(
-            f"the emulated device of this program is gone: the process that made it has ended. "
-            f"Unset {LEDGER_VARIABLE} ({':'.join(known)}) to have a new one"
+            f"the emulated device of this program no longer exists: the process that made it has ended. "
+            f"Unset {LEDGER_VARIABLE} ({':'.join(known)}) to make a new device"
         )
     try:
         fds = [os.memfd_create(NAME) for _ in range(count)]
@@ -50,7 +59,7 @@ def ledgers(count: int) -> list[str]:
 
 
 def _is_ledger(path: str) -> bool:
-    """Tell a ledger from what another process of the same pid has there by now."""
+    """Return whether the path still leads to a ledger: another process may have got the same pid."""
     try:
         return str(Path(path).readlink()).startswith(f"/memfd:{NAME} ")
     except OSError:
@@ -58,58 +67,70 @@ def _is_ledger(path: str) -> bool:
 
 
 class Ledger:
-    """Who holds how much, as locks of a file (``F_OFD_SETLK`` in fcntl(2))."""
+    """Records how much each process holds, as locks of a file (``F_OFD_SETLK`` in fcntl(2)).
 
-    SPAN = 1 << 40  # bytes of the file that a pid may lock, from pid * SPAN on
-    END = 1 << 62  # beyond every pid (they are less than 2**22); this byte is the lock for changes
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    """
+
+    SPAN = 1 << 40  # bytes of the file that a process may lock, from pid * SPAN on
+    END = 1 << 62  # greater than pid * SPAN of every pid (less than 2**22); this byte is the lock for changes
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._pid = os.getpid()
-        self._fd: int | None = None  # its locks are ours
+        self._fd: int | None = None  # holds the locks of this process
 
     def disown(self) -> bool:
-        """Return whether this is a forked process: it gets a descriptor, and so locks, of its own."""
+        """Give up the inherited locks if this process was forked, and return whether it was."""
         if self._pid == os.getpid():
             return False
-        self._pid, self._fd = os.getpid(), None  # the inherited descriptor stays open, on purpose
+        self._pid, self._fd = os.getpid(), None  # the inherited descriptor stays open on purpose
         return True
 
     def read(self) -> dict[int, int]:
-        """Return pid to bytes."""
+        """Return how many bytes each process holds, by pid."""
         held: dict[int, int] = {}
-        fd = self._open()  # another description than the one with our locks: those are seen, too
+        fd = self._open()  # another open file than that with our locks, so that it shows our locks too
         try:
             spans = [(0, self.END)]
             while spans:
                 start, end = spans.pop()
-                found = self._find(fd, start, end)
-                if found is None:
+                lock = self._find(fd, start, end)
+                if lock is None:
                     continue
-                first, last = found
+                first, last = lock
                 pid = first // self.SPAN
                 held[pid] = held.get(pid, 0) + last - first
-                # The kernel gives any lock in the span, not the first: look on both sides of it.
+                # The kernel returns any lock in the span and not the first, so look on both sides of it.
                 spans += [span for span in ((start, first), (last, end)) if span[0] < span[1]]
         finally:
             os.close(fd)
         return held
 
     def used(self) -> int:
-        """Return what all hold together."""
+        """Return how many bytes all processes hold together."""
         return sum(self.read().values())
 
-    def write(self, held: int, wanted: int) -> None:
-        """Hold `wanted` bytes instead of `held`."""
+    def write(self, held: int, needed: int) -> None:
+        """Hold `needed` bytes instead of `held`.
+
+        Parameters
+        ----------
+        held, needed : int
+            Bytes.
+        """
         start = os.getpid() * self.SPAN
-        if wanted > held:
-            self._lock(fcntl.F_WRLCK, start + held, wanted - held)
-        elif wanted < held:
-            self._lock(fcntl.F_UNLCK, start + wanted, held - wanted)
+        if needed > held:
+            self._lock(fcntl.F_WRLCK, start + held, needed - held)
+        elif needed < held:
+            self._lock(fcntl.F_UNLCK, start + needed, held - needed)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep every other process from changing the ledger."""
+        """Keep all other processes from changing the ledger while the context lasts."""
         self._lock(fcntl.F_WRLCK, self.END, 1, wait=True)
         try:
             yield
@@ -130,7 +151,10 @@ class Ledger:
 
     def _open(self) -> int:
         if not _is_ledger(self._path):
-            raise DeviceError(f"the ledger of the emulated device, {self._path}, is gone with who made it")
+            raise DeviceError(
+                f"the ledger of the emulated device, {self._path}, no longer exists, because the process "
+                "that made it has ended"
+            )
         try:
             return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
