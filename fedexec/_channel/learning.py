@@ -184,7 +184,7 @@ class Learner:
             thread = threading.Thread(target=self._learn, name="fedexec-learning", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # too many, or CPython 3.12.0 to 3.12.2 once main has ended (gh-113964)
+            except RuntimeError:  # too many threads, or CPython 3.12.0 to 3.12.2 at its end (gh-113964)
                 self._lessons.clear()
                 self._kinds.clear()
                 return

@@ -144,10 +144,18 @@ class _Line:
 
 
 def last_lines(text: str) -> str:
-    """Return the last lines of what a worker has written, by which its end is explained.
+    """Return the last lines of what a worker has written to stderr, which explain why it ended.
 
-    Of the report of a fatal signal its first line is kept, which names the signal, and not the stack of C
-    functions, which Python adds from 3.14 on: it alone may have as many lines as are kept.
+    Python's report of a fatal signal keeps its first line, which names the signal. The stack of C functions
+    that Python adds from 3.14 on is removed, because it alone may have as many lines as are kept.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    str
     """
     lines = _C_STACK.sub("", text).splitlines()
     last = lines[-KEPT_LINES:]

@@ -1,9 +1,8 @@
 """How many cores, how much memory and how many descriptors this process may use.
 
-Of the machine, and of the container around it.
-
-Containers bound both by control groups, of version 1 or 2, which are read where they are mounted, and where
-Linux distributions mount them. What cannot be read bounds nothing.
+The limits are those of the machine and of the container around this process. Containers limit cores and
+memory by control groups, of version 1 or 2, which are read where they are mounted, and where distributions
+mount them. A limit that cannot be read counts as no limit.
 """
 
 import functools
@@ -21,70 +20,75 @@ if sys.platform != "win32":
 
 __all__ = ["SIGKILL", "available_bytes", "available_cores", "open_files", "total_bytes"]
 
-SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has one way to end a process
+SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only one way to end a process
 
 TOP = "/sys/fs/cgroup"
 MEMBERSHIP = "/proc/self/cgroup"
 MOUNTS = "/proc/self/mountinfo"
-_ESCAPED = re.compile(r"\\([0-7]{3})")  # a space, say, in the path of a mount
-_DIGITS = 20  # of the largest number that the kernel writes; Python refuses to read one of thousands
-UNLIMITED = 1 << 60  # bytes; version 1 writes a number near 2**63 where there is no limit
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # a character in the path of a mount, for example a space
+_DIGITS = 20  # of the largest number that the kernel writes; Python refuses to parse thousands of digits
+UNLIMITED = 1 << 60  # bytes; version 1 writes a number near 2**63 if there is no limit
 
 
 def available_cores() -> int:
     """Return how many cores this process may use, at least 1.
 
-    The least of its CPU affinity (or ``PYTHON_CPU_COUNT``, from Python 3.13) and the quotas of its control
-    groups; part of a core counts as one.
+    This is the smallest of its CPU affinity (or ``PYTHON_CPU_COUNT``, from Python 3.13) and the CPU quotas of
+    its control groups. A part of a core counts as one core.
     """
     count = getattr(os, "process_cpu_count", None) or _affinity
     return max(1, min([count() or 1, *(math.ceil(quota) for quota in _cpu_quotas())]))
 
 
 def total_bytes() -> int:
-    """Return what this process may use of the memory: its control groups' limit, if that is less."""
+    """Return how many bytes of memory this process may use: the machine's memory, or less in a container."""
     return min([_memory()[0], *(limit for limit, _ in _memory_limits())])
 
 
 def available_bytes() -> int:
-    """Return what can still be taken before the kernel swaps or kills."""
+    """Return how many bytes of memory can still be used before the kernel swaps or kills processes."""
     free = [limit - used for limit, used in _memory_limits()]
     return max(0, min([_memory()[1], *free]))
 
 
 def _memory() -> tuple[int, int]:
-    """Return the machine's memory, and what of it is available: all, where nobody can tell."""
+    """Return the total and the available memory in bytes; all is available if the system does not say."""
     try:
         memory = psutil.virtual_memory()
-    except OSError:  # no /proc
+    except OSError:  # there is no /proc
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total
     return int(memory.total), int(memory.available)
 
 
 def open_files(more: int) -> int | None:
-    """See to it that this process may open more files; None if it may, else its limit.
+    """Make sure that this process may open more files.
 
-    The soft limit (``ulimit -n``, often 1024) is raised as far as needed, which the hard limit allows
-    everybody to do: it is there for programs that use ``select``, and hurts them only if that many files
-    are in fact open. Processes that are started later inherit it.
+    If needed, this raises the soft limit (``ulimit -n``, often 1024), as any process may do up to the hard
+    limit. The soft limit exists for programs that use ``select``, and raising it harms them only if they do
+    open that many files. Processes that are started later inherit the limit.
 
     Parameters
     ----------
     more : int
-        How many, beside those that are open now.
+        How many files, besides those that are open now.
+
+    Returns
+    -------
+    int or None
+        None if this process may open so many files; else its limit.
     """
     if sys.platform == "win32":
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _count_open_files() + more
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
+    needed = _count_open_files() + more
+    if soft == resource.RLIM_INFINITY or needed <= soft:
         return None
-    if hard != resource.RLIM_INFINITY and wanted > hard:
+    if hard != resource.RLIM_INFINITY and needed > hard:
         return hard
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # macOS: no more than OPEN_MAX, whatever the hard limit says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError):  # macOS allows at most OPEN_MAX, even if the hard limit is higher
         return soft
     return None
 
@@ -103,7 +107,7 @@ def _affinity() -> int | None:
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """Yield how many cores each control group may use."""
+    """Yield how many cores each control group allows."""
     for group in _groups("cpu"):
         quota, _, period = _read(f"{group}/cpu.max").partition(" ")
         if not period:
@@ -113,7 +117,7 @@ def _cpu_quotas() -> Iterator[float]:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) of each control group, without the page cache that nobody uses."""
+    """Yield (limit, used) of each control group in bytes, without page cache that is not in use."""
     for group in _groups("memory"):
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -133,18 +137,18 @@ def _statistic(path: str, name: str) -> int:
 
 
 def _groups(controller: str) -> tuple[str, ...]:
-    """Return the directories of this process's control groups, and of those above, for a controller."""
+    """Return the directories of this process's control groups and their parents, for a controller."""
     return _find_groups(controller, TOP, MEMBERSHIP, MOUNTS)
 
 
 @functools.cache
 def _find_groups(controller: str, top: str, membership: str, mounts: str) -> tuple[str, ...]:
     mounted = list(_mounted(mounts))
-    found: dict[str, None] = dict.fromkeys((top, f"{top}/{controller}"))
+    directories: dict[str, None] = dict.fromkeys((top, f"{top}/{controller}"))
     for line in _read(membership).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if not controllers:  # version 2, alone or beside version 1
+        if not controllers:  # version 2, alone or together with version 1
             usual = [top, f"{top}/unified"]
         elif controller in controllers.split(","):
             usual = [f"{top}/{controllers}", f"{top}/{controller}"]
@@ -152,16 +156,16 @@ def _find_groups(controller: str, top: str, membership: str, mounts: str) -> tup
             continue
         kind = controller if controllers else None
         roots = dict.fromkeys(usual, "/") | {place: root for place, root, kinds in mounted if kind in kinds}
-        found |= dict.fromkeys(usual)
+        directories |= dict.fromkeys(usual)
         for place, root in roots.items():
-            found |= dict.fromkeys(_from_top(place, _parts(root), _parts(path)))
-    return tuple(group for group in found if os.path.isdir(group))  # noqa: PTH112
+            directories |= dict.fromkeys(_from_top(place, _parts(root), _parts(path)))
+    return tuple(directory for directory in directories if os.path.isdir(directory))  # noqa: PTH112
 
 
 def _mounted(path: str) -> Iterator[tuple[str, str, tuple[str | None, ...]]]:
-    """Yield where control groups are mounted, which group is the top one there, and for which controllers.
+    """Yield (mount point, top group, controllers) of each mount of control groups.
 
-    None stands for version 2, where every controller is in the same place.
+    In version 2 all controllers have one mount; there the controllers are (None,).
     """
     for line in _read(path).splitlines():
         mount, _, system = line.partition(" - ")
@@ -173,14 +177,14 @@ def _mounted(path: str) -> Iterator[tuple[str, str, tuple[str | None, ...]]]:
 
 
 def _from_top(place: str, root: list[str], path: list[str]) -> list[str]:
-    """Return the directories of the group `path`, and of those above it, where the group `root` is on top.
+    """Return the directories of the group `path` and its parents, in a mount whose top group is `root`.
 
-    A container sees its own group as the top one, and the names above it in its path or not at all.
+    A container sees its own group as the top group. The groups above it are part of `path`, or missing.
     """
     if path[: len(root)] == root:
         below = path[len(root) :]
     elif set(root) == {".."} and path.count("..") <= len(root):
-        below = []  # That group is above ours, and nobody tells the names between.
+        below = []  # the top group is a parent of our group, and the names between are unknown
     else:
         return []
     if ".." in below:

@@ -49,8 +49,7 @@ def end_with_caller(tidy: Callable[[], object] | None = None) -> None:
     Parameters
     ----------
     tidy : callable, optional
-        A thread calls this function first, when the caller has ended. Without such a function the kernel ends
-        this process, where the system has that.
+        ``tidy()`` is called first, in a thread. Without it, the kernel ends this process if it can.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
