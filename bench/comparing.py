@@ -1,4 +1,4 @@
-"""The command line that scripts with several comparisons share."""
+"""The command line shared by scripts with several comparisons."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -7,21 +7,22 @@ Comparison = Callable[[int], bool]
 
 
 def run_comparisons(description: str, comparisons: Mapping[str, Comparison], repeat: int) -> int:
-    """Print the comparisons that the command line asks for.
+    """Run the comparisons that the command line selects.
 
     Parameters
     ----------
     description : str
+        Its first line describes the script in ``--help``.
     comparisons : mapping of str to callable
-        Takes how many runs to make the median of, and returns whether what is promised was kept. Its
-        docstring is its title.
+        Each takes the number of runs for the median, and returns whether its promises are kept. Its docstring
+        is printed as its title.
     repeat : int
-        How many runs, if the command line does not say.
+        Default number of runs.
 
     Returns
     -------
     int
-        An exit code: 1 if something is not as promised.
+        Exit code: 1 if a promise is broken.
     """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--only", choices=comparisons, help="one comparison")

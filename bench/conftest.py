@@ -1,4 +1,4 @@
-"""How `python -m pytest bench` becomes a file that `fedexec report` reads."""
+"""Makes ``python -m pytest bench`` write a file that `fedexec report` can read."""
 
 import pytest
 
@@ -10,7 +10,7 @@ FAILED = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--mode", choices=MODES, default="full", help="how much of it (default: %(default)s)")
+    parser.addoption("--mode", choices=MODES, default="full", help="which tests run (default: %(default)s)")
 
 
 def pytest_configure(config):
@@ -47,4 +47,4 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.pop("node", None)  # a file that is shared need not tell the host's name
+    machine_info.pop("node", None)  # A file that is shared need not contain the host's name.

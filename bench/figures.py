@@ -1,7 +1,7 @@
-"""Write what is quoted of the committed results: ``python bench/figures.py [--check]``.
+"""Write the files that quote the committed results: ``python bench/figures.py [--check]``.
 
-It writes the pages beside the results, the page of the documentation that shows them, the README's table and
-its picture. With ``--check`` nothing is written; the exit code is 1 if something is stale.
+These are the pages next to the results, the documentation's page about the results, and the README's table
+and picture. With ``--check``, nothing is written, and the exit code is 1 if a file is out of date.
 """
 
 import sys
@@ -23,7 +23,7 @@ PICTURE = ROOT / "docs" / "images" / "memory.svg"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures: python bench/figures.py -->", "<!-- /figures -->"
 
-SHOWN = {  # strategies in the README's table, and what they are called there
+SHOWN = {  # strategies in the README's table -> their names there
     "standby": "`standby` (default)",
     "process": "`process`",
     "pool": "`pool`",
@@ -36,38 +36,38 @@ SOURCE = "https://github.com/fedexec/fedexec/blob/main"
 
 
 def main() -> None:
-    """Write what is stale, or name it."""
-    stale = [path for path, text in _wanted().items() if not path.exists() or path.read_text() != text]
+    """Write the files that are out of date, or name them."""
+    stale = [path for path, text in _up_to_date().items() if not path.exists() or path.read_text() != text]
     if sys.argv[1:] == ["--check"]:
         if stale:
             names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
-            sys.exit(f"{names}: not what bench/results says. Run: python bench/figures.py")
+            sys.exit(f"{names}: out of date with bench/results. Run: python bench/figures.py")
         return
     for path in stale:
-        path.write_text(_wanted()[path])
+        path.write_text(_up_to_date()[path])
 
 
-def _wanted() -> dict[Path, str]:
-    wanted, blocks, rows = {}, [], []
+def _up_to_date() -> dict[Path, str]:
+    texts, blocks, rows = {}, [], []
     for file in sorted(RESULTS.glob("*.json")):
         summary = summarize([file])
-        made = file.with_suffix(".html")
-        wanted[made] = page(summary)
-        link = made.relative_to(ROOT).as_posix()
+        html = file.with_suffix(".html")
+        texts[html] = page(summary)
+        link = html.relative_to(ROOT).as_posix()
         blocks += [f"## {file.stem}", *_answers(summary)]
         blocks.append(f"{machine_line(summary.runs[0])} Everything: [{link}]({SOURCE}/{link}).")
         first = summary.sections[0]
         rows = rows or [_rows(summary), f"{first.verdict.text} {machine_line(summary.runs[0])}"]
-        drawn = picture.picture(file)
-        if drawn is not None:
-            wanted.setdefault(PICTURE, drawn)
-    wanted[RESULTS_PAGE] = _filled(RESULTS_PAGE, blocks)
-    wanted[README] = _filled(README, rows)
-    return wanted
+        svg = picture.picture(file)
+        if svg is not None:
+            texts.setdefault(PICTURE, svg)
+    texts[RESULTS_PAGE] = _filled(RESULTS_PAGE, blocks)
+    texts[README] = _filled(README, rows)
+    return texts
 
 
 def _filled(path: Path, blocks: list[str]) -> str:
-    """Return the text of a file with other blocks between the two comments."""
+    """Return the text of a file with `blocks` between its two marker comments."""
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     text = "\n\n".join(blocks)
@@ -75,28 +75,28 @@ def _filled(path: Path, blocks: list[str]) -> str:
 
 
 def _answers(summary: Summary) -> list[str]:
-    """Return what is recommended for each workload, and the table of the first."""
-    told = [f"- **{each.workload}** ({each.conditions}). {each.verdict.text}" for each in summary.sections]
+    """Return the recommendation for each workload, and the table of the first workload."""
+    answers = [f"- **{each.workload}** ({each.conditions}). {each.verdict.text}" for each in summary.sections]
     first = summary.sections[0]
     names = {row.strategy: row.strategy for row in first.table}
-    return ["\n".join(told), f"The table for {first.workload}:", _table(first.table, names, OVERVIEW[1:])]
+    return ["\n".join(answers), f"The table for {first.workload}:", _table(first.table, names, OVERVIEW[1:])]
 
 
 def _rows(summary: Summary) -> str:
-    """Return the README's table: few strategies, and the few columns that decide."""
+    """Return the README's table: a few strategies, and the columns that matter most."""
     return _table(summary.sections[0].table, SHOWN, KEYS)
 
 
 def _table(rows: Sequence[Row], names: Mapping[str, str], keys: Sequence[str]) -> str:
-    """Write some columns of some strategies, in the order of the names and keys."""
+    """Write the columns `keys` of the strategies `names`, in the order of both."""
     shown = sorted(
         (each for each in columns(rows) if each.key in keys), key=lambda each: keys.index(each.key)
     )
-    found = {row.strategy: row for row in rows if row.failed is None}
+    rows_by_name = {row.strategy: row for row in rows if row.failed is None}
     body = [
-        [title, *(column.text(found[name]) for column in shown)]
+        [title, *(column.text(rows_by_name[name]) for column in shown)]
         for name, title in names.items()
-        if name in found
+        if name in rows_by_name
     ]
     words = [index for index, column in enumerate(shown, start=1) if column.is_words]
     return table(["a client runs in", *(column.name for column in shown)], body, [0, *words])

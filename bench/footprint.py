@@ -1,8 +1,8 @@
-"""What each strategy holds of a device: ``python bench/footprint.py [--json FILE]``.
+"""Device memory of each strategy: ``python bench/footprint.py [--json FILE]``.
 
-The tutorial's federation, 100 clients, 10 a round, 10 rounds of real training, on an EMULATED device of
-24 GiB unless ``FEDEXEC_DEVICE`` names another. The first row is what the tutorial cured: a process per
-client, which keeps its context as long as the client lives.
+The tutorial's federation has 100 clients, samples 10 per round, and trains for 10 rounds, on an EMULATED
+device of 24 GiB unless ``FEDEXEC_DEVICE`` names another one. The first row shows the problem that the
+tutorial solves: one process per client, which keeps its CUDA context as long as the client exists.
 """
 
 import argparse
@@ -39,18 +39,19 @@ Submit = Callable[..., "Future[Any]"]
 
 @dataclass(frozen=True)
 class Row:
-    """What one strategy did. What was not measured is None.
+    """The results of one strategy; None means not measured.
 
     Attributes
     ----------
+    strategy : str
     peak_bytes : int or None
-        The most the device held, beyond the baseline: by the timeline, or as a task saw it.
+        The highest use of the device above the baseline, as the timeline or a task has seen it.
     residual_bytes, end_bytes : int or None
-        The most that was left after a round; what was left after shutdown.
+        The highest use after a round, and the use after shutdown.
     footprint_bytes : int or None
-        The largest peak of one worker.
-    out_of_memory : int
-        Tasks that failed so, and `tasks` is how many there were.
+        The highest peak of one worker.
+    out_of_memory, tasks : int
+        Number of tasks that ran out of memory, and of all tasks.
     """
 
     strategy: str
@@ -65,11 +66,11 @@ class Row:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     arguments = parser.parse_args()
     os.environ.setdefault("FEDEXEC_DEVICE", "emulated:24GiB")
     (device, *_) = find_devices()
-    print(f"{device.name}; {CLIENTS} clients, {SAMPLED} a round, {ROUNDS} rounds, {WORKERS} at once")
+    print(f"{device.name}; {CLIENTS} clients, {SAMPLED} per round, {ROUNDS} rounds, {WORKERS} at once")
     print(
         f"{'strategy':<24}{'peak':>12}{'after a round':>16}{'at the end':>12}{'a worker':>12}{'failed':>12}"
     )
@@ -91,19 +92,29 @@ def main() -> None:
 
 
 def measure(strategy: str, device: Device) -> Row:
-    """Run the federation once."""
+    """Run the federation once.
+
+    Parameters
+    ----------
+    strategy : str
+    device : Device
+
+    Returns
+    -------
+    Row
+    """
     data = DataSpec(clients=CLIENTS)
-    sampled = random.Random(0)
+    rng = random.Random(0)
     weights = jobs.prepare(data)
     usages, failures, tasks = [], 0, 0
     with Timeline([device]) as timeline:
-        with _persistent(data) if strategy == PERSISTENT else _ours(strategy, data) as submit:
+        with _persistent(data) if strategy == PERSISTENT else _with_fedexec(strategy, data) as submit:
             for server_round in range(1, ROUNDS + 1):
                 config = CONFIG | {"server_round": server_round}
-                chosen = sampled.sample(range(CLIENTS), SAMPLED)
+                clients = rng.sample(range(CLIENTS), SAMPLED)
                 futures = [
                     submit(client, functools.partial(jobs.train, data=data, client=client), weights, config)
-                    for client in chosen
+                    for client in clients
                 ]
                 for future in futures:
                     error = future.exception()
@@ -121,7 +132,7 @@ def measure(strategy: str, device: Device) -> Row:
 
 
 @contextlib.contextmanager
-def _ours(backend: str, data: DataSpec) -> Iterator[Submit]:
+def _with_fedexec(backend: str, data: DataSpec) -> Iterator[Submit]:
     warm_up = functools.partial(jobs.warm_up, data)
     limit = LIMIT if backend == "loky" else None
     with fedexec.create_executor(
@@ -132,7 +143,7 @@ def _ours(backend: str, data: DataSpec) -> Iterator[Submit]:
 
 @contextlib.contextmanager
 def _persistent(data: DataSpec) -> Iterator[Submit]:
-    """A pool with one process for each client, as long as the federation lasts."""
+    """Make one process per client, which lasts as long as the federation."""
     os.environ.update(environment(resolve({"max_workers": WORKERS})))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(jobs.PRELOAD))

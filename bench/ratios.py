@@ -1,8 +1,8 @@
-"""Run the benchmarks and read them as promises: ``python bench/ratios.py [FILE]``.
+"""Check the benchmarks against the promised ratios: ``python bench/ratios.py [FILE]``.
 
-Without a file (of `fedexec bench --full`, or pytest-benchmark's) what is needed is run first. Ratios are of
-medians from one run; the noise is half the distance between the quartiles, as a share of the median, of both
-sides added.
+FILE is written by `fedexec bench --full` or pytest-benchmark; without it, the necessary benchmarks are run
+first. A ratio compares the medians of one run. Its noise is the sum of both sides' relative noise, which is
+half the interquartile range divided by the median.
 """
 
 import json
@@ -18,7 +18,17 @@ from fedexec._bench.plan import missing
 
 @dataclass(frozen=True)
 class Promise:
-    """``slower / faster`` is to be at least `least`, or at most `most`."""
+    """A promise: ``numerator / denominator`` is at least `least`, or at most `most`.
+
+    Attributes
+    ----------
+    says : str
+        Description.
+    numerator, denominator : str
+        Names of benchmarks, whose medians are divided.
+    least, most : float or None
+        The limit; one of the two is None.
+    """
 
     says: str
     numerator: str
@@ -93,7 +103,7 @@ PROMISES = (
 
 
 def main() -> None:
-    """Print one line a promise."""
+    """Print one line per promise."""
     if len(sys.argv) > 1:
         content = json.loads(Path(sys.argv[1]).read_text())
     else:
@@ -102,30 +112,30 @@ def main() -> None:
             _measure(file)
             content = json.loads(file.read_text())
     stats = {benchmark["name"]: benchmark["stats"] for benchmark in content["benchmarks"]}
-    print(f"{'promise':<44} {'ratio':>8} {'noise':>7}  {'asked':>8}  kept")
+    print(f"{'promise':<44} {'ratio':>8} {'noise':>7}  {'limit':>8}  kept")
     for promise in PROMISES:
         print(_line(promise, stats))
 
 
 def _measure(file: Path) -> None:
     here = Path(__file__).parent
-    names = dict.fromkeys(name for one in PROMISES for name in (one.numerator, one.denominator))
+    names = dict.fromkeys(name for promise in PROMISES for name in (promise.numerator, promise.denominator))
     absent = [f"[{name}/" for name in missing("full")] + [f"[{name}]" for name in missing("full")]
-    able = [name for name in names if not any(part in name for part in absent)]
-    tests = [f"{here / 'test_bench.py'}::{name}" for name in able]
+    available = [name for name in names if not any(part in name for part in absent)]
+    tests = [f"{here / 'test_bench.py'}::{name}" for name in available]
     subprocess.run([sys.executable, "-m", "pytest", *tests, "-q", f"--benchmark-json={file}"], check=True)
 
 
 def _line(promise: Promise, stats: dict[str, Any]) -> str:
-    asked = f">= {promise.least:g}" if promise.least is not None else f"<= {promise.most:g}"
+    limit = f">= {promise.least:g}" if promise.least is not None else f"<= {promise.most:g}"
     try:
         upper, lower = stats[promise.numerator], stats[promise.denominator]
     except KeyError as exc:
-        return f"{promise.says:<44} {'not measured':>16}  {asked:>8}  ({exc.args[0]} did not run)"
+        return f"{promise.says:<44} {'not measured':>16}  {limit:>8}  ({exc.args[0]} did not run)"
     ratio = upper["median"] / lower["median"]
     noise = sum(side["iqr"] / 2 / side["median"] for side in (upper, lower))
     kept = ratio >= promise.least if promise.least is not None else ratio <= promise.most
-    return f"{promise.says:<44} {ratio:>8.2f} {noise:>6.0%}  {asked:>8}  {'yes' if kept else 'NO'}"
+    return f"{promise.says:<44} {ratio:>8.2f} {noise:>6.0%}  {limit:>8}  {'yes' if kept else 'NO'}"
 
 
 if __name__ == "__main__":

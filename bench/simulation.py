@@ -1,7 +1,7 @@
-"""Simulation side by side: Flower's own engine (Ray) and `fedexec.flower.simulate`, the same app, in one run.
+"""Comparison of Flower's own simulation engine (Ray) with `fedexec.flower.simulate`, on the same app.
 
-``python bench/simulation.py`` prints every comparison; ``--only NAME`` one of them; ``--repeat N`` takes the
-median of N. Each run is a whole command, in a process of its own.
+``python bench/simulation.py`` prints every comparison; ``--only NAME`` prints one; ``--repeat N`` takes the
+median of N runs. Each run is a whole command in its own process.
 """
 
 import importlib
@@ -24,14 +24,21 @@ ENGINES = {
     "Flower (Ray)": ["ray"],
     "fedexec standby": ["standby"],
     "fedexec inline, one at a time": ["inline", "max-workers=1"],
-}  # an engine, and settings of its executor
-FORKS = "bare forks, results dropped"  # what nothing can be much faster than that gives each fit a process
+}  # name -> engine, and settings of its executor
+# The lower bound: any engine that gives each fit its own process takes about as long, or longer.
+FORKS = "bare forks, results dropped"
 
 
 def main() -> int:
-    """Print what was asked for; 1 if something is not as promised."""
+    """Run the selected comparisons.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if a promise is broken.
+    """
     if importlib.util.find_spec("ray") is None:
-        print("ray is not installed: Flower's own engine cannot be compared with", file=sys.stderr)
+        print("ray is not installed, so Flower's own engine is left out", file=sys.stderr)
         del ENGINES["Flower (Ray)"]
     return run_comparisons(__doc__, COMPARISONS, repeat=1)
 
@@ -42,42 +49,42 @@ def main() -> int:
 def compare_time(repeat: int) -> bool:
     """The tutorial's CNN on the digits: 20 nodes, 10 sampled, 3 rounds."""
     runs: dict[str, list[dict]] = {engine: [] for engine in (*ENGINES, FORKS)}
-    for _ in range(repeat):  # in turns: a shared machine is slower in one minute than in the next
-        for engine, how in (ENGINES | {FORKS: ["forks"]}).items():
-            runs[engine].append(run(how, app="simulation_cnn:client", nodes=20, fraction=0.5, rounds=3))
+    for _ in range(repeat):  # Engines take turns, because the speed of a shared machine varies by the minute.
+        for engine, command in (ENGINES | {FORKS: ["forks"]}).items():
+            runs[engine].append(run(command, app="simulation_cnn:client", nodes=20, fraction=0.5, rounds=3))
     print(f"{'':32}{'rounds':>9}{'whole':>9}{'accuracy':>10}")
-    middle = {}
+    medians = {}
     for engine, results in runs.items():
-        middle[engine] = {key: statistics.median(r[key] for r in results) for key in ("rounds", "whole")}
+        medians[engine] = {key: statistics.median(r[key] for r in results) for key in ("rounds", "whole")}
         accuracy = results[0]["accuracy"]
-        shown = f"{middle[engine]['rounds']:7.2f} s{middle[engine]['whole']:7.1f} s"
+        shown = f"{medians[engine]['rounds']:7.2f} s{medians[engine]['whole']:7.1f} s"
         print(f"{engine:32}{shown}{'' if accuracy is None else f'{accuracy:10.3f}'}")
-    if "Flower (Ray)" not in middle:
+    if "Flower (Ray)" not in medians:
         return True
-    ray, ours = middle["Flower (Ray)"], middle["fedexec standby"]
-    print(f"rounds of bare forks faster than Ray: {ray['rounds'] / middle[FORKS]['rounds']:.2f}")
+    ray, ours = medians["Flower (Ray)"], medians["fedexec standby"]
+    print(f"rounds of bare forks faster than Ray: {ray['rounds'] / medians[FORKS]['rounds']:.2f}")
     return promise("rounds faster than Ray", ray["rounds"] / ours["rounds"], 6) & promise(
         "whole command faster than Ray", ray["whole"] / ours["whole"], 4
     )
 
 
 def compare_throughput(repeat: int) -> bool:
-    """A ClientApp that does nothing: messages a second (5 rounds of 100 nodes)."""
+    """A ClientApp that does nothing: messages per second (5 rounds of 100 nodes)."""
     kept = True
-    for backend, wanted in (("standby", 50), ("inline", 1000)):
+    for backend, minimum in (("standby", 50), ("inline", 1000)):
         rates = [
             500 / run([backend], app="simulation_apps:idle", nodes=100, fraction=1.0, rounds=5)["rounds"]
             for _ in range(repeat)
         ]
-        kept &= promise(f"messages a second, {backend}", statistics.median(rates), wanted)
+        kept &= promise(f"messages per second, {backend}", statistics.median(rates), minimum)
     return kept
 
 
 def compare_results(repeat: int) -> bool:
-    """The weights of both engines: 4 nodes, all of them, 2 rounds."""
+    """The weights that both engines compute: 4 nodes, all sampled, 2 rounds."""
     weights = {}
-    for engine, how in ENGINES.items():
-        result = run(how, app="simulation_cnn:client", nodes=4, fraction=1.0, rounds=2)
+    for engine, command in ENGINES.items():
+        result = run(command, app="simulation_cnn:client", nodes=4, fraction=1.0, rounds=2)
         weights[engine] = result["weights"]
     reference = weights["fedexec standby"]
     for engine, arrays in weights.items():
@@ -91,7 +98,7 @@ def compare_results(repeat: int) -> bool:
 
 
 def compare_memory(repeat: int) -> bool:
-    """Peak memory of the driver: 100 nodes a round for 5 rounds, out of 100 and out of 10,000 registered."""
+    """Peak memory of the driver: 100 nodes per round for 5 rounds, sampled from 100 or from 10,000 nodes."""
     few = run(["standby"], app="simulation_apps:idle", nodes=100, fraction=1.0, rounds=5)["peak_mib"]
     many = run(["standby"], app="simulation_apps:idle", nodes=10_000, fraction=0.01, rounds=5)["peak_mib"]
     print(f"100 registered: {few:.0f} MiB; 10,000 registered: {many:.0f} MiB")
@@ -99,16 +106,16 @@ def compare_memory(repeat: int) -> bool:
 
 
 def compare_deaths(repeat: int) -> bool:
-    """A client killed in round 1: failures in each of 3 rounds, of 10 nodes."""
+    """A client is killed in round 1: number of failures in each of 3 rounds with 10 nodes."""
     kept = True
-    for engine, how in ENGINES.items():
-        if how[0] == "inline":
+    for engine, command in ENGINES.items():
+        if command[0] == "inline":
             continue
-        result = run(how, app="simulation_apps:mortal", nodes=10, fraction=1.0, rounds=3, timeout=60)
+        result = run(command, app="simulation_apps:mortal", nodes=10, fraction=1.0, rounds=3, timeout=60)
         if "failures" not in result:
             result |= {"failures": "the run failed", "replies": "no"}
         print(f"{engine:32}{result['failures']} of {result['replies']} replies")
-        kept &= how[0] != "standby" or result["failures"] == [1, 0, 0]
+        kept &= command[0] != "standby" or result["failures"] == [1, 0, 0]
     return kept
 
 
@@ -121,19 +128,48 @@ COMPARISONS = {
 }
 
 
-def promise(what: str, value: float, wanted: float, *, at_most: bool = False) -> bool:
-    """Print a figure beside what is promised."""
-    kept = value <= wanted if at_most else value >= wanted
-    print(f"{what}: {value:.2f} (promised: {wanted:g}){'' if kept else '  NOT KEPT'}")
+def promise(what: str, value: float, limit: float, *, at_most: bool = False) -> bool:
+    """Print a figure with its promised limit.
+
+    Parameters
+    ----------
+    what : str
+        Description of the figure.
+    value, limit : float
+        The figure and its limit.
+    at_most : bool
+        Whether the limit is an upper one.
+
+    Returns
+    -------
+    bool
+        Whether the promise is kept.
+    """
+    kept = value <= limit if at_most else value >= limit
+    print(f"{what}: {value:.2f} (promised: {limit:g}){'' if kept else '  NOT KEPT'}")
     return kept
 
 
 # ---------------------------------------------------------------- one run
 
 
-def run(how: list[str], **settings: object) -> dict:
-    """Run one engine in a process of its own; return its report, with the whole command's seconds."""
-    scratch = Path(tempfile.mkdtemp(prefix="fx"))  # short: Ray puts sockets there, whose paths have a limit
+def run(command: list[str], **settings: object) -> dict:
+    """Run one engine in its own process.
+
+    Parameters
+    ----------
+    command : list of str
+        The engine, and settings of its executor.
+    **settings : object
+        Settings of the apps; see ``simulation_apps.settings``.
+
+    Returns
+    -------
+    dict
+        The run's report, and the seconds of the whole command (``whole``).
+    """
+    # A short path, because Ray creates sockets there, whose paths have a limit.
+    scratch = Path(tempfile.mkdtemp(prefix="fx"))
     report = scratch / "report.json"
     settings = {"timeout": 3600, **settings, "report": str(report)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")} | {
@@ -147,7 +183,7 @@ def run(how: list[str], **settings: object) -> dict:
     try:
         begun = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, str(HERE / "simulation.py"), "--run", *how],
+            [sys.executable, str(HERE / "simulation.py"), "--run", *command],
             env=environment, cwd=scratch, capture_output=True, text=True,
         )  # fmt: skip
         whole = time.perf_counter() - begun
@@ -166,7 +202,14 @@ def run(how: list[str], **settings: object) -> dict:
 
 
 def run_here(engine: str, *chosen: str) -> None:
-    """Be the process of one run."""
+    """Run one engine in this process.
+
+    Parameters
+    ----------
+    engine : str
+    *chosen : str
+        Settings of its executor, ``name=value``.
+    """
     settings = json.loads(os.environ["FEDEXEC_BENCH"])
     module, _, name = settings["app"].partition(":")
     if engine == "forks":

@@ -1,4 +1,4 @@
-"""Apps for `simulation.py`, as both engines run them: one that does nothing, one that dies; no torch."""
+"""Apps for `simulation.py`, for both engines and without torch: one does nothing, one dies."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from flwr.serverapp.strategy import FedAvg
 
 
 def settings():
-    """What this run is; in the environment, for Flower's own engine has no other way."""
+    """Return this run's settings, which are in the environment: Flower's engine offers no other way."""
     return json.loads(os.environ["FEDEXEC_BENCH"])
 
 
-# ---------------------------------------------------------------- nothing, and death
+# ---------------------------------------------------------------- clients: one does nothing, one dies
 
 idle = ClientApp()
 
@@ -53,7 +53,7 @@ class Counting(FedAvg):
         self.failures, self.replies = [], []
 
     def aggregate_train(self, server_round, replies):
-        """Aggregate what is no failure."""
+        """Count the failures, and aggregate the other replies."""
         replies = list(replies)
         self.replies.append(len(replies))
         self.failures.append(sum(reply.has_error() for reply in replies))
@@ -66,7 +66,16 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(grid: Grid, initial: list, evaluate=None) -> None:
-    """Run the rounds, and note how long they took, who failed, and the weights."""
+    """Run the rounds, and report how long they took, the failures, and the weights.
+
+    Parameters
+    ----------
+    grid : Grid
+    initial : list of ndarray
+        Weights of the initial model.
+    evaluate : callable, optional
+        The strategy's ``evaluate_fn``.
+    """
     run = settings()
     strategy = Counting(fraction_train=run["fraction"], fraction_evaluate=0.0, min_train_nodes=1)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The tutorial's CNN for `simulation.py`: both apps import torch, as apps do."""
+"""The tutorial's CNN for `simulation.py`; like most apps, both parts import torch."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
 
 
 def fork_for_each_fit() -> None:
-    """Do the fits and evaluations of a run and nothing else: a fork for each fit, two at a time."""
+    """Do only a run's fits and evaluations: one fork per fit, two at a time."""
     run = settings()
     torch.set_num_threads(1)
     warm_torch()

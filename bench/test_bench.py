@@ -1,4 +1,4 @@
-"""Every benchmark, one test for each part of the plan: see fedexec/_bench/plan.py."""
+"""All benchmarks: one test for each part of the plan; see fedexec/_bench/plan.py."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from fedexec._report.schema import KEY
 
 @pytest.fixture
 def measure(benchmark, part):
-    """Return a function that times a part's rounds and keeps what else it measured."""
+    """Return a function that times a part's rounds and records its other measurements."""
 
     def run():
         benchmark.group = part.group

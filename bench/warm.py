@@ -1,7 +1,7 @@
-"""Code that nobody has prepared, on every backend, in one run: what a user gets who says no word of preload.
+"""Speed on every backend of code whose user has set no preload.
 
-``python bench/warm.py`` prints the comparisons; ``--only NAME`` one of them; ``--repeat N`` takes the median
-of N. Each script is a process of its own, measured as a whole, in turns.
+``python bench/warm.py`` prints every comparison; ``--only NAME`` prints one; ``--repeat N`` takes the median
+of N runs. Each script runs in its own process, is measured as a whole, and takes turns with the others.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from comparing import Comparison, run_comparisons
 
 HERE = Path(__file__).parent
 BACKENDS = ("loky", "standby", "pool", "process", "inline")
-OF_LOKY = {"standby": 1.5, "pool": 2.0, "process": 2.5}  # what a whole script may take, in loky's times
+# the highest time of a whole script, as a multiple of loky's
+OF_LOKY = {"standby": 1.5, "pool": 2.0, "process": 2.5}
 TASKS = 16
 
 SCRIPT = """
@@ -63,19 +64,19 @@ def task(number):
 
 
 def compare_torch(repeat: int) -> bool:
-    """A script with torch at its top: 16 tasks of 0.02 s, then 16 more in the same executor."""
+    """A script that imports torch: 16 tasks of 0.02 s, then 16 more in the same executor."""
     imports = "import torch\nimport torch.nn.functional as F"
     return _scripts(imports, TORCH.format(steps=20), repeat, OF_LOKY, {})
 
 
 def compare_long(repeat: int) -> bool:
-    """The same with 16 tasks of 0.2 s; the second 16 against in-process compute on the same two workers."""
+    """The same with 16 tasks of 0.2 s; the second 16 are compared with in-process compute on two workers."""
     imports = "import torch\nimport torch.nn.functional as F"
     return _scripts(imports, TORCH.format(steps=200), repeat, {}, {"standby": 1.3})
 
 
 def compare_pandas(repeat: int) -> bool:
-    """A script with pandas and scikit-learn: 16 small fits, then 16 more."""
+    """A script that imports pandas and scikit-learn: 16 small fits, then 16 more."""
     imports = (
         "import pandas as pd\nfrom sklearn.datasets import make_classification\n"
         "from sklearn.linear_model import LogisticRegression"
@@ -84,7 +85,7 @@ def compare_pandas(repeat: int) -> bool:
 
 
 def compare_simulate(repeat: int) -> bool:
-    """simulate(executor=...) of the user's own, without a preload, against simulate(): rounds 2 to 4."""
+    """simulate(executor=...) with a user's executor without a preload, against simulate(): rounds 2 to 4."""
     runs: dict[str, list[float]] = {"simulate()": [], "simulate(executor=...)": []}
     for _ in range(repeat):
         for name in runs:
@@ -92,7 +93,7 @@ def compare_simulate(repeat: int) -> bool:
             runs[name].append(statistics.median(seconds[1:]))
     ours, theirs = (statistics.median(times) for times in runs.values())
     for name, times in runs.items():
-        print(f"{name:26}{statistics.median(times):8.2f} s a round   {_noise(times)}")
+        print(f"{name:26}{statistics.median(times):8.2f} s per round   {_noise(times)}")
     print(f"ratio {theirs / ours:.2f} (at most 1.15)")
     return theirs / ours <= 1.15
 
@@ -108,31 +109,33 @@ COMPARISONS: dict[str, Comparison] = {
 def _scripts(
     imports: str, function: str, repeat: int, limits: dict[str, float], second: dict[str, float]
 ) -> bool:
-    """Run a script on every backend; return whether its ratios to loky, and to inline, are in the limits."""
+    """Run a script on every backend; return whether its ratios to loky and inline are within limits."""
     runs: dict[str, list[dict]] = {backend: [] for backend in BACKENDS}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(SCRIPT.format(imports=imports, function=function, tasks=TASKS))
         for _ in range(repeat):
-            for backend, found in runs.items():
-                found.append(_json([sys.executable, str(script), backend]))
-    whole = {backend: statistics.median(run["whole"] for run in found) for backend, found in runs.items()}
-    again = {backend: statistics.median(run["second"] for run in found) for backend, found in runs.items()}
+            for backend, results in runs.items():
+                results.append(_json([sys.executable, str(script), backend]))
+    whole = {backend: statistics.median(run["whole"] for run in results) for backend, results in runs.items()}
+    again = {
+        backend: statistics.median(run["second"] for run in results) for backend, results in runs.items()
+    }
     print(f"{'':10}{'first':>9}{'noise':>8}{'of loky':>9}{'second':>9}{'of inline':>11}  learnt")
     kept = True
-    for backend, found in runs.items():
+    for backend, results in runs.items():
         of_loky, of_inline = whole[backend] / whole["loky"], again[backend] / again["inline"]
         kept &= of_loky <= limits.get(backend, of_loky) and of_inline <= second.get(backend, of_inline)
-        learning = found[-1]["learning"]
+        learning = results[-1]["learning"]
         learnt = f"{learning['modules']} modules in {learning['seconds']:.1f} s" if learning else "nothing"
-        noise = _noise([run["whole"] for run in found])
+        noise = _noise([run["whole"] for run in results])
         print(
             f"{backend:10}{whole[backend]:8.2f}s{noise:>8}{of_loky:9.2f}{again[backend]:8.2f}s"
             f"{of_inline:11.2f}  {learnt}"
         )
-    asked = [f"{backend} at most {limit:g} times loky" for backend, limit in limits.items()]
-    asked += [f"{backend}'s second at most {limit:g} times inline's" for backend, limit in second.items()]
-    print("asked:", ", ".join(asked))
+    lines = [f"{backend} at most {limit:g} times loky" for backend, limit in limits.items()]
+    lines += [f"{backend}'s second at most {limit:g} times inline's" for backend, limit in second.items()]
+    print("limits:", ", ".join(lines))
     return kept
 
 
@@ -146,7 +149,7 @@ def _json(command: list[str]) -> Any:
 
 
 def _simulate(name: str) -> None:
-    """Print the seconds of each round of the tutorial's CNN; run as a process of its own."""
+    """Print the seconds of each round with the tutorial's CNN; runs in a process of its own."""
     os.environ["FEDEXEC_BENCH"] = json.dumps(
         {"fraction": 0.5, "rounds": 4, "timeout": 600, "report": "report"}
     )
