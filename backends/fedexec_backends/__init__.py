@@ -1,1 +1,1 @@
-"""Where tasks run: one file a backend. Nothing imports these by name but the registry, when one is used."""
+"""The built-in backends, one file each; only the registry imports them, when a backend is used."""

@@ -1,4 +1,4 @@
-"""A pool with one worker, for one slot: tasks are submitted to it, deaths are told apart, it is replaced."""
+"""A pool with one worker, for one slot: it gets tasks, tells apart how workers die, and is replaced."""
 
 import multiprocessing
 import threading
@@ -32,7 +32,16 @@ class PoolMaker(Protocol):
     """What a slot needs of its backend; see :class:`fedexec_backends._pooled_backend.PooledBackend`."""
 
     def new_pool(self, slot: "Slot", /) -> Pool:
-        """Make the pool of a slot."""
+        """Make the pool of a slot.
+
+        Parameters
+        ----------
+        slot : Slot
+
+        Returns
+        -------
+        Executor
+        """
 
 
 class Slot:
@@ -272,7 +281,15 @@ class _Death(NamedTuple):
 
 
 class SlotContext(WorkerContext):
-    """The context of a slot's pool."""
+    """The context of a slot's pool.
+
+    Parameters
+    ----------
+    launcher : Launcher
+        Starts the pool's processes.
+    slot : Slot
+        Learns of each process.
+    """
 
     def __init__(self, launcher: Launcher, slot: Slot) -> None:
         super().__init__(launcher)

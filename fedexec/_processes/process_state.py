@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fedexec._processes import fitness
 
@@ -24,7 +23,7 @@ _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith(
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
-def process_state() -> dict[str, Any]:
+def process_state() -> dict[str, object]:
     """Return the state that must not change.
 
     Returns
@@ -52,7 +51,7 @@ def process_state() -> dict[str, Any]:
     }
 
 
-def difference(before: dict[str, Any]) -> str | None:
+def difference(before: dict[str, object]) -> str | None:
     """Return how this process's state differs from an earlier one.
 
     Parameters

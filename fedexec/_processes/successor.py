@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from fedexec._processes import fitness
 from fedexec._processes.leaving import end_with_parent
@@ -313,7 +313,7 @@ def silence() -> Iterator[None]:
         os.close(null)
 
 
-def _why_not(before: dict[str, Any]) -> str | None:
+def _why_not(before: dict[str, object]) -> str | None:
     """Return why this process cannot replace the template; None if it can."""
     if reason := difference(before):
         return reason

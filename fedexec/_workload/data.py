@@ -176,9 +176,8 @@ def _read_cifar10(
         raise DataError("CIFAR-10 needs torchvision: pip install 'fedexec[demo]'") from exc
     try:
         dataset = CIFAR10(directory, train=train, download=download)
-    except (
-        Exception
-    ) as exc:  # torchvision raises RuntimeError, OSError, EOFError, UnpicklingError, KeyError, ...
+    except Exception as exc:
+        # torchvision raises RuntimeError, OSError, EOFError, UnpicklingError, KeyError and others.
         first = str(exc).partition(". ")[0] or type(exc).__name__
         hint = "" if download else ". Put cifar-10-batches-py there, or allow its download (--download)"
         raise DataError(f"CIFAR-10 in {directory!r}: {first}{hint}") from exc

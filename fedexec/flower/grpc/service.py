@@ -52,7 +52,7 @@ class Connection(GrpcBridge):
         self.is_admitted = False
         self.forget: Callable[[], None] = lambda: None
 
-    def request(self, ins_wrapper: Any) -> Any:
+    def request(self, ins_wrapper: InsWrapper) -> Any:
         """Ask the client, and wait for the answer.
 
         Parameters

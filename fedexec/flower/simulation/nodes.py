@@ -1,4 +1,4 @@
-"""What a grid knows of its nodes: the state that each has left, what waits for it, what its app is told."""
+"""A grid's nodes: the state that each node has left, its waiting messages, and its node_config."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +20,19 @@ class NodeConfigError(FedexecError, ValueError):
 
 @dataclass(slots=True)
 class Node:
-    """What is known of a node that has had a message."""
+    """What is known of a node that has had a message.
+
+    Attributes
+    ----------
+    state : bytes
+        The packed state; empty if there is none.
+    messages : int
+        Number of messages that were sent to the node.
+    waiting : deque of PendingMessage
+        Messages that wait until the node is free.
+    busy : bool
+        Whether a message runs, because the messages of a node run one after the other.
+    """
 
     state: bytes = b""
     messages: int = 0
@@ -37,6 +49,10 @@ def config_of(node_config: NodeConfig, partition: int, num_nodes: int) -> dict[s
         What the user adds to the number of the partition and the number of partitions.
     partition : int
     num_nodes : int
+
+    Returns
+    -------
+    dict
 
     Raises
     ------

@@ -118,7 +118,17 @@ def make_reply(pending: PendingMessage, answer: Answer) -> Message:
 def await_answers(
     answered_ids: "queue.SimpleQueue[str]", unanswered: dict[str, PendingMessage], until: float
 ) -> None:
-    """Remove answered messages from `unanswered`, until none is left or the time is over."""
+    """Remove answered messages from `unanswered`, until none is left or the time is over.
+
+    Parameters
+    ----------
+    answered_ids : queue.SimpleQueue of str
+        Ids of the messages that have an answer.
+    unanswered : dict of str to PendingMessage
+        Id -> message.
+    until : float
+        Time of :func:`time.monotonic`.
+    """
     while unanswered:
         left = min(until - time.monotonic(), threading.TIMEOUT_MAX)
         try:

@@ -1,4 +1,4 @@
-"""The first message of each type is handled once more in the template, so that workers inherit its caches."""
+"""Rehearsals: the template also handles the first message of each type; workers inherit its caches."""
 
 import functools
 import logging
