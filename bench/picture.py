@@ -1,6 +1,6 @@
-"""The picture of the README: device memory in three rounds, of fresh processes and of workers that stay.
+"""The README's picture: device memory over three rounds, with fresh processes and with workers that stay.
 
-It is drawn from a file of `fedexec bench --full`, by ``python bench/figures.py``.
+``python bench/figures.py`` draws it from a file of `fedexec bench --full`.
 """
 
 import json
@@ -20,34 +20,26 @@ MIB = 1 << 20
 
 
 def picture(file: Path) -> str | None:
-    """Draw it; None if the file has no timelines of both strategies.
+    """Draw the picture.
 
     Parameters
     ----------
     file : Path
-        What `fedexec bench` has written.
+        A file that `fedexec bench` has written.
 
     Returns
     -------
     str or None
-        SVG.
+        SVG; None if the file lacks a timeline of one of the two strategies.
     """
-    content = json.loads(file.read_text(encoding="utf-8"))
-    records = [one["extra_info"]["fedexec"] for one in content["benchmarks"]]
-    found = {
-        each["strategy"]: each
-        for each in records
-        if (each["group"], each["workload"]) == ("footprint", WORKLOAD)
-        and each["strategy"] in STRATEGIES
-        and (each["memory"] or {}).get("timeline")
-    }
-    if set(found) != set(STRATEGIES):
+    records = _records(file)
+    if set(records) != set(STRATEGIES):
         return None
-    shown = {name: _Shown(found[name]) for name in STRATEGIES}
-    longest = max(each.seconds[-1] for each in shown.values())
-    highest = max(max(each.nbytes) for each in shown.values())
-    height = TOP + len(shown) * (PANEL + GAP) - 10
-    first = next(iter(found.values()))
+    timelines = {name: _Timeline(records[name]) for name in STRATEGIES}
+    longest = max(timeline.seconds[-1] for timeline in timelines.values())
+    highest = max(max(timeline.nbytes) for timeline in timelines.values())
+    height = TOP + len(timelines) * (PANEL + GAP) - 10
+    first = next(iter(records.values()))
     kind = "an EMULATED device" if first["emulated"] else "one device"
     title = "What is left on the device after each round"
     about = (
@@ -55,7 +47,7 @@ def picture(file: Path) -> str | None:
         f"on {kind}" + (" whose contexts take 450 MiB" if first["emulated"] else "")
     )
     panels = [
-        shown[name].panel(TOP + index * (PANEL + GAP) + 18, text, colour, longest, highest)
+        timelines[name].panel(TOP + index * (PANEL + GAP) + 18, text, colour, longest, highest)
         for index, (name, (text, colour)) in enumerate(STRATEGIES.items())
     ]
     return "\n".join(
@@ -73,13 +65,26 @@ def picture(file: Path) -> str | None:
     )
 
 
-class _Shown:
-    """One strategy's timeline.
+def _records(file: Path) -> dict[str, Any]:
+    """Return the record of each strategy that has a timeline."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    records = [benchmark["extra_info"]["fedexec"] for benchmark in content["benchmarks"]]
+    return {
+        record["strategy"]: record
+        for record in records
+        if (record["group"], record["workload"]) == ("footprint", WORKLOAD)
+        and record["strategy"] in STRATEGIES
+        and (record["memory"] or {}).get("timeline")
+    }
+
+
+class _Timeline:
+    """The timeline of one strategy.
 
     Parameters
     ----------
     record : mapping
-        A benchmark's, as :class:`fedexec._report.schema.Record` describes it.
+        A benchmark's record, as in :class:`fedexec._report.schema.Record`.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
@@ -90,7 +95,25 @@ class _Shown:
         self._marks = [mark for mark in timeline["marks"] if mark["label"] == "round"]
 
     def panel(self, top: float, text: str, colour: str, longest: float, highest: int) -> str:
-        """Draw it: the memory as an area, and a line with its figure after each round."""
+        """Draw the timeline: the memory as an area, and after each round a line with the memory's size.
+
+        Parameters
+        ----------
+        top : float
+            Upper edge, in SVG units.
+        text : str
+            Title.
+        colour : str
+        longest : float
+            Seconds that fill the width.
+        highest : int
+            Bytes that fill the height.
+
+        Returns
+        -------
+        str
+            SVG elements.
+        """
         across = (WIDTH - LEFT - RIGHT) / longest
         bottom = top + PANEL
 

@@ -33,7 +33,7 @@ class RandomnessConformance(Suite):
         assert [again.submit(bad_tasks.draw).result(DEADLINE) for _ in range(4)] == expected
         assert again.submit(bad_tasks.draw).result(DEADLINE) not in expected
         assert create(seed=43).submit(bad_tasks.draw).result(DEADLINE) not in expected
-        assert expected[0] == bad_tasks.drawn_by_the_first_task_of(42), "it is not as on every other backend"
+        assert expected[0] == bad_tasks.drawn_by_the_first_task_of(42), "other backends draw other numbers"
 
     def test_executors_that_tasks_make_follow_from_the_seed_and_the_task(
         self, create: Create, monkeypatch: pytest.MonkeyPatch
