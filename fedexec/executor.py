@@ -6,7 +6,9 @@ import functools
 import itertools
 import logging
 import math
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -225,6 +227,7 @@ class Executor(concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Apply `fn` to each item; see :meth:`concurrent.futures.Executor.map`.
 
@@ -234,18 +237,38 @@ class Executor(concurrent.futures.Executor):
             Seconds from this call; then ``next`` raises TimeoutError.
         chunksize : int, optional
             Items per task.
+        buffersize : int, optional
+            Tasks that are submitted ahead of the result that is asked for, as in Python 3.14. Default: all.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
         if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout)
+            return self._map(fn, iterables, timeout, buffersize)
         call_each = functools.partial(_call_each, fn)
-        chunks = super().map(
+        chunks = self._map(
             call_each if Task(fn, (), {}).repeatable else once(call_each),
-            _chunks(zip(*iterables, strict=False), chunksize),
-            timeout=timeout,
+            (_chunks(zip(*iterables, strict=False), chunksize),),
+            timeout,
+            buffersize,
         )
         return _flatten(chunks)
+
+    def _map(
+        self,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        buffersize: int | None,
+    ) -> Iterator[T]:
+        if buffersize is None:
+            return super().map(fn, *iterables, timeout=timeout)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        futures = (self.submit(fn, *args) for args in zip(*iterables, strict=False))
+        return _buffered(futures, deque(itertools.islice(futures, buffersize)), end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks and, once the rest is done, give everything back.
@@ -366,6 +389,24 @@ def _flatten(lists: Iterator[list[T]]) -> Iterator[T]:
         elements.reverse()
         while elements:
             yield elements.pop()
+
+
+def _buffered(futures: Iterator[Future[T]], submitted: deque[Future[T]], end: float) -> Iterator[T]:
+    """Yield each result in turn, keeping no reference to it; before each, submit one more task."""
+    try:
+        while submitted:
+            submitted.extend(itertools.islice(futures, 1))
+            yield _result(submitted, end)
+    finally:
+        for future in submitted:
+            future.cancel()
+
+
+def _result(submitted: deque[Future[T]], end: float) -> T:
+    """Return the first one's result, and let go of it; if that fails it stays, to be cancelled."""
+    result = submitted[0].result(None if end == math.inf else end - time.monotonic())
+    submitted.popleft()
+    return result
 
 
 def _configure_logging(settings: Settings) -> None:

@@ -1,11 +1,12 @@
 """Conformance tests of calls: arguments, results, futures, callbacks, and references that must be dropped."""
 
 import concurrent.futures
+import itertools
 import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future as StandardFuture
 from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
 from typing import Any
@@ -125,6 +126,47 @@ class CallConformance(Suite):
         executor.shutdown()
         assert len(gate.arrived()) == 1
         assert executor.stats().cancelled == 4
+
+    @pytest.mark.parametrize("buffersize", [1, 2, 4, 8])
+    def test_map_with_a_buffer_keeps_the_order(self, executor: Executor, buffersize: int) -> None:
+        each = executor.map(pow, range(4), range(4), buffersize=buffersize)
+        assert list(each) == list(map(pow, range(4), range(4)))
+
+    @pytest.mark.parametrize("chunksize", [1, 3])
+    def test_map_with_a_buffer_submits_no_more_than_that_ahead(self, create: Create, chunksize: int) -> None:
+        asked = []
+
+        def numbers() -> Iterator[int]:
+            for number in itertools.count():
+                asked.append(number)
+                yield number
+
+        with create() as executor:
+            results = executor.map(abs, numbers(), chunksize=chunksize, buffersize=2)
+            assert len(asked) == 2 * chunksize
+            assert [next(results) for _ in range(chunksize)] == list(range(chunksize))
+            assert len(asked) == 3 * chunksize
+            list(itertools.islice(results, 10 * chunksize))
+            assert len(asked) == 13 * chunksize
+
+    def test_map_with_a_buffer_cancels_what_has_not_begun_when_it_is_left(
+        self, create: Create, gate: Gate
+    ) -> None:
+        self.need(Capability.ISOLATED)
+        executor = create(max_workers=1)
+        results = executor.map(gate.enter, itertools.count(), timeout=0, buffersize=5)
+        with pytest.raises(TimeoutError):
+            next(results)
+        gate.open()
+        executor.shutdown()
+        assert len(gate.arrived()) <= 1
+
+    @pytest.mark.parametrize(("buffersize", "error"), [(0, ValueError), (-1, ValueError), ("2", TypeError)])
+    def test_map_refuses_what_is_no_size_of_a_buffer(
+        self, executor: Executor, buffersize: Any, error: type[Exception]
+    ) -> None:
+        with pytest.raises(error, match="buffersize must be"):
+            executor.map(pow, [1], [1], buffersize=buffersize)
 
     @pytest.mark.parametrize("chunksize", [1, 3])
     def test_map_keeps_no_reference_to_what_it_yielded(self, executor: Executor, chunksize: int) -> None:

@@ -4,6 +4,7 @@ They come with the interpreter, from 3.11.6 on, where its distributor has not le
 """
 
 import multiprocessing
+import threading
 import unittest.mock
 
 import pytest
@@ -32,11 +33,20 @@ PRIVATE = {  # what a test asks for that is the standard pool's own -> those tes
         "test_idle_process_reuse_one",
         "test_idle_process_reuse_multiple",
         "test_max_tasks_per_child",
+        "test_broken_process_pool_traceback",
     ),
     "_mp_context": ("test_max_tasks_per_child_defaults_to_spawn_context",),
     "_executor_manager_thread": (
         "test_shutdown_deadlock_pickle",
         "test_gh105829_should_not_deadlock_if_wakeup_pipe_full",
+        "test_failed_worker_replacement_breaks_pool",
+        "test_force_shutdown_during_max_tasks_worker_exit",
+        "test_gc_during_max_tasks_worker_exit_gh152967",
+    ),
+    "_force_shutdown": (
+        "test_force_shutdown_workers_invalid_op",
+        "test_kill_workers",
+        "test_terminate_workers",
     ),
     "its threads": ("test_python_finalization_error", "test_force_shutdown_workers"),
 }
@@ -52,6 +62,13 @@ class OnBackend(util.ExecutorMixin):
 
     def get_context(self):
         return multiprocessing.get_context("spawn")
+
+    def create_event(self):
+        if self.backend == "inline":
+            return threading.Event()
+        manager = self.get_context().Manager()
+        self.addCleanup(manager.shutdown)
+        return manager.Event()
 
 
 def _on(backend, *tests):
