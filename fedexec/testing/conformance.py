@@ -35,7 +35,7 @@ class ExecutorConformance(
     backend : str
         Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        Start method of its workers. Default "forkserver".
+        Start method of its workers. Default "forkserver", where the system allows it, else "spawn".
 
     Examples
     --------

@@ -17,7 +17,7 @@ class ExecutorDeaths(WorkerDeaths, HelperDeaths, MemoryDeaths, StoppedProcesses,
     backend : str
         Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        Start method of its workers. Default "forkserver".
+        Start method of its workers. Default "forkserver", where the system allows it, else "spawn".
 
     Examples
     --------

@@ -20,7 +20,10 @@ from fedexec.testing import refusals
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, Gate
 
-__all__ = ["Create", "Suite"]
+__all__ = ["AVAILABLE_START_METHODS", "Create", "Suite"]
+
+#: How workers can start here: a template needs os.waitid, which Python has not on macOS before 3.13.
+AVAILABLE_START_METHODS = ("forkserver", "spawn") if hasattr(os, "waitid") else ("spawn",)
 
 Create = Callable[..., Executor]
 
@@ -33,11 +36,11 @@ class Suite:
     backend : str
         Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
-        Start method of its workers.
+        Start method of its workers. Default "forkserver", where the system allows it, else "spawn".
     """
 
     backend: ClassVar[str]
-    start_method: ClassVar[str] = "forkserver"
+    start_method: ClassVar[str] = AVAILABLE_START_METHODS[0]
 
     # ------------------------------------------------------------ promises
 

@@ -9,7 +9,7 @@ import pytest
 from fedexec.errors import PreloadError
 from fedexec.interface import Capability
 from fedexec.testing import tasks
-from fedexec.testing.suite import Create, Suite
+from fedexec.testing.suite import AVAILABLE_START_METHODS, Create, Suite
 
 __all__ = ["SurroundingsConformance"]
 
@@ -208,6 +208,8 @@ class SurroundingsConformance(Suite):
         self, create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.need(Capability.ISOLATED)
+        if "forkserver" not in AVAILABLE_START_METHODS:
+            pytest.skip("nothing is forked here")
         (tmp_path / "leaves_a_thread.py").write_text(LEAVES_A_THREAD)
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(PreloadError, match=r"leaves_a_thread: it left 1 thread.*busybody") as caught:

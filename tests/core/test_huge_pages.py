@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 pytestmark = pytest.mark.skipif(
-    not PAGES.exists() or "[never]" in PAGES.read_text(), reason="needs transparent huge pages"
+    not PAGES.exists() or "[never]" in PAGES.read_text() or "forkserver" not in AVAILABLE_START_METHODS,
+    reason="needs transparent huge pages, and a template",
 )
 
 LEAVES_GAPS = """
@@ -37,7 +39,9 @@ def resident_after_allocating(blocks, size):
 
 @pytest.fixture(params=["standby", "process", "pool"])
 def create(request, create_on):
-    return lambda **options: create_on(request.param, **{"max_workers": 1} | options)
+    return lambda **options: create_on(
+        request.param, **{"max_workers": 1, "start_method": "forkserver"} | options
+    )
 
 
 @pytest.mark.parametrize("size", [5_000, 100_000, 1_000_000])

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,12 @@ import psutil
 import pytest
 
 import fedexec
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE, poll
+
+needs_peers = pytest.mark.skipif(
+    not hasattr(socket, "SO_PEERCRED"), reason="a socket does not tell who is at its other end"
+)
 
 INTRUDER = """
 import os, sys
@@ -35,6 +41,7 @@ with socket.socket(socket.AF_UNIX) as listener:
 """
 
 
+@needs_peers
 def test_the_managers_socket_hears_no_other_user():
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
@@ -53,7 +60,8 @@ def test_the_managers_socket_hears_no_other_user():
         assert executor.submit(abs, -2).result() == 2
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@needs_peers
+@pytest.mark.parametrize("start_method", AVAILABLE_START_METHODS)
 def test_who_takes_a_dead_managers_address_is_told_nothing(start_method, tmp_path):
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")

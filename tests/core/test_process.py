@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from multiprocessing.connection import Client
@@ -11,11 +12,16 @@ import pytest
 
 from fedexec._processes import popen
 from fedexec.testing.leaks import new_children
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE, Gate
 from fedexec_backends.process import _PatientConnection
 
+needs_peers = pytest.mark.skipif(
+    not hasattr(socket, "SO_PEERCRED"), reason="a socket does not tell which process is at its other end"
+)
 
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+
+@pytest.mark.parametrize("start_method", AVAILABLE_START_METHODS)
 def test_a_process_that_is_stopped_before_it_has_read_its_task_is_replaced(
     create_on, monkeypatch, start_method
 ):
@@ -38,6 +44,7 @@ def wait_and_return_much(gate):
     return gate.enter(bytes(4 << 20))
 
 
+@needs_peers
 def test_a_manager_that_is_stopped_before_it_has_read_a_result_is_replaced(create_on, tmp_path):
     before = new_children()
     executor = create_on("process", max_workers=1, shared_memory=False, retries=1, learn=False)
@@ -62,6 +69,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
+@needs_peers
 def test_a_manager_that_is_stopped_while_much_is_written_to_it_is_killed(tmp_path):
     address = str(tmp_path / "socket")
     command = [sys.executable, "-c", ACCEPTS_AND_STOPS, address]

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from fedexec.testing import refusals
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 
 RUN = """
 import json, logging, sys
@@ -83,7 +84,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_seccomp
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", AVAILABLE_START_METHODS)
 def test_workers_end_with_a_killed_caller_although_the_kernel_sends_them_no_signal(start_method):
     script = REFUSED.format("F_SETSIG", "EPERM") + KILLED.format(start_method)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

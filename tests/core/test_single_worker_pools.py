@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import fedexec
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE, poll
 from fedexec_backends._single_worker_pool import _Worker
 
@@ -28,7 +29,7 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=["forkserver", "spawn"])
+@pytest.fixture(params=AVAILABLE_START_METHODS)
 def create(request, backend):
     made = []
 

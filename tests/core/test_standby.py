@@ -20,8 +20,9 @@ import pytest
 
 import fedexec
 from fedexec.testing.leaks import new_children
+from fedexec.testing.suite import AVAILABLE_START_METHODS
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = pytest.mark.skipif("forkserver" not in AVAILABLE_START_METHODS, reason="needs a template")
 
 
 def eventually(condition, seconds=10.0):
@@ -40,7 +41,9 @@ def template():
 
 @pytest.fixture
 def create(create_on):
-    return lambda **options: create_on("standby", **{"max_workers": 2} | options)
+    return lambda **options: create_on(
+        "standby", **{"max_workers": 2, "start_method": "forkserver"} | options
+    )
 
 
 @pytest.fixture
@@ -164,9 +167,9 @@ def wait_for(path):
     return "done"
 
 
-def test_a_warm_up_that_fails_is_refused_with_the_reason():
+def test_a_warm_up_that_fails_is_refused_with_the_reason(create):
     with pytest.raises(fedexec.PreloadError, match=r"(?s)test_standby.fail_to_warm.*no luck"):
-        fedexec.create_executor("standby", warmup=functools.partial(fail_to_warm, "no luck"))
+        create(warmup=functools.partial(fail_to_warm, "no luck"))
     assert children() == []
 
 
@@ -174,24 +177,24 @@ def fail_to_warm(reason):
     raise ValueError(reason)
 
 
-def test_a_preload_that_hangs_is_named_after_a_while(modules):
+def test_a_preload_that_hangs_is_named_after_a_while(create, modules):
     modules("hangs", "import time\ntime.sleep(3600)\n")
     with pytest.raises(fedexec.PreloadError, match=r"'hangs'.*not done after 4 s"):
-        fedexec.create_executor("standby", preload=["json", "hangs"], preload_timeout=4)
+        create(preload=["json", "hangs"], preload_timeout=4)
     assert children() == []
 
 
-def test_a_preload_that_ends_the_template_is_named(modules):
+def test_a_preload_that_ends_the_template_is_named(create, modules):
     modules("exits", "import os\nos._exit(3)\n")
     with pytest.raises(fedexec.PreloadError, match=r"'exits'.*died"):
-        fedexec.create_executor("standby", preload=["exits"])
+        create(preload=["exits"])
 
 
 def test_a_caller_killed_during_the_preload_leaves_nothing(modules, tmp_path):
     modules("slow", f"open({str(tmp_path / 'begun')!r}, 'w').close()\nimport time\ntime.sleep(3600)\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fedexec\n"
-        "fedexec.create_executor('standby', preload=['slow'])"
+        "fedexec.create_executor('standby', preload=['slow'], start_method='forkserver')"
     )
     caller = subprocess.Popen([sys.executable, "-c", code])
     eventually((tmp_path / "begun").exists)

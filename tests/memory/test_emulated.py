@@ -195,7 +195,7 @@ def test_the_capacity_is_shared(emulate, tmp_path):
     assert gpu.used_bytes() == 0
 
 
-def test_nothing_of_it_is_in_any_file_system(tmp_path):
+def test_nothing_of_it_is_in_any_file_system(tmp_path, emulate):
     code = (
         "import os\n"
         "from fedexec.devices import find_devices\n"
