@@ -7,10 +7,10 @@ import difflib
 import importlib.util
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, distributions
 from typing import Any
 
+from fedexec._system.find_by_name import find_attribute, split_name
 from fedexec.errors import BackendUnavailableError, UnknownBackendError
 from fedexec.interface import Backend, Capability
 
@@ -165,9 +165,8 @@ def load(name: str) -> type[Backend]:
         info = BackendInfo(name, entry.value, "plug-in")
     if info.wrong_system:
         raise BackendUnavailableError(name, info.wrong_system)
-    module, _, attribute = info.target.partition(":")
     try:
-        backend: type[Backend] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as exc:
+        backend: type[Backend] = find_attribute(*split_name(info.target))
+    except (ImportError, AttributeError, ValueError) as exc:
         raise BackendUnavailableError(name, str(exc), info.install) from exc
     return backend

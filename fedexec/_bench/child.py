@@ -17,6 +17,7 @@ from fedexec._bench.measurements import open_session
 from fedexec._bench.plan import Part
 from fedexec._bench.stats import statistics_of
 from fedexec._report.schema import KEY
+from fedexec._system.error_text import one_line
 
 __all__ = ["benchmark_of", "main"]
 
@@ -39,7 +40,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as exc:
-        content = {"error": f"{type(exc).__name__}: {exc}".strip().splitlines()[0]}
+        content = {"error": one_line(exc)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway, and cleans up undisturbed
     json.dump(content, answer)
     answer.close()

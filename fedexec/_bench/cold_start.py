@@ -9,6 +9,7 @@ from fedexec._bench import tasks
 from fedexec._bench.peers import contestants
 from fedexec._bench.plan import Part
 from fedexec._bench.workloads import workload
+from fedexec._system.error_text import one_line
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
             print("done", file=answer)
             sys.stdin.read()
     except Exception as exc:
-        print(f"{type(exc).__name__}: {exc}".replace("\n", " "), file=answer)
+        print(one_line(exc), file=answer)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedexec._bench import tasks
+from fedexec._system.error_text import message_of, one_line
+from fedexec._system.find_by_name import find_attribute, split_name
 from fedexec._workload import jobs
 from fedexec.errors import FedexecError
 
@@ -129,26 +131,21 @@ def find(option: str, name: str) -> Callable[..., Any]:
     TaskError
         There is none.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise TaskError(f"{option} {name}: write it like package.module:function")
+    try:
+        module, attribute = split_name(name)
+    except ValueError as exc:
+        raise TaskError(f"{option} {name}: write it like package.module:function") from exc
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
-        fn: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+        fn = find_attribute(module, attribute)
     except (ImportError, AttributeError) as exc:
-        raise TaskError(f"{option} {name}: {_one_line(exc)}") from exc
+        raise TaskError(f"{option} {name}: {message_of(exc)}") from exc
     except (Exception, SystemExit) as exc:  # a script that runs when it is imported
-        raise TaskError(
-            f"{option} {name}: importing it failed: {type(exc).__name__}: {_one_line(exc)}"
-        ) from exc
+        raise TaskError(f"{option} {name}: importing it failed: {one_line(exc)}") from exc
     if not callable(fn):
         raise TaskError(f"{option} {name}: that is a {type(fn).__name__}, not a function")
     return fn  # type: ignore[no-any-return]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _as_tuple(arguments: Any) -> tuple[Any, ...]:

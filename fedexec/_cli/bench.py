@@ -21,6 +21,7 @@ from fedexec._cli import options
 from fedexec._cli.report import INCOMPLETE
 from fedexec._report import summarize
 from fedexec._report.reading import is_busy
+from fedexec._system.error_text import one_line
 from fedexec._system.machine import available_cores
 from fedexec._system.visible import visible
 
@@ -87,7 +88,7 @@ def _check(own: OwnTask) -> None:
     except TaskError as exc:
         raise options.UsageError(str(exc)) from exc
     except Exception as exc:
-        raise options.UsageError(f"--arguments {own.arguments}: {type(exc).__name__}: {exc}") from exc
+        raise options.UsageError(f"--arguments {own.arguments}: {one_line(exc)}") from exc
 
 
 def _measure(work: Callable[[], object]) -> int:

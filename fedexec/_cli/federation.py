@@ -24,6 +24,7 @@ from fedexec._cli.display import Display
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec._cli.resuming import Resuming
 from fedexec._cli.secret import read_certificate, read_key, read_secret
+from fedexec._system.error_text import one_line
 from fedexec._worker.setup import environment
 from fedexec._workload import jobs
 from fedexec._workload.data import DataError, DataSpec
@@ -380,7 +381,7 @@ def _reason(error: Exception) -> Exception:
     if isinstance(error, FedexecError | OSError):
         return error
     log.debug("the run failed", exc_info=error)
-    return FedexecError(f"{type(error).__name__}: {error}")
+    return FedexecError(one_line(error))
 
 
 # ---------------------------------------------------------------- what a run leaves

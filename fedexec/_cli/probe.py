@@ -15,6 +15,7 @@ from fedexec._cli import options
 from fedexec._cli.ending import Ending
 from fedexec._cli.output import stdout_as_stderr
 from fedexec._scheduling.admission import Footprint
+from fedexec._system.error_text import one_line
 from fedexec._system.machine import available_cores
 from fedexec._system.sizes import format_size
 from fedexec._system.visible import visible
@@ -91,9 +92,7 @@ def _measure(task: _Task, settings: Settings, ending: Ending) -> dict[str, Any]:
             error = future.exception()
             if error is not None:
                 ending.settle()
-                raise FedexecError(
-                    f"{task.name} failed: {type(error).__name__}: {_one_line(error)}"
-                ) from error
+                raise FedexecError(f"{task.name} failed: {one_line(error)}") from error
         (footprint,) = executor.footprints().values()
         seconds = future.usage.wall_seconds if future.usage else None
         devices = [
@@ -112,10 +111,6 @@ def _measure(task: _Task, settings: Settings, ending: Ending) -> dict[str, Any]:
         "at_once": footprint.at_once,
         "client_resources": _client_resources(footprint, len(devices)),
     }
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _client_resources(footprint: Footprint, devices: int) -> dict[str, float | None]:

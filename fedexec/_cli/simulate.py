@@ -15,6 +15,7 @@ from fedexec import __version__
 from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
+from fedexec._system.error_text import one_line
 from fedexec._system.visible import visible
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
@@ -171,4 +172,4 @@ def _reason(error: Exception) -> Exception:
         return error if isinstance(error, FedexecError) else FedexecError(str(error))
     told = "".join(traceback.format_exception(error))
     print(visible(told, lines=True), end="", file=sys.stderr)
-    return FedexecError(f"the ServerApp raised {type(error).__name__}: {error}")
+    return FedexecError(f"the ServerApp raised {one_line(error)}")

@@ -14,16 +14,27 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fedexec.errors import FedexecError
 
-__all__ = ["IS_FULL", "UnwritableError", "attempt", "descriptor", "explained", "is_same", "write"]
+__all__ = [
+    "IS_FULL",
+    "UnwritableError",
+    "attempt",
+    "descriptor",
+    "explained",
+    "is_same",
+    "new_version",
+    "write",
+]
 
 MOST_LINKS = 40  # Linux follows as many symbolic links
 KEEPS_ITS_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EINVAL)  # write directly
 IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Windows does not have the first two flags, and no other system has the last.
-OPEN = os.O_WRONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
+OPEN = os.O_WRONLY | FLAGS
 
 
 class UnwritableError(FedexecError, OSError):
@@ -82,6 +93,34 @@ def attempt(path: Path) -> None:
             os.close(os.open(path, OPEN))
         if _is_replaceable(path, status):
             _replace(path, status, None)
+
+
+@contextlib.contextmanager
+def new_version(path: Path, part: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Yield a new file, which takes the place of another in one step when the block ends.
+
+    It is then on the disk, and so is its name. Whatever goes wrong before removes it and leaves `path` alone.
+
+    Parameters
+    ----------
+    path : Path
+        The file that gets the new content, or is made.
+    part : Path
+        What the file is called meanwhile: a name that is free, in the same directory.
+    mode : int
+        The permissions of the new file.
+    """
+    # O_EXCL: nobody can have laid a link there.
+    fd = os.open(part, os.O_RDWR | FLAGS | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(fd, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        part.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def descriptor(path: Path) -> int | None:
@@ -173,23 +212,24 @@ def _replace(path: Path, status: os.stat_result | None, data: bytes | memoryview
     target = Path(os.path.realpath(path))
     part = target.with_name(f".fedexec-{secrets.token_hex(8)}.part")
     try:
-        # O_EXCL: no other user can have put a link there.
-        mode = 0o666 if status is None else 0o600
-        fd = os.open(part, OPEN | os.O_CREAT | os.O_EXCL, mode)
-        try:
+        with new_version(target, part, mode=0o666 if status is None else 0o600) as file:
             if status is not None and hasattr(os, "fchown"):
-                os.fchown(fd, status.st_uid, status.st_gid)
-                os.fchmod(fd, stat.S_IMODE(status.st_mode))
-            _write(fd, data or b"", sync=data is not None)
-            if data is not None:
-                part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+            if data is None:
+                raise _OnlyTriedError
+            file.write(data)
+    except _OnlyTriedError:
+        return True
     except OSError as exc:
         if status is None or exc.errno not in KEEPS_ITS_PLACE:
             raise
         return False
     return True
+
+
+class _OnlyTriedError(Exception):
+    """A new version of the file could be made, but was not asked for."""
 
 
 def _write_through(path: Path, status: os.stat_result | None, data: bytes | memoryview) -> None:
@@ -218,3 +258,17 @@ def _write(fd: int, data: bytes | memoryview, *, sync: bool = False) -> None:
             left = left[file.write(left) :]
         if sync:
             os.fsync(fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Have a directory's own entries on the disk, where that can be asked for."""
+    try:
+        fd = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError:  # some file systems cannot
+        pass
+    finally:
+        os.close(fd)

@@ -22,13 +22,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from typing import Any, ParamSpec, TypeVar, overload
 
 import cloudpickle
 from flwr.app import Context
 
 from fedexec import settings
+from fedexec._system.find_by_name import find_attribute
 from fedexec.devices.device import hidden
 from fedexec.errors import SettingsError
 from fedexec.executor import Executor
@@ -162,9 +162,7 @@ def _address(fn: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
 
 
 def _by_name(module: str, name: str) -> Callable[..., Any]:
-    target: Any = import_module(module)
-    for part in name.split("."):
-        target = getattr(target, part)
+    target = find_attribute(module, name)
     return getattr(target, "__wrapped__", target)  # type: ignore[no-any-return]
 
 

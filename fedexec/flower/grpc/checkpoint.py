@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fedexec._system import files
 from fedexec.errors import FedexecError
 from fedexec.flower.grpc.directory_lock import DirectoryLock, LockedError
 from fedexec.flower.history import Round
@@ -106,20 +106,20 @@ class Checkpoints:
         CheckpointError
             There are checkpoints, but none can be read.
         """
-        files = _files(self.directory)
+        paths = _files(self.directory)
         problem: CheckpointError | None = None
-        for path in files:
+        for path in paths:
             try:
                 run, checkpoint = _read(path)
             except CheckpointError as exc:
                 problem = problem or exc
                 log.warning("%s cannot be read: %s", path, exc)
                 continue
-            self._adopt(run, [each for each in reversed(files) if each <= path])
+            self._adopt(run, [each for each in reversed(paths) if each <= path])
             return checkpoint
         if problem is not None:
             raise CheckpointError(
-                f"{files[0]} is not a checkpoint, and no older one can be read: {problem}"
+                f"{paths[0]} is not a checkpoint, and no older one can be read: {problem}"
             ) from problem
         return None
 
@@ -150,21 +150,13 @@ class Checkpoints:
             raise ValueError("a checkpoint cannot hold an array of Python objects")
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         path = self.directory / f"round-{checkpoint.server_round:06}.npz"
-        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=self._part, delete=False) as file:
-            try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                size = file.seek(0, os.SEEK_END)
-                seal = _seal(file, size)  # type: ignore[arg-type]
-                file.seek(size)
-                file.write(seal)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                Path(file.name).unlink()
-                raise
-        Path(file.name).replace(path)
-        _sync(self.directory)
+        part = self.directory / f"{self._part}{secrets.token_hex(4)}"
+        with files.new_version(path, part) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            size = file.seek(0, os.SEEK_END)
+            seal = _seal(file, size)
+            file.seek(size)
+            file.write(seal)
         self._written = [each for each in self._written if each != path] + [path]
         for old in self._written[:-KEPT]:
             old.unlink(missing_ok=True)
@@ -254,15 +246,3 @@ def _files(directory: Path) -> list[Path]:
         key=lambda path: int(path.name[6:-4]),
         reverse=True,
     )
-
-
-def _sync(directory: Path) -> None:
-    """Write the directory's entries to the disk, where the system supports that."""
-    try:
-        fd = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -26,6 +26,7 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
+from fedexec._system.error_text import one_line
 from fedexec.executor import Executor
 from fedexec.flower.grpc.client_auth import CHALLENGE, PROOF, REFUSED, prove
 from fedexec.flower.history import TaskRecord, cost_of
@@ -80,7 +81,7 @@ class RecordingExecutor:
             executor = executor.with_options(tag=f"client {client}")
         future = executor.submit(fn, *args)
         error = future.exception()
-        text = None if error is None else _one_line(error)
+        text = None if error is None else one_line(error)
         with self._lock:
             self.records.append(TaskRecord(kind, client, server_round, text, **cost_of(future)))
         return future.result()
@@ -271,7 +272,7 @@ class _ReportingClient(Client):
             return failed_evaluation(self._report("evaluate", exc))
 
     def _report(self, what: str, error: Exception) -> str:
-        reason = _one_line(error)
+        reason = one_line(error)
         log.warning("client %s: %s failed: %s", self._client.index, what, reason)
         log.debug("client %s", self._client.index, exc_info=error)
         return reason
@@ -304,7 +305,3 @@ def failed_evaluation(reason: str) -> EvaluateRes:
     EvaluateRes
     """
     return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, reason), loss=0.0, num_examples=0, metrics={})
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -18,6 +18,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
+from fedexec._system.error_text import one_line
 from fedexec.flower.grpc.client import failed_evaluation, failed_fit
 
 __all__ = ["Awaited", "NumberedProxy", "ask_index"]
@@ -63,7 +64,7 @@ class NumberedProxy(ClientProxy):
         try:
             return self._inner.fit(ins, timeout, group_id)
         except Exception as exc:
-            return failed_fit(f"lost: {type(exc).__name__}: {exc}")
+            return failed_fit(f"lost: {one_line(exc)}")
         finally:
             self._on_answer(self.index, trained=True)
 
@@ -86,7 +87,7 @@ class NumberedProxy(ClientProxy):
         try:
             return self._inner.evaluate(ins, timeout, group_id)
         except Exception as exc:
-            return failed_evaluation(f"lost: {type(exc).__name__}: {exc}")
+            return failed_evaluation(f"lost: {one_line(exc)}")
         finally:
             self._on_answer(self.index, trained=False)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedexec._system.error_text import message_of
 from fedexec.errors import FedexecError
 from fedexec.flower.flower_internals import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 
@@ -87,8 +88,7 @@ def read_app(directory: str | Path) -> FlowerApp:
         config = flatten_dict(app.get("config", {}))
         num_nodes = _num_supernodes(project["tool"]["flwr"])
     except (OSError, ValueError, KeyError) as exc:
-        reason = " ".join(str(exc).split())
-        raise AppDirectoryError(f"{str(directory)!r} is not a Flower app: {reason}") from exc
+        raise AppDirectoryError(f"{str(directory)!r} is not a Flower app: {message_of(exc)}") from exc
     components = app["components"]
     lies_under_src = any(_is_in(path / "src", each) for each in components.values())
     # An app under src/ need not be installed.

@@ -19,6 +19,8 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexec._channel.pickling import dumps
+from fedexec._system import find_by_name
+from fedexec._system.error_text import one_line
 from fedexec._system.installed import is_installed_file
 from fedexec._worker.seeding import seeded
 from fedexec.flower.flower_internals import ErrorCode, LoadClientAppError, arrived
@@ -116,7 +118,7 @@ def _load(ref: AppRef) -> ClientApp:
             app = import_app(ref.name) if ref.pickled is None else cloudpickle.loads(ref.pickled)
     except (Exception, SystemExit) as exc:
         raise LoadClientAppError(
-            f"The ClientApp {ref.name!r} cannot be loaded: {_line(exc)}{place_of(exc)}"
+            f"The ClientApp {ref.name!r} cannot be loaded: {one_line(exc)}{place_of(exc)}"
         ) from exc
     if not isinstance(app, ClientApp):
         raise LoadClientAppError(f"{ref.name!r} is not a ClientApp, it is a {type(app).__name__}.")
@@ -141,13 +143,7 @@ def import_app(name: str) -> Any:
     ImportError, AttributeError
         The object does not exist.
     """
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ValueError(f"{name!r} is not written like package.module:app")
-    target = import_module(module)
-    for part in attribute.split("."):
-        target = getattr(target, part)
-    return target
+    return find_by_name.find_attribute(*find_by_name.split_name(name))
 
 
 def warm(app: AppRef) -> None:
@@ -330,7 +326,7 @@ def _run(app: ClientApp, task: MessageTask) -> Answer:
         after = pack(context.state).to_bytes() if context.state else b""
     except (Exception, SystemExit) as exc:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        return Answer(error=(code, _line(exc)), traceback=traceback.format_exc())
+        return Answer(error=(code, one_line(exc)), traceback=traceback.format_exc())
     return Answer(packed, state=None if after == task.state else after, filled=module_caches.filled(before))
 
 
@@ -355,12 +351,8 @@ def place_of(error: BaseException) -> str:
         " (file, line n)", to end a sentence; empty if the app's own code is not involved.
     """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename == __file__:
+        if frame.filename in (__file__, find_by_name.__file__):
             return ""
         if not frame.filename.startswith("<") and not is_installed_file(frame.filename):
             return f" ({frame.filename}, line {frame.lineno})"
     return ""
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from flwr.app import Error, Message, Metadata, RecordDict
 
+from fedexec._system.error_text import one_line
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
 from fedexec.flower.flower_internals import ErrorCode, arrived, stamp
 from fedexec.flower.history import Round
@@ -89,7 +90,7 @@ def error_answer(error: BaseException) -> Answer:
     """
     crashed = isinstance(error, WorkerDiedError | TaskTimeoutError | WorkerMemoryError)
     code = ErrorCode.CLIENT_APP_CRASHED if crashed else ErrorCode.UNKNOWN
-    return Answer(error=(code, " ".join(f"{type(error).__name__}: {error}".split())))
+    return Answer(error=(code, one_line(error)))
 
 
 def make_reply(pending: PendingMessage, answer: Answer) -> Message:

@@ -14,6 +14,7 @@ from flwr.serverapp import ServerApp
 
 from fedexec import _registry
 from fedexec._scheduling.futures import Stats
+from fedexec._system.error_text import one_line
 from fedexec._worker.seeding import seeded
 from fedexec._worker.setup import environment
 from fedexec._worker.threads import limit_threads
@@ -229,8 +230,8 @@ def _load_server(app: ServerApp | str) -> ServerApp:
     try:
         server = import_app(app) if isinstance(app, str) else app
     except (Exception, SystemExit) as exc:
-        error = " ".join(f"{type(exc).__name__}: {exc}".split())
-        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}{place_of(exc)}") from exc
+        error = f"{one_line(exc)}{place_of(exc)}"
+        raise LoadServerAppError(f"The ServerApp {name!r} cannot be loaded: {error}") from exc
     if not isinstance(server, ServerApp):
         raise LoadServerAppError(f"{name!r} is not a ServerApp, it is a {type(server).__name__}.")
     if not has_main(server):
