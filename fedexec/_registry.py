@@ -13,8 +13,9 @@ from typing import Any
 from fedexec._system.find_by_name import find_attribute, split_name
 from fedexec.errors import BackendUnavailableError, UnknownBackendError
 from fedexec.interface import Backend, Capability
+from fedexec.settings import Settings
 
-__all__ = ["BackendInfo", "backends", "load"]
+__all__ = ["BackendInfo", "backends", "load", "load_chosen"]
 
 GROUP = "fedexec.backends"
 NEEDS_POSIX = "it needs Linux or macOS; on Windows use WSL2"
@@ -170,3 +171,13 @@ def load(name: str) -> type[Backend]:
     except (ImportError, AttributeError, ValueError) as exc:
         raise BackendUnavailableError(name, str(exc), info.install) from exc
     return backend
+
+
+def load_chosen(settings: Settings) -> type[Backend]:
+    """Import the class of the backend that settings name; :func:`load` says what it raises."""
+    try:
+        return load(settings.backend)
+    except UnknownBackendError as exc:
+        if settings.sources.get("backend", "argument") != "argument":  # the call itself shows that
+            exc.given_by = settings.given_by("backend")
+        raise

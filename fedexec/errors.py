@@ -60,7 +60,14 @@ class UnknownBackendError(SettingsError):
         The names that exist.
     nearest : str or None
         The known name that looks most like `name`.
+
+    Attributes
+    ----------
+    given_by : str
+        What has named it, such as ``"--backend"`` or ``"FEDEXEC_BACKEND"``; empty if that is not known.
     """
+
+    given_by = ""
 
     def __init__(self, name: str, known: tuple[str, ...], nearest: str | None) -> None:
         super().__init__(name, known, nearest)
@@ -68,7 +75,8 @@ class UnknownBackendError(SettingsError):
 
     def __str__(self) -> str:
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
-        return f"There is no backend {self.name!r}.{hint} Known: {', '.join(self.known)}."
+        source = f" ({self.given_by})" if self.given_by else ""
+        return f"There is no backend {self.name!r}{source}.{hint} Known: {', '.join(self.known)}."
 
 
 class BackendUnavailableError(FedexecError, ImportError):

@@ -21,7 +21,7 @@ from fedexec._scheduling.futures import Future, Stats
 from fedexec._scheduling.scheduler import Scheduler
 from fedexec._system.machine import open_files
 from fedexec._worker.seeding import call_seeded
-from fedexec.devices.device import is_emulated
+from fedexec.devices.device import Device, is_emulated
 from fedexec.devices.discovery import find_devices
 from fedexec.errors import SettingsError
 from fedexec.interface import Capability, Hooks, Task, function_name, once
@@ -136,12 +136,12 @@ class Executor(concurrent.futures.Executor):
         for name in ("initializer", "warmup"):
             if getattr(hooks, name) is not None and not callable(getattr(hooks, name)):
                 raise TypeError(f"{name} must be a callable")
-        backend_class = _registry.load(settings.backend)
+        backend_class = _registry.load_chosen(settings)
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self._tag: str | None = None
         self._whole: Executor | None = None  # of which this is a view, and which lives as long as it
-        self.devices = find_devices(settings.device)
+        self.devices = _devices(settings)
         if Capability.ISOLATED not in backend_class.capabilities:
             self.devices = self.devices[:1]  # all tasks share this process, and its device
         if settings.device and self.devices and not is_emulated(settings.device):
@@ -359,6 +359,16 @@ class Executor(concurrent.futures.Executor):
     def footprints(self) -> dict[str, Footprint]:
         """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
         return self._scheduler.footprints()
+
+
+def _devices(settings: Settings) -> tuple[Device, ...]:
+    """Return the devices that were chosen; errors tell by whom."""
+    named_by = settings.given_by("device").removesuffix("=")
+    try:
+        return find_devices(settings.device, named_by=named_by)
+    except SettingsError as exc:
+        origin = "" if named_by == "device" else f" ({named_by})"
+        raise SettingsError(f"device {exc}{origin}") from None
 
 
 def _open_files(settings: Settings, per_worker: int) -> None:

@@ -20,7 +20,17 @@ from fedexec._system.sizes import parse_size
 from fedexec._system.visible import visible
 from fedexec.errors import SettingsError
 
-__all__ = ["PREFIX", "Option", "Settings", "options", "resolve", "unknown_variables"]
+__all__ = [
+    "KEY_PREFIX",
+    "LARGEST",
+    "PREFIX",
+    "Option",
+    "Settings",
+    "options",
+    "resolve",
+    "unknown_variables",
+    "warn_of_unknown_variables",
+]
 
 log = logging.getLogger("fedexec")
 
@@ -28,6 +38,7 @@ FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
 AUTO = "auto"
 PREFIX = "FEDEXEC_"
+KEY_PREFIX = "executor-"  # in the configuration of an app
 START_METHODS = ("forkserver", "spawn")
 LARGEST = 2**64 - 1
 
@@ -145,6 +156,15 @@ class Option:
     def variable(self) -> str:
         """How the environment spells it."""
         return PREFIX + self.name.upper()
+
+    @property
+    def key(self) -> str:
+        """How an app's configuration spells it."""
+        return KEY_PREFIX + self.name.replace("_", "-")
+
+    def spelled(self, source: str) -> str:
+        """How the one who set it has spelled it; `source` is as in :attr:`Settings.sources`."""
+        return {"argument": f"{self.name}=", "flag": self.flag, "config": self.key}.get(source, source)
 
 
 def _setting(value: Any, read: Callable[[Any], Any], metavar: str, text: str, default: str) -> Any:
@@ -282,6 +302,21 @@ class Settings:
     auto: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def given_by(self, name: str) -> str:
+        """Return how a setting was spelled where it was set: a flag, a variable, or a key of a configuration.
+
+        Parameters
+        ----------
+        name : str
+            A field.
+
+        Returns
+        -------
+        str
+            ``"default"`` where nobody has set it.
+        """
+        return _OPTIONS[name].spelled(self.sources.get(name, "default"))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON knows them."""
         return asdict(self)
@@ -329,6 +364,12 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Log a warning of each variable that looks like ours and is no setting, once in this process."""
+    for variable, advice in unknown_variables(environ).items():
+        _warn_of(variable, advice)
+
+
 @functools.cache
 def _warn_of(variable: str, advice: str) -> None:
     log.warning("%s is set, but is no setting of fedexec; %s", visible(variable), advice)
@@ -367,8 +408,7 @@ def resolve(
         if name not in _OPTIONS:
             raise TypeError(f"there is no setting {name!r}; known: {', '.join(_OPTIONS)}")
     variables = os.environ if environ is None else environ
-    for unknown in unknown_variables(variables).items():
-        _warn_of(*unknown)
+    warn_of_unknown_variables(variables)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, option in _OPTIONS.items():
@@ -385,7 +425,7 @@ def resolve(
             try:
                 values[name] = option.read(given[sources[name]])
             except SettingsError as exc:
-                origin = "" if sources[name] == "argument" else f" ({sources[name]})"
+                origin = "" if sources[name] == "argument" else f" ({option.spelled(sources[name])})"
                 raise SettingsError(f"{name} {exc}{origin}") from None
     values["auto"] = values.get("max_workers") == AUTO
     if values["auto"]:

@@ -9,7 +9,7 @@ from fedexec.devices.emulated import emulated_device
 __all__ = ["find_devices"]
 
 
-def find_devices(choice: str | None = None) -> tuple[Device, ...]:
+def find_devices(choice: str | None = None, *, named_by: str = "FEDEXEC_DEVICE") -> tuple[Device, ...]:
     """Find the devices that tasks may use.
 
     Parameters
@@ -18,6 +18,8 @@ def find_devices(choice: str | None = None) -> tuple[Device, ...]:
         ``"none"``; ``"emulated:24GiB"`` (see :mod:`fedexec.devices.emulated.emulated_device`); or, as in
         ``CUDA_VISIBLE_DEVICES``, a comma-separated list of UUIDs or NVML indices. Default: ``FEDEXEC_DEVICE``
         in the environment, else the real devices that ``CUDA_VISIBLE_DEVICES`` leaves.
+    named_by : str
+        What has chosen them, for messages.
 
     Returns
     -------
@@ -35,5 +37,5 @@ def find_devices(choice: str | None = None) -> tuple[Device, ...]:
     if is_emulated(choice):
         return emulated_device.devices(choice)
     if choice:
-        return nvml.devices(choice, named_by="FEDEXEC_DEVICE")
+        return nvml.devices(choice, named_by=named_by)
     return nvml.devices(os.environ.get("CUDA_VISIBLE_DEVICES"), named_by="CUDA_VISIBLE_DEVICES")

@@ -41,7 +41,7 @@ log = logging.getLogger("fedexec.flower")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PREFIX = "executor-"
+PREFIX = settings.KEY_PREFIX
 
 
 @overload
@@ -203,7 +203,7 @@ def app_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
     SettingsError
         A key begins with ``executor-`` but names no setting.
     """
-    known = {PREFIX + option.name.replace("_", "-"): option.name for option in settings.options()}
+    known = {option.key: option.name for option in settings.options()}
     given = {key: value for key, value in run_config.items() if key.startswith(PREFIX)}
     for key in given:
         if key not in known:

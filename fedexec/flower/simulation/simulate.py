@@ -174,7 +174,7 @@ def start(
     -------
     tuple of (ServerApp, Executor)
     """
-    if Capability.ISOLATED not in _registry.load(settings.backend).capabilities:
+    if Capability.ISOLATED not in _registry.load_chosen(settings).capabilities:
         limit_threads(environment(settings))
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(app_executor, settings, client_app)
