@@ -1,25 +1,29 @@
 """Run every federated-learning client in its own process: one Executor, interchangeable backends."""
 
-from fedexec._registry import BackendInfo, backends
-from fedexec._scheduling.futures import Future, Stats
-from fedexec.errors import (
-    BackendUnavailableError,
-    DeviceError,
-    FedexecError,
-    InitializerError,
-    PreloadError,
-    SettingsError,
-    TaskTimeoutError,
-    TransferError,
-    UnknownBackendError,
-    UnpickleError,
-    WorkerDiedError,
-    WorkerError,
-    WorkerMemoryError,
-)
-from fedexec.executor import Executor, create_executor
-from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage, once
-from fedexec.settings import Settings
+from fedexec._system.lazy_names import importer
+
+TYPE_CHECKING = False  # type checkers take it for typing's
+if TYPE_CHECKING:
+    from fedexec._registry import BackendInfo, backends
+    from fedexec._scheduling.futures import Future, Stats
+    from fedexec.errors import (
+        BackendUnavailableError,
+        DeviceError,
+        FedexecError,
+        InitializerError,
+        PreloadError,
+        SettingsError,
+        TaskTimeoutError,
+        TransferError,
+        UnknownBackendError,
+        UnpickleError,
+        WorkerDiedError,
+        WorkerError,
+        WorkerMemoryError,
+    )
+    from fedexec.executor import Executor, create_executor
+    from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage, once
+    from fedexec.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -52,3 +56,35 @@ __all__ = [
     "create_executor",
     "once",
 ]
+
+# Imported when they are used: the command line can be interrupted before numpy and the rest are there.
+__getattr__ = importer(
+    __name__,
+    {
+        "_registry": ("BackendInfo", "backends"),
+        "_scheduling.futures": ("Future", "Stats"),
+        "errors": (
+            "BackendUnavailableError",
+            "DeviceError",
+            "FedexecError",
+            "InitializerError",
+            "PreloadError",
+            "SettingsError",
+            "TaskTimeoutError",
+            "TransferError",
+            "UnknownBackendError",
+            "UnpickleError",
+            "WorkerDiedError",
+            "WorkerError",
+            "WorkerMemoryError",
+        ),
+        "executor": ("Executor", "create_executor"),
+        "interface": ("Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "once"),
+        "settings": ("Settings",),
+    },
+    ("backend", "devices", "errors", "executor", "flower", "interface", "memory", "settings", "testing"),
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

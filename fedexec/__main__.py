@@ -2,7 +2,7 @@
 
 import sys
 
-from fedexec._cli import main
+from fedexec._cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -16,12 +16,11 @@ from fedexec._bench.peers import COPY, FORK, contestants
 from fedexec._bench.plan import missing, plan
 from fedexec._bench.result_file import Document, OtherRunError
 from fedexec._bench.running import run_all
-from fedexec._bench.workloads import OwnTask, TaskError, workload
 from fedexec._cli import options
+from fedexec._cli.own_task import load_own_task
 from fedexec._cli.report import INCOMPLETE
 from fedexec._report import summarize
 from fedexec._report.reading import is_busy
-from fedexec._system.error_text import one_line
 from fedexec._system.machine import available_cores
 from fedexec._system.visible import visible
 
@@ -34,14 +33,11 @@ class _Terminated(BaseException):
 
 def command(arguments: argparse.Namespace) -> int:
     """Measure, and say what the file says."""
-    if arguments.arguments and not arguments.task:
-        raise options.UsageError("--arguments makes the arguments of --task: name that too")
+    given = load_own_task(arguments.task, arguments.arguments)
+    own = None if given is None else given[0]
     path = options.outputs({"--json": arguments.json})["--json"]
     if path is None or path == options.STDOUT or (path.exists() and not path.is_file()):
         raise options.UsageError("--json names a file, in which a run that was interrupted goes on")
-    own = OwnTask(arguments.task, arguments.arguments) if arguments.task else None
-    if own is not None:
-        _check(own)
     only = _only(arguments.only, arguments.mode)
     parts = plan(arguments.mode, own, only)
     if not any(part.group == "round" for part in parts):
@@ -79,16 +75,6 @@ def _only(names: str | None, mode: str) -> list[str]:
             why = absent.get(name, f"there are {', '.join(known)}")
             raise options.UsageError(f"--only {name}: {why}")
     return only
-
-
-def _check(own: OwnTask) -> None:
-    """Call the factory once, before anything is measured."""
-    try:
-        workload(own.task, own).arguments(lambda fn: None, 1)
-    except TaskError as exc:
-        raise options.UsageError(str(exc)) from exc
-    except Exception as exc:
-        raise options.UsageError(f"--arguments {own.arguments}: {one_line(exc)}") from exc
 
 
 def _measure(work: Callable[[], object]) -> int:

@@ -1,7 +1,7 @@
 """What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +21,16 @@ __all__ = ["Display"]
 WRITTEN_OUT = 1e15
 
 
+class _Console(Console):
+    """rich's own would end the thread that happens to write when its reader has gone."""
+
+    on_closed: Callable[[], object]
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        self.on_closed()
+
+
 class Display:
     """Shows the progress of a federation; a context manager.
 
@@ -32,11 +42,21 @@ class Display:
         Show nothing.
     stderr : bool
         Leave stdout to something else.
+    on_closed : callable
+        Called when nobody reads what is shown any more, as behind ``| head``.
     """
 
-    def __init__(self, rounds: int | None, *, quiet: bool, stderr: bool = False) -> None:
+    def __init__(
+        self,
+        rounds: int | None,
+        *,
+        quiet: bool,
+        stderr: bool = False,
+        on_closed: Callable[[], object] = lambda: None,
+    ) -> None:
         # Text of others is text: errors, names and paths may have brackets, which rich would take for markup.
-        self._console = Console(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)
+        self._console = _Console(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)
+        self._console.on_closed = on_closed
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

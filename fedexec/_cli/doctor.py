@@ -81,11 +81,12 @@ def _versions() -> Iterator[Finding]:
 
 def _variables() -> Iterator[Finding]:
     """Look at what the environment says."""
+    unknown = unknown_variables(os.environ)
     try:
-        resolve()
+        resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
     except SettingsError as exc:
         yield Finding("environment", str(exc), is_wrong=True)
-    for variable, advice in unknown_variables(os.environ).items():
+    for variable, advice in unknown.items():
         yield Finding("environment", f"{variable} is no setting of fedexec; {advice}", is_wrong=True)
 
 

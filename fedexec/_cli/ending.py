@@ -1,11 +1,20 @@
-"""Ctrl+C and SIGTERM: end everything at once, and say so in one line."""
+"""Ctrl+C and SIGTERM: end everything at once, and say so in one line.
+
+Imports next to nothing: until it stands, Ctrl+C shows a traceback.
+"""
+
+from __future__ import annotations
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import FrameType
+
+TYPE_CHECKING = False  # type checkers take it for typing's
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import NoReturn
 
 __all__ = ["Ending"]
 
@@ -37,7 +46,7 @@ class Ending:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self.restore)
 
-    def __enter__(self) -> "Ending":
+    def __enter__(self) -> Ending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -70,6 +79,14 @@ class Ending:
         if self._leaving is not None:
             self._leaving.join()
 
+    def leave(self, code: int) -> NoReturn:
+        """End everything as after a signal, without a word, and this process with it; from any thread."""
+        if self._code is None:
+            self._begin(code, None)
+        assert self._leaving is not None
+        self._leaving.join()
+        os._exit(code)
+
     def restore(self) -> None:
         """Give signals back to who had them before."""
         for number, handler in self._before.items():
@@ -83,29 +100,42 @@ class Ending:
             return
         if self._code is not None:
             os._exit(self._code)
-        self._code = 128 + number
         if self._hush is None and self._stop is None:
+            self._code = 128 + number
             self._end(number)
             os._exit(self._code)
-        # In a thread: this one may hold a lock that is needed.
+        self._begin(128 + number, number)
+
+    def _begin(self, code: int, number: int | None) -> None:
+        """End everything in a thread: this one may hold a lock that is needed."""
+        self._code = code
         ending = threading.Thread(target=self._end, args=(number,), daemon=True)
         ending.start()
-        self._leaving = threading.Thread(target=self._leave_after, args=(ending,), daemon=True)
+        self._leaving = threading.Thread(target=self._leave_after, args=(ending, code), daemon=True)
         self._leaving.start()
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int | None) -> None:
         if self._hush is not None:
             self._hush()
-        says = f"\nfedexec: {signal.Signals(number).name}"
-        if self._stop is not None:
-            advice = self._advice()
-            says += ": ending all workers" + (f"\nfedexec: {advice}" if advice else "")
-        print(says, file=sys.stderr, flush=True)
+        if number is not None:
+            self._tell(signal.Signals(number).name)
         if self._stop is not None:
             self._stop()
 
-    def _leave_after(self, ending: threading.Thread) -> None:
+    def _tell(self, name: str) -> None:
+        says = f"\nfedexec: {name}"
+        if self._stop is not None:
+            advice = self._advice()
+            says += ": ending all workers" + (f"\nfedexec: {advice}" if advice else "")
+        try:
+            print(says, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # nobody reads it any more
+            pass
+
+    def _leave_after(self, ending: threading.Thread, code: int) -> None:
         ending.join(GRACE_SECONDS)
-        sys.stdout.flush()
-        assert self._code is not None
-        os._exit(self._code)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):  # nobody reads it, or it was closed before we came
+            pass
+        os._exit(code)

@@ -23,6 +23,7 @@ from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec._cli.resuming import Resuming
+from fedexec._cli.running import CLOSED
 from fedexec._cli.secret import read_certificate, read_key, read_secret
 from fedexec._system.error_text import one_line
 from fedexec._worker.setup import environment
@@ -40,7 +41,7 @@ from fedexec.flower.grpc import (
     serve,
     split_address,
 )
-from fedexec.flower.grpc.address import free_address
+from fedexec.flower.grpc.address import AddressError, free_address
 from fedexec.interface import Capability, Hooks
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
@@ -151,8 +152,13 @@ def _serve(arguments: argparse.Namespace, spec: DataSpec, hosting: _Hosting, sec
         certificates = read_certificate(ca), read_certificate(certificate), read_key(key)
     _prepare_process(arguments.address)
 
-    showing = Display(arguments.rounds, quiet=arguments.quiet, stderr=report == options.STDOUT)
     ending = arguments.ending
+    showing = Display(
+        arguments.rounds,
+        quiet=arguments.quiet,
+        stderr=report == options.STDOUT,
+        on_closed=functools.partial(ending.leave, CLOSED),
+    )
     ending.prepare(hush=showing.hush)
     with (
         contextlib.closing(Resuming(arguments, spec)) as resuming,
@@ -351,7 +357,7 @@ class _ClientProcesses:
 
 def _executor(arguments: argparse.Namespace, spec: DataSpec) -> Executor:
     settings = options.executor_settings(arguments)
-    if Capability.ISOLATED not in _registry.load(settings.backend).capabilities:
+    if Capability.ISOLATED not in _registry.load_chosen(settings).capabilities:
         # Tasks run in this process, which is ours: hold it to a worker's share before torch is imported.
         os.environ.update(environment(settings))
     return Executor(settings, Hooks(warmup=functools.partial(_warm_up, spec)))
@@ -366,7 +372,10 @@ def _warm_up(spec: DataSpec) -> None:
 def _prepare_process(address: str | None) -> None:
     """Keep Flower quiet (its deprecation notices are ours to mind), and proxies away from this machine."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    host, _ = split_address(address) if address is not None else ("127.0.0.1", 0)
+    try:
+        host, _ = split_address(address) if address is not None else ("127.0.0.1", 0)
+    except AddressError as exc:
+        raise options.UsageError(f"--address: {exc}") from exc
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

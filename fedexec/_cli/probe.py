@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedexec._bench.workloads import TaskError, find
 from fedexec._cli import options
 from fedexec._cli.ending import Ending
 from fedexec._cli.output import stdout_as_stderr
+from fedexec._cli.own_task import load_own_task
 from fedexec._scheduling.admission import Footprint
 from fedexec._system.error_text import one_line
+from fedexec._system.find_by_name import split_name
 from fedexec._system.machine import available_cores
 from fedexec._system.sizes import format_size
 from fedexec._system.visible import visible
@@ -39,7 +40,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(visible(_calibrate(settings)))
         return 0
     with stdout_as_stderr() if arguments.json else contextlib.nullcontext():
-        task = _own_task(arguments.task) if arguments.task else _built_in(arguments)
+        task = _own_task(arguments) or _built_in(arguments)
         found = _measure(task, settings, arguments.ending)
     print(json.dumps(found, indent=2) if arguments.json else visible(_text(found), lines=True))
     return 0
@@ -48,9 +49,9 @@ def command(arguments: argparse.Namespace) -> int:
 @dataclass(frozen=True)
 class _Task:
     name: str
-    fn: Callable[[], object]
+    fn: Callable[..., object]
     preload: tuple[str, ...]
-    warmup: Callable[[], object] | None = None
+    arguments: tuple[Any, ...] = ()
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -60,12 +61,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return resolve(flags=flags)
 
 
-def _own_task(name: str) -> _Task:
-    try:
-        fn = find("--task", name)
-    except TaskError as exc:
-        raise options.UsageError(str(exc)) from exc
-    return _Task(name, fn, (name.partition(":")[0],))
+def _own_task(arguments: argparse.Namespace) -> _Task | None:
+    own = load_own_task(arguments.task, arguments.arguments)
+    if own is None:
+        return None
+    names, job, args = own
+    return _Task(names.task, job.fn, (split_name(names.task)[0],), args)
 
 
 def _built_in(arguments: argparse.Namespace) -> _Task:
@@ -88,7 +89,7 @@ def _measure(task: _Task, settings: Settings, ending: Ending) -> dict[str, Any]:
     with Executor(settings, Hooks()) as executor:
         ending.prepare(stop=executor.kill_workers)
         for _ in range(REPEAT):
-            future = executor.submit(task.fn)
+            future = executor.submit(task.fn, *task.arguments)
             error = future.exception()
             if error is not None:
                 ending.settle()

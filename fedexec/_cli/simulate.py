@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from fedexec import __version__
 from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
+from fedexec._cli.running import CLOSED, is_output_closed
 from fedexec._system.error_text import one_line
 from fedexec._system.visible import visible
 from fedexec.errors import FedexecError
@@ -50,7 +52,12 @@ def command(arguments: argparse.Namespace) -> int:
     inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
     report, weights_file = options.outputs(names, inputs).values()
     nodes, who = _nodes(arguments, app)
-    showing = Display(None, quiet=arguments.quiet, stderr=report == options.STDOUT)
+    showing = Display(
+        None,
+        quiet=arguments.quiet,
+        stderr=report == options.STDOUT,
+        on_closed=functools.partial(arguments.ending.leave, CLOSED),
+    )
     with contextlib.ExitStack() as stack:
         if report == options.STDOUT:
             stack.enter_context(stdout_as_stderr())
@@ -168,6 +175,8 @@ def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Ex
 def _reason(error: Exception) -> Exception:
     """Make a failure one line; before it goes where the app's own code failed."""
     log.debug("the simulation failed", exc_info=error)
+    if is_output_closed(error):
+        return error
     if isinstance(error, FedexecError | LoadServerAppError | LoadClientAppError):
         return error if isinstance(error, FedexecError) else FedexecError(str(error))
     told = "".join(traceback.format_exception(error))

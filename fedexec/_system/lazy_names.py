@@ -1,13 +1,20 @@
 """Imports the names of a package when they are used, so that workers do not import what they never need."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it for typing's, whose import takes longer than all else here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 __all__ = ["importer"]
 
 
-def importer(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+def importer(
+    package: str, homes: Mapping[str, tuple[str, ...]], modules: tuple[str, ...] = ()
+) -> Callable[[str], Any]:
     """Make the ``__getattr__`` of a package (PEP 562).
 
     Parameters
@@ -16,17 +23,21 @@ def importer(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[st
         The package's own ``__name__``.
     homes : mapping of str to tuple of str
         Names that each module defines; the module is relative to the package.
+    modules : tuple of str
+        Modules of the package that can be used without being imported by name.
 
     Returns
     -------
     callable
         ``get(name)``.
     """
-    modules = {name: f"{package}.{home}" for home, names in homes.items() for name in names}
+    places = {name: f"{package}.{home}" for home, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
-        if name not in modules:
+        if name in modules:
+            return import_module(f"{package}.{name}")
+        if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(modules[name]), name)
+        return getattr(import_module(places[name]), name)
 
     return get

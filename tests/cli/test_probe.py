@@ -30,6 +30,19 @@ def prints():
     print("from the task", flush=True)
     os.write(1, b"from a library")
 
+def adds(one, other):
+    assert (one, other) == (1, [2.0, 3.0])
+    return one
+
+def arguments(client):
+    return 1 + client, [2.0, 3.0]
+
+def listed(client):
+    return [client]
+
+def broken(client):
+    raise KeyError("client 0")
+
 def fails_in_two_lines():
     raise ValueError("one\\ntwo")
 
@@ -79,6 +92,12 @@ def test_on_two_devices_twice_as_many_with_the_same_fraction(probe):
     found = json.loads(done.stdout)
     assert found["at_once"] == 20
     assert found["client_resources"]["num_gpus"] == 0.1
+
+
+def test_a_task_gets_the_arguments_of_the_first_client(probe):
+    done = probe("--task", "mine:adds", "--arguments", "mine:arguments", "--device", "none", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["task"] == "mine:adds"
 
 
 @pytest.mark.parametrize("backend", ["inline", "standby"])
@@ -135,6 +154,10 @@ def test_without_a_device_the_cores_decide_and_nothing_is_made_up(probe):
         (["--task", "mine"], 2, "package.module:function"),
         (["--task", "yours:task"], 2, "No module named 'yours'"),
         (["--task", "mine:missing"], 2, "has no attribute 'missing'"),
+        (["--task", "mine:adds", "--arguments", "mine:listed"], 2, "to return the arguments as a tuple"),
+        (["--task", "mine:adds", "--arguments", "mine:broken"], 2, "--arguments mine:broken: KeyError: "),
+        (["--task", "mine:adds"], 1, "missing 2 required positional arguments"),
+        (["--arguments", "mine:arguments"], 2, "name that too"),
         (["--task", "mine:constant"], 2, "that is a int, not a function"),
         (["--task", "failing:x"], 2, "RuntimeError: side effect"),
         (["--task", "exiting:x"], 2, "SystemExit: no arguments"),

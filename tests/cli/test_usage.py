@@ -1,12 +1,18 @@
 """What the command line says to bad input: one line, what is wrong, what to do; and the right exit code."""
 
+import argparse
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+import fedexec
 from fedexec._cli import main
+from fedexec._cli.commands import make_parser
 
 needs_flower = pytest.mark.flower
 
@@ -27,9 +33,9 @@ def complaint(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["run", "--backend", "prozess"], 2, "Did you mean 'process'?"),
+        (["run", "--backend", "prozess"], 2, "no backend 'prozess' (--backend). Did you mean 'process'?"),
         (["run", "--backend", "prozess"], 2, "standby, process, pool, loky, inline"),
-        (["run", "--max-workers", "0"], 2, "max_workers must be greater than 0, got 0"),
+        (["run", "--max-workers", "0"], 2, "max_workers must be greater than 0, got 0 (--max-workers)"),
         (["run", "--max-workers", "two"], 2, "max_workers must be a whole number, got 'two'"),
         (["run", "--timeout", "-3"], 2, "timeout must be greater than 0"),
         (["run", "--timeout", "soon"], 2, "timeout must be a number of seconds"),
@@ -37,7 +43,8 @@ def complaint(capsys, *argv):
         (["run", "--start-method", "fork"], 2, "forkserver, spawn"),
         (["run", "--device-memory-limit", "much"], 2, "512MiB"),
         (["run", "--enforce-limits", "perhaps"], 2, "enforce_limits"),
-        (["run", "--device", "emulated:1KiB"], 2, "larger than its context"),
+        (["run", "--device", "emulated:1KiB"], 2, "smaller than 1 TiB (--device)"),
+        (["run", "--device", "7"], 1, "--device='7' "),
         (["run", "--retries", "-1"], 2, "retries must not be negative"),
         (["run", "--log-level", "loud"], 2, "DEBUG"),
         (
@@ -55,8 +62,8 @@ def complaint(capsys, *argv):
         (["run", "--certificates", "a.pem", "b.pem", "c.pem"], 2, "a.pem: No such file"),
         (["run", "--client-secret", "/no/such/file"], 2, "/no/such/file: No such file"),
         (["server", "--client-secret", "/dev/null"], 2, "0 bytes are too few for a secret"),
-        (["run", "--address", "localhost"], 1, "is not an address. Write it like"),
-        (["run", "--address", "127.0.0.1:99999"], 1, "is not an address"),
+        (["run", "--address", "localhost"], 2, "--address: 'localhost' is not an address. Write it like"),
+        (["client", "--address", "127.0.0.1:99999"], 2, "is not an address"),
         (["client", "--clients", "3", "--first", "3"], 2, "are not among 0 to 2"),
         (
             ["client", "--connect-timeout", "0.2", "--address", "127.0.0.1:1"],
@@ -70,7 +77,17 @@ def complaint(capsys, *argv):
         (["simulate", "a:b", "c:d", "--run-config", "seven"], 2, "The run config 'seven': write it like"),
         (["simulate", "a:b", "c:d", "--run-config", "executor-size=7"], 2, "is not a setting of an executor"),
         (["simulate", "a:b", "c:d", "--nodes", "0"], 2, "--nodes: must be at least 1"),
-        (["frobnicate"], 2, "invalid choice"),
+        (["simulate", "a:b", "c:d", "--nodes", "12345678901"], 2, "--nodes: must be at most 1,000,000"),
+        (["simulate", "a:b", "c:d", "--seed", str(2**63)], 2, "--seed: must be at most 2**63 - 1"),
+        (["run", "--seed", str(2**63)], 2, "--seed: must be at most 2**63 - 1"),
+        (["run", "--clients", "1000001"], 2, "--clients: must be at most 1,000,000"),
+        (["run", "--data", "digts"], 2, "'digts' is none of its values; did you mean digits?"),
+        (["run", "--bakend", "inline"], 2, "there is no option --bakend; did you mean --backend?"),
+        (["run", "--max", "3"], 2, "there is no option --max; did you mean --max-workers?"),
+        (["run", "--client=3"], 2, "there is no option --client; did you mean --clients?"),
+        (["run", "now"], 2, "'now' is not an argument of this command (see fedexec run --help)"),
+        (["simulat"], 2, "there is no command 'simulat'; did you mean simulate? (see fedexec --help)"),
+        (["frobnicate"], 2, "there is no command 'frobnicate': choose from run, server, client"),
         ([], 2, "COMMAND"),
     ],
 )
@@ -82,11 +99,46 @@ def test_bad_input_is_one_line(capsys, argv, code, says):
 
 
 @needs_flower
-def test_a_bad_environment_variable_is_named(capsys, monkeypatch):
-    monkeypatch.setenv("FEDEXEC_MAX_WORKERS", "many")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("FEDEXEC_MAX_WORKERS", "many"), ("FEDEXEC_BACKEND", "prozess"), ("FEDEXEC_DEVICE", "emulated:lots")],
+)
+def test_a_bad_environment_variable_is_named(capsys, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
     code, line = complaint(capsys, "run")
     assert code == 2
-    assert "(FEDEXEC_MAX_WORKERS)" in line
+    assert f"({variable})" in line
+
+
+@needs_flower
+@pytest.mark.parametrize(("key", "value"), [("retries", -1), ("backend", "'prozess'")])
+def test_a_bad_key_of_an_app_s_config_is_named(capsys, key, value):
+    code, line = complaint(capsys, "simulate", "a:b", "c:d", "--run-config", f"executor-{key}={value}")
+    assert code == 2
+    assert f"(executor-{key})" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["doctor"], 1),
+        (["backends"], 0),
+        (["probe", "--task", "os:getpid", "--backend", "inline"], 0),
+        (["bench", "--only", "nobody"], 2),
+        (["report", "/no/such/file"], 1),
+        (["client", "--first", "99"], 2),
+    ],
+)
+def test_a_misspelt_variable_is_named_once_by_every_command(argv, code):
+    if argv[0] == "client":
+        pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
+    environ = os.environ | {"FEDEXEC_MAX_WORKER": "2"}
+    command = [sys.executable, "-m", "fedexec", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+    assert done.returncode == code
+    told = done.stdout + done.stderr
+    assert told.count("FEDEXEC_MAX_WORKER ") == 1
+    assert "did you mean FEDEXEC_MAX_WORKERS?" in told
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
@@ -120,9 +172,58 @@ def test_listing_imports_no_backend_and_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", ["run", "server", "client", "simulate", "probe", "doctor", "backends"])
-def test_every_command_has_help(capsys, command):
+COMMANDS = ["run", "server", "client", "simulate", "probe", "bench", "report", "doctor", "backends"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_sentence_and_examples_that_fit_a_terminal(capsys, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert "usage: fedexec" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: fedexec {command}")
+    _, about, *_, examples = told.split("\n\n")
+    assert about.rstrip().endswith(".")
+    assert examples.startswith("examples:\n  fedexec ")
+    assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["run", "server", "client", "simulate", "probe"])
+def test_the_help_says_where_the_executor_s_flags_are_explained(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, _, group = " ".join(capsys.readouterr().out.split()).partition("executor: How tasks run.")
+    assert group.partition("--backend NAME")[0].rstrip().endswith("/reference/settings/")
+
+
+def test_the_help_tells_the_commands_and_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n    {command} " in told
+    for code in ("0  ", "1  ", "2  ", "3  ", "130", "141"):
+        assert f"\n  {code}  " in told
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_the_version(capsys, flag):
+    with pytest.raises(SystemExit) as caught:
+        main([flag])
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"fedexec {fedexec.__version__}\n")
+
+
+EXAMPLES = re.compile(r"^  (fedexec (?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+def test_every_example_is_a_command_line_that_is_understood():
+    parser = make_parser()
+    (subparsers,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    told = [parser.epilog, *(each.epilog for each in subparsers.choices.values())]
+    examples = [example for text in told for example in EXAMPLES.findall(text)]
+    assert len(examples) > 20
+    for example in examples:
+        example = re.split(r"(?<=\w)   *(?=[a-z])", example.replace("\\\n", ""))[0]
+        argv = shlex.split(example, comments=True)
+        parser.read(argv[1:])
