@@ -188,7 +188,14 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
         As in :class:`multiprocessing.Process`: negative is a signal; None is unknown.
     task : str
         The function that ran.
+
+    Attributes
+    ----------
+    is_deliberate : bool
+        The executor was told to end it: by ``kill_workers``, ``end``, or Ctrl+C in its ``with`` block.
     """
+
+    is_deliberate = False
 
     def __init__(self, pid: int | None, exitcode: int | None, task: str) -> None:
         super().__init__(pid, exitcode, task)
@@ -202,7 +209,9 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
     def __str__(self) -> str:
         who = "The worker" if self.pid is None else f"Worker {self.pid}"
         hint = ""
-        if self.signal == SIGKILL:
+        if self.is_deliberate:
+            hint = " Its executor was told to end it."
+        elif self.signal == SIGKILL:
             hint = " If nobody killed it, the machine ran out of memory: run fewer at once (max_workers)."
         return f"{who} {_ending(self.exitcode)} while it ran {self.task}.{hint}"
 

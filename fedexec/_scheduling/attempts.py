@@ -62,6 +62,7 @@ class Attempts:
                     raise timeout_error from None
                 finally:
                     del timeout_error  # avoid a reference cycle
+            exc.is_deliberate = task.doomed
             raise
         finally:
             self._memory_errors.pop(task.id, None)
