@@ -101,6 +101,9 @@ def create_executor(
 SPARE_DESCRIPTORS = 128  # beside those of workers: of results that are kept, and the caller's own
 
 _NOT_KEPT = "backend %s cannot keep %s: it is not enforced"
+_CHANGES_NOTHING = (
+    "%s changes nothing on backend %s, whose workers end after one task; enforce_limits ends who exceeds it"
+)
 _NEEDS = {  # setting -> the promises of which one must be made for it to hold
     "timeout": Capability.KILLS_ONE,
     "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
@@ -158,9 +161,7 @@ class Executor(concurrent.futures.Executor):
             backend.shutdown()
             raise
         log.info("%s", settings)
-        for field, promise in _NEEDS.items():
-            if settings.sources.get(field, "default") != "default" and not self.capabilities & promise:
-                log.warning(_NOT_KEPT, settings.backend, field)
+        _warn_of_no_effect(settings, self.capabilities)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)
         # An executor nobody holds any more finishes what it was given, then ends.
         weakref.finalize(self, self._scheduler.close).atexit = False
@@ -359,6 +360,18 @@ class Executor(concurrent.futures.Executor):
     def footprints(self) -> dict[str, Footprint]:
         """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
         return self._scheduler.footprints()
+
+
+def _warn_of_no_effect(settings: Settings, capabilities: Capability) -> None:
+    """Log what was set and changes nothing on this backend."""
+    given = [name for name in _NEEDS if settings.sources.get(name, "default") != "default"]
+    for name in given:
+        if not capabilities & _NEEDS[name]:
+            log.warning(_NOT_KEPT, settings.backend, name)
+        elif name.endswith("memory_limit") and not (
+            settings.enforce_limits or Capability.RECYCLES in capabilities
+        ):
+            log.warning(_CHANGES_NOTHING, name, settings.backend)
 
 
 def _devices(settings: Settings) -> tuple[Device, ...]:

@@ -120,7 +120,7 @@ class SeenFromAContainer(Device):
 
 def test_nobody_is_ended_for_what_another_process_of_that_pid_holds(monkeypatch):
     gpu = SeenFromAContainer()
-    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice: (gpu,))
+    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice, named_by: (gpu,))
     monkeypatch.setattr("fedexec._scheduling.limit_enforcer.DEVICE_EVERY", 1)
     with fedexec.create_executor(
         "process", max_workers=1, device_memory_limit="1GiB", enforce_limits=True
@@ -141,3 +141,25 @@ def test_without_being_asked_to_nothing_that_runs_is_ended():
 def test_limits_that_make_no_sense_are_refused(value):
     with pytest.raises(SettingsError, match="device_memory_limit"):
         fedexec.create_executor("inline", device_memory_limit=value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "more", "is_told"),
+    [
+        ("standby", {}, True),
+        ("process", {}, True),
+        ("pool", {}, True),
+        ("standby", {"max_tasks_per_child": 2}, False),
+        ("standby", {"enforce_limits": True}, False),
+        ("loky", {}, False),
+    ],
+)
+def test_a_limit_that_changes_nothing_is_said_to_once(caplog, backend, more, is_told):
+    if backend == "loky":
+        pytest.importorskip("loky", reason="needs loky: pip install 'fedexec[loky]'")
+    with fedexec.create_executor(backend, max_workers=2, memory_limit="1GiB", **more) as executor:
+        list(executor.map(abs, range(4)))
+    told = [message for message in caplog.messages if "changes nothing" in message]
+    assert len(told) == is_told
+    if is_told:
+        assert told[0].startswith(f"memory_limit changes nothing on backend {backend}, ")
