@@ -19,11 +19,14 @@ from fedexec._scheduling.admission import Admission, Footprint, ceiling
 from fedexec._scheduling.exit_hooks import drain_before_exit_of
 from fedexec._scheduling.futures import Future, Stats
 from fedexec._scheduling.scheduler import Scheduler
-from fedexec._system.machine import open_files
+from fedexec._scheduling.settings_checks import (
+    NOT_KEPT,
+    chosen_devices,
+    require_open_files,
+    warn_of_no_effect,
+)
 from fedexec._worker.seeding import call_seeded
-from fedexec.devices.device import Device, is_emulated
-from fedexec.devices.discovery import find_devices
-from fedexec.errors import SettingsError
+from fedexec.devices.device import is_emulated
 from fedexec.interface import Capability, Hooks, Task, function_name, once
 from fedexec.settings import Settings, options, resolve
 
@@ -98,24 +101,6 @@ def create_executor(
     )
 
 
-SPARE_DESCRIPTORS = 128  # beside those of workers: of results that are kept, and the caller's own
-
-_NOT_KEPT = "backend %s cannot keep %s: it is not enforced"
-_CHANGES_NOTHING = (
-    "%s changes nothing on backend %s, whose workers end after one task; enforce_limits ends who exceeds it"
-)
-_NEEDS = {  # setting -> the promises of which one must be made for it to hold
-    "timeout": Capability.KILLS_ONE,
-    "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
-    "device_memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
-    "enforce_limits": Capability.KILLS_ONE,
-    "max_tasks_per_child": Capability.STANDS_BY,
-    "standby": Capability.STANDS_BY,
-    "shared_memory": Capability.SHARES_MEMORY,
-    "seed": Capability.ISOLATED,
-}
-
-
 class Executor(concurrent.futures.Executor):
     """Runs tasks where its backend says; everything else is :class:`concurrent.futures.Executor`.
 
@@ -144,14 +129,14 @@ class Executor(concurrent.futures.Executor):
         _configure_logging(settings)
         self._tag: str | None = None
         self._whole: Executor | None = None  # of which this is a view, and which lives as long as it
-        self.devices = _devices(settings)
+        self.devices = chosen_devices(settings)
         if Capability.ISOLATED not in backend_class.capabilities:
             self.devices = self.devices[:1]  # all tasks share this process, and its device
         if settings.device and self.devices and not is_emulated(settings.device):
             # By UUID: that is what workers are told, whatever an index means to them.
             settings = replace(settings, device=",".join(device.uuid for device in self.devices))
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
-        _open_files(settings, backend_class.descriptors_per_worker)
+        require_open_files(settings, backend_class.descriptors_per_worker)
         backend = backend_class(settings, hooks)
         self.capabilities = backend.capabilities
         admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
@@ -161,7 +146,7 @@ class Executor(concurrent.futures.Executor):
             backend.shutdown()
             raise
         log.info("%s", settings)
-        _warn_of_no_effect(settings, self.capabilities)
+        warn_of_no_effect(settings, self.capabilities)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)
         # An executor nobody holds any more finishes what it was given, then ends.
         weakref.finalize(self, self._scheduler.close).atexit = False
@@ -214,7 +199,7 @@ class Executor(concurrent.futures.Executor):
             limit = None if timeout == math.inf else resolve({"timeout": timeout}, environ={}).timeout
             view.settings = replace(view.settings, timeout=limit)
             if limit is not None and Capability.KILLS_ONE not in self.capabilities:
-                log.warning(_NOT_KEPT, self.settings.backend, "timeout")
+                log.warning(NOT_KEPT, self.settings.backend, "timeout")
         if retries is not None:
             number = resolve({"retries": retries}, environ={}).retries
             view.settings = replace(view.settings, retries=number)
@@ -360,41 +345,6 @@ class Executor(concurrent.futures.Executor):
     def footprints(self) -> dict[str, Footprint]:
         """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
         return self._scheduler.footprints()
-
-
-def _warn_of_no_effect(settings: Settings, capabilities: Capability) -> None:
-    """Log what was set and changes nothing on this backend."""
-    given = [name for name in _NEEDS if settings.sources.get(name, "default") != "default"]
-    for name in given:
-        if not capabilities & _NEEDS[name]:
-            log.warning(_NOT_KEPT, settings.backend, name)
-        elif name.endswith("memory_limit") and not (
-            settings.enforce_limits or Capability.RECYCLES in capabilities
-        ):
-            log.warning(_CHANGES_NOTHING, name, settings.backend)
-
-
-def _devices(settings: Settings) -> tuple[Device, ...]:
-    """Return the devices that were chosen; errors tell by whom."""
-    named_by = settings.given_by("device").removesuffix("=")
-    try:
-        return find_devices(settings.device, named_by=named_by)
-    except SettingsError as exc:
-        origin = "" if named_by == "device" else f" ({named_by})"
-        raise SettingsError(f"device {exc}{origin}") from None
-
-
-def _open_files(settings: Settings, per_worker: int) -> None:
-    """Raise SettingsError if so many workers need more descriptors than this process may have."""
-    needed = max(settings.max_workers, settings.standby) * per_worker
-    needed += SPARE_DESCRIPTORS if per_worker else 0
-    limit = open_files(needed)
-    if limit is not None:
-        raise SettingsError(
-            f"max_workers={settings.max_workers} needs up to {needed} file descriptors on backend "
-            f"{settings.backend!r} ({per_worker} for each worker), and this process may have {limit} "
-            f"(ulimit -Hn): lower max_workers, raise the limit, or take a backend that needs fewer"
-        )
 
 
 def _call_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -17,6 +17,8 @@ MIB, GIB = 1 << 20, 1 << 30
 CONTEXT = 450 * MIB
 ISOLATING = ["process", "pool", "standby", "loky"]
 
+FIND_DEVICES = "fedexec._scheduling.settings_checks.find_devices"
+
 
 @pytest.mark.parametrize("backend", ISOLATING)
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_workers_see_the_device_that_was_chosen_and_no_other(monkeypatch, backen
     with fedexec.create_executor(backend, max_workers=1, device="none") as executor:
         assert executor.submit(jobs.where).result() == (None, "")
     found = (NvmlDevice("GPU-b", "the second of two"),)
-    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice: found if choice == "1" else ())
+    monkeypatch.setattr(FIND_DEVICES, lambda choice, named_by: found if choice == "1" else ())
     with fedexec.create_executor(backend, max_workers=1, device="1") as executor:
         assert executor.submit(jobs.where).result() == (None, "GPU-b")
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -251,7 +253,7 @@ class Untold(Device):
 
 def test_where_no_pid_is_told_the_device_is_watched_from_outside(emulate, monkeypatch, tmp_path):
     gpu = emulate()
-    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice: (Untold(gpu),))
+    monkeypatch.setattr(FIND_DEVICES, lambda choice, named_by: (Untold(gpu),))
     with fedexec.create_executor("process", max_workers="auto", initializer=measure_no_device) as executor:
         first = executor.submit(jobs.touch, 5 * GIB - CONTEXT, 0.5)
         first.result()
@@ -264,7 +266,7 @@ def test_where_no_pid_is_told_the_device_is_watched_from_outside(emulate, monkey
 @pytest.mark.parametrize("backend", ["loky", "pool"])
 def test_where_no_pid_is_told_torch_tells_what_a_later_task_took(emulate, monkeypatch, backend):
     gpu = emulate()
-    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice: (Untold(gpu),))
+    monkeypatch.setattr(FIND_DEVICES, lambda choice, named_by: (Untold(gpu),))
     with fedexec.create_executor(
         backend, max_workers="auto", initializer=jobs.tell_no_device_bytes
     ) as executor:

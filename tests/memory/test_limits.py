@@ -10,6 +10,8 @@ from fedexec.errors import SettingsError
 MIB = 1 << 20
 CONTEXT = 450 * MIB
 
+FIND_DEVICES = "fedexec._scheduling.settings_checks.find_devices"
+
 
 @pytest.mark.parametrize(("backend", "options"), [("loky", {}), ("standby", {"max_tasks_per_child": 100})])
 def test_a_worker_above_its_device_limit_is_replaced(emulate, backend, options):
@@ -120,7 +122,7 @@ class SeenFromAContainer(Device):
 
 def test_nobody_is_ended_for_what_another_process_of_that_pid_holds(monkeypatch):
     gpu = SeenFromAContainer()
-    monkeypatch.setattr("fedexec.executor.find_devices", lambda choice, named_by: (gpu,))
+    monkeypatch.setattr(FIND_DEVICES, lambda choice, named_by: (gpu,))
     monkeypatch.setattr("fedexec._scheduling.limit_enforcer.DEVICE_EVERY", 1)
     with fedexec.create_executor(
         "process", max_workers=1, device_memory_limit="1GiB", enforce_limits=True
