@@ -1,6 +1,7 @@
 """What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedexec.settings import Settings
 __all__ = ["Display"]
 
 WRITTEN_OUT = 1e15
+BETWEEN_LINES = 5.0  # seconds
 
 
 class _Console(Console):
@@ -68,6 +70,8 @@ class Display:
             disable=quiet or not self._console.is_terminal,
         )
         self._rounds = rounds
+        self._there: int | None = None  # clients, as the last line said
+        self._said = 0.0  # when that was
         self._bar = self._progress.add_task("waiting for clients", total=None)
 
     def __enter__(self) -> "Display":
@@ -93,6 +97,26 @@ class Display:
             f"{settings.threads_per_worker} thread(s) each",
             soft_wrap=True,
         )
+
+    def waiting(self, address: str, there: int, needed: int, *, written: bool = False) -> None:
+        """Show how many clients a server waits for.
+
+        Parameters
+        ----------
+        address : str
+            Where it listens.
+        there, needed : int
+        written : bool
+            Where there is no bar, write lines: at once, and as more clients have come.
+        """
+        said = f"waiting for clients at {address}"
+        self._progress.update(self._bar, description=said, total=needed, completed=there)
+        if self._console.is_terminal or not written or there == self._there:
+            return
+        now = time.monotonic()
+        if self._there is None or now >= self._said + BETWEEN_LINES:
+            self._there, self._said = there, now
+            self._console.print(f"{said}: {there} of {needed} are there", soft_wrap=True)
 
     def progress(self, current: Round, done: int, rounds: int | None = None) -> None:
         """Take note of one more answer, or of the end of a round; and of how many rounds there will be."""

@@ -62,6 +62,9 @@ class Resuming:
         except files.UnwritableError as exc:
             self.close()
             raise UsageError(f"--checkpoint {exc}") from exc
+        except (FileExistsError, NotADirectoryError) as exc:
+            self.close()
+            raise UsageError(f"--checkpoint {directory} is no directory, and it must be one") from exc
         except OSError as exc:
             self.close()
             raise UsageError(f"--checkpoint {directory}: {exc.strerror}") from exc

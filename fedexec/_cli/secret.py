@@ -2,6 +2,7 @@
 
 import logging
 import math
+import ssl
 import stat
 import sys
 from collections import Counter
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedexec._cli.options import STDOUT, UsageError
+from fedexec._system.error_text import message_of
 from fedexec.flower.grpc.client_auth import MIN_SECRET_BYTES
 
-__all__ = ["read_certificate", "read_key", "read_secret"]
+__all__ = ["read_certificate", "read_key", "read_secret", "read_tls"]
 
 log = logging.getLogger("fedexec")
 
@@ -20,14 +22,53 @@ LEAST_BITS = 50.0  # 16 random bytes show 55 and more
 ADVICE = f"make one by `(umask 077; head -c {2 * MIN_SECRET_BYTES} /dev/urandom > FILE)`"
 
 
-def read_certificate(name: str) -> bytes:
-    """Read a file that anybody may read.
+def read_tls(authority: str, certificate: str, key: str) -> tuple[bytes, bytes, bytes]:
+    """Read the three files of ``--certificates``.
 
     Raises
     ------
     UsageError
-        It cannot be read, or has no end.
+        One cannot be read, or is not what it should be; or the key is that of another certificate.
     """
+    found = read_certificate(authority), read_certificate(certificate), read_key(key)
+    if b"PRIVATE KEY-----" not in found[2]:
+        raise UsageError(f"{key} holds no private key: it has no PEM block -----BEGIN PRIVATE KEY-----")
+    if Path(certificate).is_file() and Path(key).is_file():  # else it has been read, and is gone
+        _check_pair(certificate, key)
+    return found
+
+
+def _check_pair(certificate: str, key: str) -> None:
+    def refuse() -> str:
+        raise UsageError(f"{key} is encrypted with a passphrase, which nobody could enter for the server")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=refuse)
+    except ssl.SSLError as exc:
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            raise UsageError(f"{key} is not the key of the certificate in {certificate}") from exc
+        raise UsageError(f"{key} holds no private key that can be read: {message_of(exc)}") from exc
+
+
+def read_certificate(name: str) -> bytes:
+    """Read a certificate, which anybody may read.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, has no end, or holds no certificate.
+    """
+    data = _read_file(name)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as exc:
+        raise UsageError(
+            f"{name} holds no certificate: it has no sound PEM block -----BEGIN CERTIFICATE-----"
+        ) from exc
+    return data
+
+
+def _read_file(name: str) -> bytes:
     try:
         with Path(name).open("rb") as file:
             return _read(name, file)
@@ -39,7 +80,7 @@ def read_key(name: str) -> bytes:
     """Read a file that only its owner should be able to read; warn where others can."""
     if Path(name) == STDOUT:
         return _read(name, sys.stdin.buffer)
-    data = read_certificate(name)
+    data = _read_file(name)
     if _others_can_read(Path(name)):
         log.warning("%s can be read by others on this machine: chmod 600 %s", name, name)
     return data

@@ -167,7 +167,11 @@ def _less_of_flower() -> Iterator[None]:
 def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
     settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
     try:
-        return start(app.server, app.client, settings)
+        if not arguments.quiet:
+            return start(app.server, app.client, settings)
+        less = functools.partial(logging.disable, logging.INFO)
+        less()
+        return start(app.server, app.client, settings, less)
     except LoadServerAppError as exc:
         raise _reason(exc) from exc
 

@@ -9,7 +9,7 @@ from fedexec.errors import SettingsError
 from fedexec.interface import Capability
 from fedexec.settings import Settings
 
-__all__ = ["NOT_KEPT", "chosen_devices", "require_open_files", "warn_of_no_effect"]
+__all__ = ["NOT_KEPT", "chosen_devices", "require_open_files", "uses_limits", "warn_of_no_effect"]
 
 log = logging.getLogger("fedexec")
 
@@ -62,10 +62,13 @@ def warn_of_no_effect(settings: Settings, capabilities: Capability) -> None:
             continue
         if not capabilities & _NEEDS[name]:
             log.warning(NOT_KEPT, settings.backend, name)
-        elif name in _OF_REUSED_WORKERS and not _uses_limits(settings, capabilities):
+        elif name in _OF_REUSED_WORKERS and not uses_limits(settings, capabilities):
             log.warning(_CHANGES_NOTHING, name, settings.backend)
 
 
-def _uses_limits(settings: Settings, capabilities: Capability) -> bool:
+def uses_limits(settings: Settings, capabilities: Capability) -> bool:
     """Return whether a limit of memory can end anything: a worker that is reused, or a task that runs."""
-    return settings.enforce_limits or Capability.RECYCLES in capabilities
+    is_reused = Capability.RECYCLES in capabilities or (
+        Capability.STANDS_BY in capabilities and settings.max_tasks_per_child > 1
+    )
+    return settings.enforce_limits or is_reused

@@ -12,7 +12,7 @@ pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
 from fedexec._cli import main
 from fedexec._cli.options import UsageError
-from fedexec._cli.secret import read_certificate, read_key, read_secret
+from fedexec._cli.secret import read_key, read_secret
 
 
 @pytest.fixture
@@ -43,7 +43,6 @@ def test_a_file_that_nobody_else_can_reach_is_not(public, caplog):
     read_secret(str(secret(public)))
     public.chmod(0o700)
     read_secret(str(secret(public, mode=0o644)))
-    read_certificate(str(secret(public, mode=0o644)))
     assert not caplog.messages
 
 
@@ -92,3 +91,59 @@ def test_the_help_says_what_a_secret_does_not_do(capsys, command):
         main([command, "--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert "Without TLS it does not stop who relays or changes what both send" in told
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture
+def pem(tmp_path):
+    """Return the names of three sound files: a CA, and the certificate and key of a server."""
+    pytest.importorskip("cryptography", reason="makes certificates")
+    from flower.test_run import _write_certificates
+
+    return _write_certificates(tmp_path)
+
+
+GARBAGE = b"\x00\xff garbage"
+HOLLOW = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+HOLLOW_KEY = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("which", "content", "says"),
+    [
+        (0, GARBAGE, "ca.pem holds no certificate"),
+        (0, b"", "ca.pem holds no certificate"),
+        (1, HOLLOW, "server.pem holds no certificate"),
+        (2, GARBAGE, "server.key holds no private key"),
+        (2, HOLLOW_KEY, "server.key holds no private key that can be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "server"])
+def test_certificates_with_garbage_are_named_at_the_start(capsys, pem, command, which, content, says):
+    Path(pem[which]).write_bytes(content)
+    assert main([command, "--certificates", *pem]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line and "Cannot listen" not in line
+
+
+def test_a_key_of_another_certificate_or_with_a_passphrase_is_told(capsys, pem):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    other = ec.generate_private_key(ec.SECP256R1())
+    for encryption, says in (
+        (serialization.NoEncryption(), "server.key is not the key of the certificate in "),
+        (serialization.BestAvailableEncryption(b"secret"), "server.key is encrypted with a passphrase"),
+    ):
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+        Path(pem[2]).write_bytes(other.private_bytes(*form))
+        assert main(["server", "--certificates", *pem]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_root_certificate_with_garbage_is_named(capsys, tmp_path):
+    (tmp_path / "ca.pem").write_bytes(GARBAGE)
+    assert main(["client", "--root-certificates", str(tmp_path / "ca.pem")]) == 2
+    assert "ca.pem holds no certificate" in capsys.readouterr().err

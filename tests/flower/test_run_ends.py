@@ -32,6 +32,8 @@ pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
         (["--checkpoint", "{state}", "--resume", "--seed", "3"], "seed=0; this one has seed=3"),
         (["--checkpoint", "{state}", "--resume", "--rounds", "1"], "raise --rounds"),
         (["--checkpoint", "/proc/nothing"], "--checkpoint /proc/nothing: "),
+        (["--checkpoint", __file__], f"--checkpoint {__file__} is no directory, and it must be one"),
+        (["--checkpoint", f"{__file__}/state"], f"--checkpoint {__file__}/state is no directory"),
         (["--checkpoint", "/proc/self"], "--checkpoint /proc/self/round.npz cannot be written: "),
     ],
 )

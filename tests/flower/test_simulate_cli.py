@@ -248,6 +248,31 @@ def test_what_an_app_logs_is_shown_wherever_it_runs_and_each_round_of_flowers_se
     assert sorted(told[2:]) == of_clients
 
 
+@pytest.mark.parametrize("backend", ["standby", "process", "inline"])
+def test_where_it_is_quiet_no_information_of_an_app_is_shown(tmp_path, backend):
+    app = directory(tmp_path, server="""
+        import logging
+        logging.basicConfig()
+        mine = logging.getLogger("mine")
+        mine.setLevel(INFO)
+        log(INFO, "module, for information")
+
+        def main(grid, context):
+            log(INFO, "server, for information")
+            log(WARNING, "server, a warning")
+            mine.info("mine, for information")
+            grid.send_and_receive([Message(RecordDict(), node, "query") for node in grid.get_node_ids()])
+    """, client="""
+        log(INFO, "client, for information")
+        mine.info("mine, for information")
+        mine.warning("client, a warning")
+    """)  # fmt: skip
+    done = run(app, "--nodes", "1", "--backend", backend, "-q")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "for information" not in done.stderr
+    assert "server, a warning" in done.stderr and "client, a warning" in done.stderr
+
+
 def test_flowers_server_is_heard_where_that_is_asked_for():
     done = run(*APPS, "--nodes", "2", "--backend", "inline", "--flower-log")
     assert "[ROUND 1/2]" in done.stderr

@@ -19,8 +19,9 @@ from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import ResWrapper
 from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
 
 import fedexec
-from fedexec._cli import _parser, options
-from fedexec._cli.federation import _round_timeout
+from fedexec._cli import options
+from fedexec._cli.commands import make_parser
+from fedexec._cli.serving import round_timeout
 from fedexec.flower.grpc import ClientHost, ExecutorClient, FedAvgMp, RefusedError, serve
 from fedexec.flower.grpc.address import free_address
 from fedexec.flower.grpc.client_auth import AdmittedClients, prove
@@ -279,7 +280,8 @@ def test_a_number_that_is_none_or_taken_is_refused_with_a_warning(index, told, c
         poll(lambda: "client 0 takes part" in caplog.text, "it was admitted")
         wrong = members(executor, address, [index])
         wrong.start()
-        with pytest.raises(RefusedError, match="its number is not valid"):
+        reason = "another client has its number" if index == 0 else "its number is not valid"
+        with pytest.raises(RefusedError, match=reason):
             wrong.join()
         members(executor, address, [1]).start()
 
@@ -288,6 +290,24 @@ def test_a_number_that_is_none_or_taken_is_refused_with_a_warning(index, told, c
         strategy = run(start)
     assert f"a client was refused: {told}" in caplog.text
     assert strategy.rounds[1].clients == [0, 1]
+
+
+def test_one_that_is_refused_among_others_of_its_machine_is_told_at_once(caplog):
+    def start(address):
+        members(executor, address, [0]).start()
+        poll(lambda: "client 0 takes part" in caplog.text, "it was admitted")
+        mixed = members(executor, address, [0, 1])
+        mixed.start()
+        poll(lambda: "refused client 0 of this machine: another client has its number" in caplog.text, "told")
+        mixed_hosts.append(mixed)
+
+    mixed_hosts = []
+    caplog.set_level(logging.DEBUG, "fedexec.flower")
+    with fedexec.create_executor("inline") as executor:
+        strategy = run(start)
+    assert strategy.rounds[1].clients == [0, 1]
+    with pytest.raises(RefusedError, match="client 0"):
+        mixed_hosts[0].join()
 
 
 def test_who_is_refused_for_want_of_room_comes_again(monkeypatch, caplog):
@@ -375,8 +395,8 @@ def test_a_client_that_expects_tls_of_a_server_without_it_is_told_in_words():
     ],
 )
 def test_how_long_a_round_may_take_follows_from_how_long_a_task_may(argv, seconds):
-    arguments = _parser().parse_args(["run", "--max-workers", "2", *argv])
+    arguments = make_parser().read(["run", "--max-workers", "2", *argv])
     settings = options.executor_settings(arguments)
-    assert _round_timeout(arguments, settings, shared=True) == seconds
+    assert round_timeout(arguments, settings, shared=True) == seconds
     if argv == ["--timeout", "10"]:
-        assert _round_timeout(arguments, settings, shared=False) == 60 + 10 * (10 + 5)
+        assert round_timeout(arguments, settings, shared=False) == 60 + 10 * (10 + 5)

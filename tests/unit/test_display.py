@@ -32,3 +32,18 @@ def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
         "round 1/2  loss 0.5000  accuracy 0.6250  clients' loss 0.2500  clients' accuracy 0.7500  1.0 s",
         "round 2/2  loss 0.5000  accuracy not measured  1.0 s",
     ]
+
+
+def test_where_there_is_no_bar_a_server_writes_how_many_clients_it_waits_for(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fedexec._cli.display.time.monotonic", lambda: now[0])
+    display = Display(2, quiet=False)
+    for there, seconds in ((0, 1), (0, 1), (3, 1), (4, 5), (4, 5), (9, 5)):
+        display.waiting("127.0.0.1:8080", there, 10, written=True)
+        now[0] += seconds
+    display.waiting("127.0.0.1:8080", 9, 10)
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for clients at 127.0.0.1:8080: 0 of 10 are there",
+        "waiting for clients at 127.0.0.1:8080: 4 of 10 are there",
+        "waiting for clients at 127.0.0.1:8080: 9 of 10 are there",
+    ]

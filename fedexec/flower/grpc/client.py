@@ -52,6 +52,8 @@ class RecordingExecutor:
     """
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
+        if not callable(getattr(executor, "submit", None)):
+            raise TypeError(f"executor must be an executor, got {executor!r}")
         self.executor = executor
         self.records: list[TaskRecord] = []
         self._lock = threading.Lock()
@@ -105,6 +107,11 @@ class ExecutorClient(NumPyClient):
         but a run is reproducible only if clients are sampled and averaged in a fixed order.
     secret : bytes, optional
         Shared with the server, which admits only clients that know it; see :func:`fedexec.flower.grpc.serve`.
+
+    Raises
+    ------
+    TypeError
+        `fit` or `evaluate` is no function, or `executor` no executor.
     """
 
     def __init__(
@@ -116,6 +123,9 @@ class ExecutorClient(NumPyClient):
         index: int | None = None,
         secret: bytes | None = None,
     ) -> None:
+        if not callable(fit) or not (evaluate is None or callable(evaluate)):
+            name, wrong = ("evaluate", evaluate) if callable(fit) else ("fit", fit)
+            raise TypeError(f"{name} must be a function, got {wrong!r}")
         self._tasks = executor if isinstance(executor, RecordingExecutor) else RecordingExecutor(executor)
         self._fit = fit
         self._evaluate = evaluate

@@ -27,12 +27,15 @@ PATIENCE = 60.0  # time limit in seconds for an answer
 STRANGERS = 64  # number of connected clients that may wait for admission
 
 
-SECRET, NUMBER, ROOM = "secret", "number", "room"  # reasons for a refusal, as the server sends them
+# Reasons for a refusal, as the server sends them.
+SECRET, NUMBER, TAKEN, ROOM = "secret", "number", "taken", "room"
 _REASONS = {
-    SECRET: "The server refused a client of this machine: give both the same --client-secret.",
-    NUMBER: "The server refused a client of this machine: its number is not valid, or another client has it: "
-    "see --clients, --first and --host.",
-    ROOM: "The server has no room for a client of this machine, and had none later on.",
+    SECRET: "The server refused {client} of this machine: give both the same --client-secret.",
+    NUMBER: "The server refused {client} of this machine: its number is not valid. Give both the same "
+    "--clients, and see --first and --host.",
+    TAKEN: "The server refused {client} of this machine: another client has its number. Give each machine "
+    "clients of its own: see --first and --host.",
+    ROOM: "The server has no room for {client} of this machine, and had none later on.",
 }
 
 
@@ -42,16 +45,19 @@ class RefusedError(FedexecError, ConnectionError):
     Parameters
     ----------
     why : str
-        ``secret``: the client knows no secret or a different one. ``number``: its number is not valid or not
-        free. ``room``: the server has no room.
+        ``secret``: the client knows no secret or a different one. ``number``: its number is not valid.
+        ``taken``: another client has its number. ``room``: the server has no room.
+    client : int or None
+        The client's number.
     """
 
-    def __init__(self, why: str = SECRET) -> None:
-        super().__init__(why)
-        self.why = why
+    def __init__(self, why: str = SECRET, client: int | None = None) -> None:
+        super().__init__(why, client)
+        self.why, self.client = why, client
 
     def __str__(self) -> str:
-        return _REASONS.get(self.why, _REASONS[SECRET])
+        name = "a client" if self.client is None or self.why == SECRET else f"client {self.client}"
+        return _REASONS.get(self.why, _REASONS[SECRET]).format(client=name)
 
 
 def prove(secret: bytes, challenge: str) -> str:
@@ -177,7 +183,7 @@ class AdmittedClients(SimpleClientManager):
                 return None  # The client has left.
             others = self.clients.values()
             if index is not None and any(other.properties["client"] == index for other in others):
-                return NUMBER, f"client {index} is connected already"
+                return TAKEN, f"client {index} is connected already"
             if len(self.clients) >= self._room:
                 return ROOM, f"{self._room} clients take part already"
             del self._strangers[client.cid]

@@ -96,6 +96,7 @@ class ClientHost:
         self._root_certificates = root_certificates
         self._connect_timeout = connect_timeout
         self._failure: BaseException | None = None
+        self._refusal = threading.Lock()  # acquired, and kept, by the first client that is refused
         # Daemon threads: a client waits in gRPC until the server answers, and must not keep the process
         # alive.
         self._threads = [
@@ -151,13 +152,21 @@ class ClientHost:
         try:
             while not self._take_part(client):
                 if time.monotonic() >= deadline:
-                    raise RefusedError(ROOM)
+                    raise RefusedError(ROOM, getattr(client, "index", None))
                 # The random factor spreads the attempts of many clients.
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 2.0)
         except BaseException as exc:
             self._failure = exc
             log.debug("a client ended", exc_info=exc)
+            if isinstance(exc, RefusedError):
+                self._tell(exc)
+
+    def _tell(self, refusal: RefusedError) -> None:
+        """Log the first refusal at once if :meth:`join` still waits for other clients."""
+        others = [thread for thread in self._threads if thread is not threading.current_thread()]
+        if any(thread.is_alive() for thread in others) and self._refusal.acquire(blocking=False):
+            log.warning("%s", str(refusal))
 
     def _take_part(self, client: NumPyClient) -> bool:
         """Run a client until the server disconnects it; return False if the server had no room."""
@@ -177,7 +186,7 @@ class ClientHost:
         if isinstance(client, ExecutorClient) and client.refusal is not None:
             if client.refusal == ROOM:
                 return False
-            raise RefusedError(client.refusal)
+            raise RefusedError(client.refusal, client.index)
         return True
 
 

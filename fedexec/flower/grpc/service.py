@@ -207,6 +207,7 @@ def start_service(
             credentials = grpc.ssl_server_credentials(((key, certificate),), root_certificates=authority)
             service.add_secure_port(address, credentials)
     except RuntimeError as exc:
-        raise AddressError(f"Cannot listen at {address}: {exc}") from exc
+        with_what = "" if certificates is None else " with these certificates"
+        raise AddressError(f"Cannot listen at {address}{with_what}: {exc}") from exc
     service.start()
     return service

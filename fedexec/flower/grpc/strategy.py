@@ -68,8 +68,9 @@ class FedAvgMp(FedAvg):
     on_progress : callable
         ``on_progress(round, done)``, called after each sampled client's answer and, with the number of
         sampled clients, when the round is over.
-    still_coming : callable
-        Called once per second while the server waits for clients; it may raise to give up.
+    on_waiting : callable
+        ``on_waiting(there, needed)``, called at once and then once per second while the server waits for
+        clients; it may raise to give up.
     min_results : int
         How many clients must return a result; otherwise the round fails, and the run with it.
     stall_seconds : float
@@ -79,6 +80,11 @@ class FedAvgMp(FedAvg):
         `initial_parameters` is the model after it.
     **fedavg
         Arguments of Flower's FedAvg.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A number of clients is not a whole number, or too small.
     """
 
     def __init__(
@@ -89,12 +95,19 @@ class FedAvgMp(FedAvg):
         seed: int = 0,
         evaluate_clients: int = 0,
         on_progress: Callable[[Round, int], object] = lambda round_, done: None,
-        still_coming: Callable[[], object] = lambda: None,
+        on_waiting: Callable[[int, int], object] = lambda there, needed: None,
         min_results: int = 1,
         stall_seconds: float = 60.0,
         done: Sequence[Round] = (),
         **fedavg: Any,
     ) -> None:
+        for name, number, least in (
+            ("fit_clients", fit_clients, 1),
+            ("available_clients", available_clients, 1),
+            ("evaluate_clients", evaluate_clients, 0),
+            ("min_results", min_results, 1),
+        ):
+            _require_number(name, number, least)
         super().__init__(min_available_clients=available_clients, **fedavg)
         self._recorder = RoundRecorder(
             1, lambda current, done, planned: on_progress(current, done), by_strategy=True, rounds=done
@@ -105,7 +118,7 @@ class FedAvgMp(FedAvg):
         self._fit_clients = fit_clients
         self._evaluate_clients = evaluate_clients
         self._seed = seed
-        self._still_coming = still_coming
+        self._on_waiting = on_waiting
         self._indices: dict[str, int] = {}  # cid -> client number
         self._awaited = Awaited(stall_seconds)
         self._answers = threading.Lock()  # guards what the threads that talk to clients record
@@ -141,8 +154,10 @@ class FedAvgMp(FedAvg):
         """
         server_round += self._before
         if server_round == self._before + 1:
-            while not client_manager.wait_for(self.min_available_clients, timeout=1):
-                self._still_coming()
+            needed = self.min_available_clients
+            while (there := client_manager.num_available()) < needed:
+                self._on_waiting(there, needed)
+                client_manager.wait_for(needed, timeout=1)
         current = self._recorder.round(server_round)
         self.parameters = parameters
         sampled = self._sample(server_round, "fit", self._fit_clients, client_manager)
@@ -367,6 +382,13 @@ class FedAvgMp(FedAvg):
                 self._indices[proxy.cid] = index
         numbered = [NumberedProxy(proxy, self._indices[proxy.cid], self._answered) for proxy in proxies]
         return sorted(numbered, key=lambda client: client.index)
+
+
+def _require_number(name: str, number: object, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be a whole number, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
 
 
 def _in_order(results: Results) -> Results:

@@ -146,7 +146,7 @@ def import_app(name: str) -> Any:
     return find_by_name.find_attribute(*find_by_name.split_name(name))
 
 
-def warm(app: AppRef) -> None:
+def warm(app: AppRef, prepare: Callable[[], object] | None = None) -> None:
     """Load the app in the template.
 
     An app that cannot be loaded is ignored here, because :func:`check` reports it.
@@ -154,7 +154,11 @@ def warm(app: AppRef) -> None:
     Parameters
     ----------
     app : AppRef
+    prepare : callable, optional
+        Called before the app is imported.
     """
+    if prepare is not None:
+        prepare()
     with contextlib.suppress(LoadClientAppError):
         load(app)
         module_caches.find()

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +157,10 @@ def simulate(
 
 
 def start(
-    server_app: ServerApp | str, client_app: ClientApp | str, settings: Settings
+    server_app: ServerApp | str,
+    client_app: ClientApp | str,
+    settings: Settings,
+    prepare: Callable[[], object] | None = None,
 ) -> tuple[ServerApp, Executor]:
     """Load the ServerApp and make an executor for the ClientApp at the same time: each takes seconds.
 
@@ -169,6 +172,8 @@ def start(
     server_app : ServerApp or str
     client_app : ClientApp or str
     settings : Settings
+    prepare : callable, optional
+        Called in each worker before the ClientApp is imported.
 
     Returns
     -------
@@ -177,7 +182,7 @@ def start(
     if Capability.ISOLATED not in _registry.load_chosen(settings).capabilities:
         limit_threads(environment(settings))
     with ThreadPoolExecutor(1) as background:
-        starting = background.submit(app_executor, settings, client_app)
+        starting = background.submit(app_executor, settings, client_app, prepare)
         try:
             server = _load_server(server_app)
         except BaseException:
@@ -186,19 +191,23 @@ def start(
         return server, starting.result()
 
 
-def app_executor(settings: Settings, client_app: ClientApp | str) -> Executor:
+def app_executor(
+    settings: Settings, client_app: ClientApp | str, prepare: Callable[[], object] | None = None
+) -> Executor:
     """Make an executor whose workers start with a ClientApp imported.
 
     Parameters
     ----------
     settings : Settings
     client_app : ClientApp or str
+    prepare : callable, optional
+        Called in each worker before the ClientApp is imported.
 
     Returns
     -------
     Executor
     """
-    return Executor(settings, Hooks(warmup=functools.partial(warm, _ref(client_app))))
+    return Executor(settings, Hooks(prepare, warmup=functools.partial(warm, _ref(client_app), prepare)))
 
 
 def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
