@@ -2,7 +2,7 @@
 
 from fedexec._system.lazy_names import importer
 
-TYPE_CHECKING = False  # type checkers take it for typing's
+TYPE_CHECKING = False  # type checkers know this name; importing it from typing would take long
 if TYPE_CHECKING:
     from fedexec._registry import BackendInfo, backends
     from fedexec._scheduling.futures import Future, Stats
@@ -57,7 +57,7 @@ __all__ = [
     "once",
 ]
 
-# Imported when they are used: the command line can be interrupted before numpy and the rest are there.
+# Names are imported when they are used, so that the command line can be interrupted before numpy is loaded.
 __getattr__ = importer(
     __name__,
     {

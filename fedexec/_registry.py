@@ -1,4 +1,4 @@
-"""From a backend's name to its class: strings, resolved when one is used and not before.
+"""Finds the class of a backend by its name. A backend is imported only when it is used.
 
 Plug-ins register in the entry-point group ``fedexec.backends``, as ``name = "module:Class"``.
 """
@@ -25,23 +25,23 @@ _ISOLATED = Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_O
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known of a backend without importing it.
+    """What is known about a backend without importing it.
 
     Attributes
     ----------
     name : str
     target : str
-        ``"module:Class"``.
+        Where the class is: ``"module:Class"``.
     summary : str
-        One line.
+        Description in one line.
     capabilities : Capability or None
-        Its promises; None for a plug-in, whose class is not imported to find out.
+        What the backend guarantees; None for a plug-in, because that would require importing its class.
     requires : str or None
-        The package it needs.
+        Name of the package that the backend needs.
     install : str or None
         The command that installs that package.
     needs_posix : bool
-        It runs on Linux and macOS only.
+        Whether the backend runs on Linux and macOS only.
     """
 
     name: str
@@ -54,19 +54,19 @@ class BackendInfo:
 
     @property
     def wrong_system(self) -> str | None:
-        """Why it cannot run on this system, whatever is installed; None if it can."""
+        """Why the backend cannot run on this system, whatever is installed; None if it can."""
         return NEEDS_POSIX if self.needs_posix and sys.platform == "win32" else None
 
     @property
     def available(self) -> bool:
-        """Whether it can run here; it is looked up, not imported."""
+        """Whether the backend can run here. This looks for packages, and imports none."""
         packages = [self.target.partition(":")[0].partition(".")[0], self.requires]
         if self.wrong_system is not None:
             return False
         return all(package is None or importlib.util.find_spec(package) is not None for package in packages)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return this as JSON knows it."""
+        """Return the description as a dictionary that :mod:`json` can write."""
         promises = None
         if self.capabilities is not None:
             promises = [flag.name.lower() for flag in self.capabilities if flag.name]
@@ -86,7 +86,7 @@ _BUILTIN = {
         BackendInfo(
             "standby",
             "fedexec_backends.standby:StandbyBackend",
-            "a worker forked ahead of need from a preloaded template, fresh for every task",
+            "a fresh worker for every task, forked in advance from a template",
             _ISOLATED | Capability.FRESH_PROCESS | Capability.STANDS_BY | Capability.SHARES_MEMORY,
             needs_posix=True,
         ),
@@ -116,7 +116,7 @@ _BUILTIN = {
         BackendInfo(
             "inline",
             "fedexec_backends.inline:InlineBackend",
-            "threads of the caller's own process: the baseline, no isolation",
+            "threads of the caller's own process, without isolation: the baseline",
             Capability(0),
         ),
     )
@@ -124,37 +124,47 @@ _BUILTIN = {
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    # Not by `entry_points`, which fails on what import ignores in sys.path: bytes, Path objects, None.
+    # Do not use `entry_points`: it fails on bytes, Path objects and None in sys.path, which import ignores.
     path = [entry for entry in sys.path if isinstance(entry, str)]
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for distribution in distributions(path=path):
         for entry in distribution.entry_points.select(group=GROUP):
-            found.setdefault(entry.name, entry)  # the first on the path, as import has it
-    return found
+            entries.setdefault(entry.name, entry)  # the first on the path wins, as for imports
+    return entries
 
 
 def backends() -> tuple[BackendInfo, ...]:
-    """List every backend, built-in and plugged in. None of them is imported.
+    """List all backends: those of fedexec and those of plug-ins. None of them is imported.
 
     Returns
     -------
     tuple of BackendInfo
     """
-    # Built-ins last, so that they win: a plug-in must not replace "process" silently.
-    found = {name: BackendInfo(name, entry.value, "plug-in") for name, entry in _plugins().items()}
-    plugged = [info for name, info in sorted(found.items()) if name not in _BUILTIN]
-    return (*_BUILTIN.values(), *plugged)
+    # A built-in backend wins over a plug-in: no plug-in may replace "process" silently.
+    plugins = {name: BackendInfo(name, entry.value, "plug-in") for name, entry in _plugins().items()}
+    others = [info for name, info in sorted(plugins.items()) if name not in _BUILTIN]
+    return (*_BUILTIN.values(), *others)
 
 
 def load(name: str) -> type[Backend]:
     """Import the class of one backend.
 
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    type
+        A subclass of :class:`~fedexec.interface.Backend`.
+
     Raises
     ------
     UnknownBackendError
-        No backend has this name; says which exist, and the nearest.
+        There is no backend of this name; the message names all backends, and the most similar name.
     BackendUnavailableError
-        Its package is not installed, and it says how to install it; or it does not run on this system.
+        The package of the backend is not installed (the message says how to install it), or the backend does
+        not run on this system.
     """
     info = _BUILTIN.get(name)
     if info is None:
@@ -174,10 +184,19 @@ def load(name: str) -> type[Backend]:
 
 
 def load_chosen(settings: Settings) -> type[Backend]:
-    """Import the class of the backend that settings name; :func:`load` says what it raises."""
+    """Import the class of the backend that settings name; see :func:`load` for what this raises.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    type
+    """
     try:
         return load(settings.backend)
     except UnknownBackendError as exc:
-        if settings.sources.get("backend", "argument") != "argument":  # the call itself shows that
+        if settings.sources.get("backend", "argument") != "argument":  # a call shows its argument itself
             exc.given_by = settings.given_by("backend")
         raise

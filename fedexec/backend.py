@@ -1,17 +1,19 @@
-"""What the author of a backend needs, all of it public: the built-in backends import nothing else.
+"""Everything that the author of a backend needs. It is public, and the built-in backends use nothing else.
 
-A backend that runs tasks in this process needs :class:`Backend` alone. One that runs them in processes
-inherits :class:`IsolatingBackend` and decides two things: which worker runs a task, and how the message gets
-there and the reply back. The steps of one task:
+A backend that runs tasks in this process only needs :class:`Backend`. A backend that runs tasks in other
+processes inherits from :class:`IsolatingBackend` and decides two things: which worker runs a task, and how
+the message gets to the worker and the reply back. These are the steps of one task:
 
 1. The executor calls ``run(task)`` in one of its threads.
 2. ``self.channel.deliver(task, call)`` packs the task, calls ``call(message)``, and unpacks the reply.
-3. ``call`` takes the message, bytes, to a worker: a process of ``self.context`` (by pipe, queue or pool).
-4. The worker has called ``setup(self.worker_setup)`` once, and calls ``run(message)``, which never raises.
-5. ``call`` returns those bytes, or raises :class:`~fedexec.errors.WorkerDiedError`.
+3. ``call`` sends the message, which is bytes, to a worker by a pipe, a queue or a pool. Workers are processes
+   of ``self.context``.
+4. The worker has called ``setup(self.worker_setup)`` once. It calls ``run(message)``, which never raises and
+   returns the reply, which is bytes too.
+5. ``call`` returns the reply, or raises :class:`~fedexec.errors.WorkerDiedError`.
 
-Register the class in the entry-point group ``fedexec.backends``, and inherit the suites of
-:mod:`fedexec.testing`: they show that it keeps its promises.
+Register the class in the entry-point group ``fedexec.backends``. Inherit from the test suites of
+:mod:`fedexec.testing`, which show that the backend has the capabilities that it declares.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from typing import Any
 
 from fedexec._channel.stderr import rehearse as rehearse_stderr
 from fedexec._channel.task_channel import TaskChannel, rehearsal
+from fedexec._processes.forker import Service
 from fedexec._processes.launcher import Launcher
 from fedexec._processes.mp_context import WorkerContext, WorkerProcess, end_process, exit_code
 from fedexec._processes.resource_trackers import start_tracker_apart
@@ -45,6 +48,7 @@ __all__ = [
     "Launcher",
     "Limits",
     "Outcome",
+    "Service",
     "Settings",
     "Task",
     "TaskChannel",
@@ -74,31 +78,36 @@ __all__ = [
 
 
 class IsolatingBackend(Backend):
-    """What backends whose tasks run in processes have in common. A subclass adds ``run``.
+    """Base class of backends that run tasks in other processes. A subclass adds :meth:`run`.
 
     Parameters
     ----------
     settings : Settings
     hooks : Hooks
     service : Service, optional
-        What every worker does, where all do the same; workers are then started with a connection only.
+        What every worker does, if all workers do the same; each worker then gets only a connection.
     shared_memory : bool, optional
-        Whether large arrays go through shared memory. Default: as ``settings.shared_memory``.
+        Whether large arrays go through shared memory. Default: ``settings.shared_memory``.
 
     Attributes
     ----------
     launcher : Launcher
-        Starts processes: forked from a template of this executor's own, or as fresh interpreters.
+        Starts processes: they are forked from the executor's own template, or are fresh interpreters.
     context : WorkerContext
-        A :mod:`multiprocessing` context whose processes the launcher starts; pools take it as ``mp_context``.
+        A :mod:`multiprocessing` context whose processes the launcher starts. Pools take it as ``mp_context``.
     worker_setup : WorkerSetup
-        What a worker is to be told: it calls ``setup(worker_setup)`` before its first task.
+        What a worker needs for its set-up; it calls ``setup(worker_setup)`` before its first task.
     channel : TaskChannel
         Takes tasks to workers and brings their outcomes back.
     """
 
     def __init__(
-        self, settings: Settings, hooks: Hooks, *, service: Any = None, shared_memory: bool | None = None
+        self,
+        settings: Settings,
+        hooks: Hooks,
+        *,
+        service: Service | None = None,
+        shared_memory: bool | None = None,
     ) -> None:
         super().__init__(settings, hooks)
         self.launcher = Launcher(settings, hooks, type(self).__module__, service)
@@ -109,22 +118,24 @@ class IsolatingBackend(Backend):
             learner=self.launcher.learner(self.renew_workers),
         )
         self._workers_lock = threading.Lock()
-        self._workers: dict[int, WorkerProcess] = {}  # task id -> the process that runs it
+        self._workers: dict[int, WorkerProcess] = {}  # by task id: the process that runs the task
 
     def start(self) -> None:
-        """Import the preload, where workers are forked from a template."""
+        """Start the template and import the preload there, if workers are forked."""
         self.launcher.start()
 
     @contextlib.contextmanager
     def running(self, task: Task, worker: WorkerProcess) -> Iterator[None]:
-        """Have :meth:`kill` end this worker while it runs the task; it is ended here if that came before.
+        """Make a worker the target of :meth:`kill` while it runs a task.
+
+        If `kill` has been called already, the worker is ended at once.
 
         Parameters
         ----------
         task : Task
-            Learns the worker's pid.
+            Its attribute `pid` is set.
         worker : WorkerProcess
-            It has been started.
+            Must have been started.
         """
         task.pid = worker.pid
         with self._workers_lock:
@@ -138,24 +149,24 @@ class IsolatingBackend(Backend):
                 del self._workers[task.id]
 
     def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
-        """End the worker of a task, and what it started; see :meth:`Backend.kill`."""
+        """End the worker of a task, and the processes that it has started; see :meth:`Backend.kill`."""
         with self._workers_lock:
             worker = self._workers.get(task.id)
         if worker is not None:
             end_process(worker, number)
 
     def renew_workers(self) -> None:
-        """Replace the workers that wait: the next ones are born with more. Nothing, if none wait."""
+        """Replace idle workers, because new workers inherit more. By default there are none to replace."""
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Have workers be born with what a call leaves in memory; see :meth:`Backend.rehearse`."""
+        """Make a call whose effects in memory later workers inherit; see :meth:`Backend.rehearse`."""
         return self.launcher.rehearse(call, name, self.renew_workers)
 
     def learning(self) -> Mapping[str, Any]:
-        """Return what workers have learnt."""
+        """Return what the template has learnt; see :meth:`Backend.learning`."""
         return self.channel.learning()
 
     def shutdown(self) -> None:
-        """End the template and give back the shared memory. A subclass ends its workers first."""
+        """End the template and give back the shared memory. A subclass must end its workers before."""
         self.launcher.stop()
         self.channel.close()

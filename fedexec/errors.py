@@ -1,23 +1,23 @@
-"""Every exception fedexec raises by itself; what a task raises arrives unchanged.
+"""All exceptions that fedexec itself raises. An exception of a task reaches the caller unchanged.
 
 ::
 
     FedexecError
-    ├── SettingsError (ValueError)                a setting that makes no sense
-    │   └── UnknownBackendError                   no backend of that name
+    ├── SettingsError (ValueError)                a setting is invalid
+    │   └── UnknownBackendError                   there is no backend of that name
     ├── BackendUnavailableError (ImportError)     the backend's package is not installed
-    ├── PreloadError (BrokenProcessPool)          a module to preload cannot be imported
+    ├── PreloadError (BrokenProcessPool)          a module of the preload cannot be imported
     ├── InitializerError (BrokenProcessPool)      the initializer raised
-    ├── TransferError (MemoryError)               arrays too large to be sent
-    ├── DeviceError                               a device that does not exist, or does not answer
+    ├── TransferError (MemoryError)               arrays are too large to be sent
+    ├── DeviceError                               a device does not exist, or does not answer
     └── WorkerError                               one task failed because of its worker
-        ├── WorkerDiedError (BrokenProcessPool)   the process ended under the task
+        ├── WorkerDiedError (BrokenProcessPool)   the process of the task has ended
         ├── UnpickleError (BrokenProcessPool)     a task, result or exception cannot be unpickled
-        ├── WorkerMemoryError (MemoryError)       the task held more than its hard limit
-        └── TaskTimeoutError (TimeoutError)       the task outlived its deadline
+        ├── WorkerMemoryError (MemoryError)       the task held more memory than its hard limit
+        └── TaskTimeoutError (TimeoutError)       the task took longer than its time limit
 
-The second bases let ``except`` clauses written for :mod:`concurrent.futures` keep working. Fields are
-passed to ``super().__init__``, so that every one of these pickles.
+Because of the second base classes, ``except`` clauses that were written for :mod:`concurrent.futures` keep
+working. Each class passes its fields to ``super().__init__``, so that all these exceptions can be pickled.
 """
 
 import signal
@@ -39,32 +39,33 @@ __all__ = [
     "WorkerMemoryError",
 ]
 
-SIGKILL = 9  # wherever signals end a process; on Windows the module has no such name
+SIGKILL = 9  # on all systems where a signal can end a process; Windows does not define it
 
 
 class FedexecError(Exception):
-    """Base of every exception of this package."""
+    """Base class of all exceptions of this package."""
 
 
 class SettingsError(FedexecError, ValueError):
-    """A setting that makes no sense; the message says which, and who gave it."""
+    """A setting is invalid; the message names the setting and the source of its value."""
 
 
 class UnknownBackendError(SettingsError):
-    """No backend has this name.
+    """There is no backend of this name.
 
     Parameters
     ----------
     name : str
+        The name that was given.
     known : tuple of str
-        The names that exist.
+        The names of all backends.
     nearest : str or None
-        The known name that looks most like `name`.
+        The known name that is most similar to `name`; None if none is similar.
 
     Attributes
     ----------
     given_by : str
-        What has named it, such as ``"--backend"`` or ``"FEDEXEC_BACKEND"``; empty if that is not known.
+        Source of the name, such as ``"--backend"`` or ``"FEDEXEC_BACKEND"``; empty if it is not known.
     """
 
     given_by = ""
@@ -80,14 +81,16 @@ class UnknownBackendError(SettingsError):
 
 
 class BackendUnavailableError(FedexecError, ImportError):
-    """The backend exists, but cannot run here.
+    """The backend exists, but cannot run on this system.
 
     Parameters
     ----------
     name : str
+        Name of the backend.
     reason : str
+        Why it cannot run.
     install : str or None
-        The command that mends it.
+        The command that installs what is missing.
     """
 
     def __init__(self, name: str, reason: str, install: str | None = None) -> None:
@@ -105,8 +108,9 @@ class PreloadError(FedexecError, BrokenProcessPool):
     Parameters
     ----------
     module : str
+        Name of the module.
     traceback : str
-        The worker's traceback, as text.
+        Traceback of the worker, as text.
     """
 
     def __init__(self, module: str, traceback: str) -> None:
@@ -119,14 +123,14 @@ class PreloadError(FedexecError, BrokenProcessPool):
 
 
 class InitializerError(FedexecError, BrokenProcessPool):
-    """The initializer raised in a worker, so no task can run; its exception is the ``__cause__``.
+    """The initializer raised in a worker, so no task can run. The ``__cause__`` is its exception.
 
     Parameters
     ----------
     pid : int
-        The worker it raised in.
+        Process id of the worker.
     error : str
-        Its exception, as text.
+        The initializer's exception, as text.
     """
 
     def __init__(self, pid: int, error: str) -> None:
@@ -138,11 +142,11 @@ class InitializerError(FedexecError, BrokenProcessPool):
 
 
 class TransferError(FedexecError, MemoryError):
-    """Arrays that do not fit into the memory they would have to be sent through."""
+    """Arrays do not fit into the memory through which they would have to be sent."""
 
 
 class DeviceError(FedexecError):
-    """A device that does not exist or does not answer; the message says which do."""
+    """A device does not exist or does not answer; the message names the devices that exist."""
 
 
 class WorkerError(FedexecError):
@@ -151,17 +155,23 @@ class WorkerError(FedexecError):
     Attributes
     ----------
     stderr : str
-        The last lines that the task had written there; empty where there were none, or nobody listened.
-        After a fatal signal they end with Python's report of it, after a deadline with each thread's stack.
+        The last lines that the task had written to stderr; empty if there were none, or if the system does
+        not allow reading them. After a fatal signal they end with Python's report of the signal, after the
+        time limit with the stack of each thread.
     """
 
     stderr = ""
 
     def quote(self, stderr: str) -> None:
-        """Keep these lines of stderr, also in a note, so that a traceback shows them."""
+        """Keep lines of stderr, also in a note, so that a traceback shows them.
+
+        Parameters
+        ----------
+        stderr : str
+        """
         if stderr:
             self.stderr = stderr
-            self.add_note(f"The last it wrote to stderr:\n{stderr}")
+            self.add_note(f"The last lines that the worker wrote to stderr:\n{stderr}")
 
 
 def _ending(exitcode: int | None) -> str:
@@ -183,16 +193,17 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
     Parameters
     ----------
     pid : int or None
-        None when the process never started.
+        Process id of the worker; None if the process never started.
     exitcode : int or None
-        As in :class:`multiprocessing.Process`: negative is a signal; None is unknown.
+        As in :class:`multiprocessing.Process`: a negative number is a signal; None if it is unknown.
     task : str
-        The function that ran.
+        Name of the task.
 
     Attributes
     ----------
     is_deliberate : bool
-        The executor was told to end it: by ``kill_workers``, ``end``, or Ctrl+C in its ``with`` block.
+        Whether the executor was told to end the worker: by ``kill_workers``, by ``end``, or by Ctrl+C in its
+        ``with`` block.
     """
 
     is_deliberate = False
@@ -203,7 +214,7 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
 
     @property
     def signal(self) -> int | None:
-        """Number of the signal that ended the process, None if none did."""
+        """Number of the signal that ended the process; None if no signal did."""
         return -self.exitcode if self.exitcode is not None and self.exitcode < 0 else None
 
     def __str__(self) -> str:
@@ -212,21 +223,23 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
         if self.is_deliberate:
             hint = " Its executor was told to end it."
         elif self.signal == SIGKILL:
-            hint = " If nobody killed it, the machine ran out of memory: run fewer at once (max_workers)."
+            hint = (
+                " If no user killed it, the machine ran out of memory: run fewer tasks at once (max_workers)."
+            )
         return f"{who} {_ending(self.exitcode)} while it ran {self.task}.{hint}"
 
 
 class UnpickleError(WorkerError, BrokenProcessPool):
-    """Something that crossed between processes could not be unpickled; the real error is the ``__cause__``.
+    """A task, a result or an exception could not be unpickled. The ``__cause__`` is the error of unpickling.
 
     Parameters
     ----------
     what : {"task", "result", "exception"}
-        A task is unpickled in the worker, the other two in the caller's process.
+        A task is unpickled in the worker; results and exceptions are unpickled in the caller's process.
     task : str
-        The function that ran or should have run.
+        Name of the task.
     error : str
-        The real error, as text.
+        The error of unpickling, as text.
     """
 
     def __init__(self, what: str, task: str, error: str) -> None:
@@ -239,20 +252,21 @@ class UnpickleError(WorkerError, BrokenProcessPool):
 
 
 class TaskTimeoutError(WorkerError, TimeoutError):
-    """A task ran longer than ``timeout=`` and its worker was ended.
+    """A task took longer than ``timeout=``, so its worker was ended.
 
     Parameters
     ----------
     task : str
+        Name of the task.
     timeout : float
-        Seconds.
+        Time limit in seconds.
     pid : int or None
-        The worker that was ended.
+        Process id of the worker.
 
     Attributes
     ----------
     is_importing : bool
-        It was importing a module when it was ended, as far as its stacks tell.
+        Whether the stacks of the worker show that the task was importing a module when it was ended.
     """
 
     is_importing = False
@@ -262,31 +276,37 @@ class TaskTimeoutError(WorkerError, TimeoutError):
         self.task, self.timeout, self.pid = task, timeout, pid
 
     def __reduce__(self) -> tuple[type, tuple[str, float, int | None], dict[str, object]]:
-        # TimeoutError is an OSError, which takes three arguments for errno, strerror and filename.
+        # TimeoutError is an OSError, which would take the three arguments for errno, strerror and filename.
         return type(self), (self.task, self.timeout, self.pid), self.__dict__
 
     def quote(self, stderr: str) -> None:
-        """Keep these lines of stderr, with the stacks that a deadline's SIGTERM has Python write."""
+        """Keep lines of stderr, which include the stacks that Python writes when it gets SIGTERM.
+
+        Parameters
+        ----------
+        stderr : str
+        """
         super().quote(stderr)
         self.is_importing = '"<frozen importlib._bootstrap>"' in stderr.rpartition("Current thread")[2]
 
     def __str__(self) -> str:
         advice = "Raise timeout= or FEDEXEC_TIMEOUT if it needs longer."
         if self.is_importing:
-            advice = f"It was importing modules then, which preload= would have done before. {advice}"
+            advice = f"It was importing modules then; preload= would have imported them before. {advice}"
         return f"{self.task} was ended after {self.timeout:g} s (worker {self.pid}). {advice}"
 
 
 class WorkerMemoryError(WorkerError, MemoryError):
-    """A running task held more than a hard limit and its worker was ended.
+    """A running task held more memory than a hard limit, so its worker was ended.
 
     Parameters
     ----------
     task : str
+        Name of the task.
     pid : int or None
-        The worker that was ended.
+        Process id of the worker.
     held, limit : int
-        Bytes.
+        Memory that the worker held, and the limit, in bytes.
     where : str
         "host memory", or the name of a device.
     """
@@ -298,14 +318,23 @@ class WorkerMemoryError(WorkerError, MemoryError):
     def __str__(self) -> str:
         return (
             f"{self.task} was ended: worker {self.pid} held {self.held >> 20} MiB of {self.where}, "
-            f"its hard limit is {self.limit >> 20} MiB."
+            f"but its hard limit is {self.limit >> 20} MiB."
         )
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an exception says that memory ran out, on the host or on a device.
 
-    Told by name, so that nobody has to import torch for it: ``torch.OutOfMemoryError`` is a RuntimeError.
+    The name of the class decides, so that torch need not be imported: ``torch.OutOfMemoryError`` is a
+    RuntimeError.
+
+    Parameters
+    ----------
+    error : BaseException or None
+
+    Returns
+    -------
+    bool
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError", "DeviceMemoryError"})

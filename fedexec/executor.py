@@ -1,4 +1,4 @@
-"""The executor a user holds: the same on every backend. Where a task runs is the backend's business."""
+"""The executor that users work with. It is the same on every backend; the backend decides where tasks run."""
 
 import concurrent.futures
 import copy
@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from fedexec import _registry
+from fedexec._scheduling import mapping
 from fedexec._scheduling.admission import Admission, Footprint, ceiling
 from fedexec._scheduling.exit_hooks import drain_before_exit_of
 from fedexec._scheduling.futures import Future, Stats
 from fedexec._scheduling.scheduler import Scheduler
 from fedexec._scheduling.settings_checks import (
-    NOT_KEPT,
+    NO_EFFECT,
     chosen_devices,
     require_open_files,
     warn_of_no_effect,
@@ -60,22 +61,23 @@ def create_executor(
     learn: bool | None = None,
     seed: int | None = None,
 ) -> "Executor":
-    """Create an executor. What is not given is read from the environment (``FEDEXEC_BACKEND``, ...).
+    """Create an executor. Settings that are not given are read from the environment.
 
     Parameters
     ----------
     backend, max_workers, start_method, preload, timeout, retries, memory_limit, device_memory_limit, \
     enforce_limits, device, threads_per_worker, max_tasks_per_child, standby, shared_memory, \
     preload_timeout, log_level, learn, seed : optional
-        The settings; :class:`fedexec.Settings` says of each what it means and what its default is. Sizes are
-        bytes, or text such as ``"512MiB"``; times are seconds. `preload` takes one name or several.
+        The settings; :class:`fedexec.Settings` says what each means and what its default is. Sizes are
+        bytes, or text such as ``"512MiB"``; times are seconds. `preload` takes one name or several. The
+        variable of a setting is ``FEDEXEC_`` and its name in capitals, such as ``FEDEXEC_BACKEND``.
     initializer, initargs : callable and tuple, optional
-        Called in every worker before its first task. If it raises, the executor is broken.
+        ``initializer(*initargs)`` is called in every worker before its first task. If it raises, the executor
+        is broken.
     warmup : callable, optional
-        Called once, after the preload, in the process that workers are forked from: what it imports, loads
-        and caches every worker has. What it does must survive a fork: where it leaves a thread that a worker
-        would miss, or starts CUDA (see :func:`fedexec.devices.hidden`), workers start as fresh interpreters
-        instead, without it.
+        ``warmup()`` is called once in the template, after the preload. All workers inherit what it imports,
+        loads and caches. If it leaves a thread, or starts CUDA (see :func:`fedexec.devices.hidden`), workers
+        cannot be forked; then they start as fresh interpreters and do without the warm-up.
 
     Returns
     -------
@@ -84,17 +86,17 @@ def create_executor(
     Raises
     ------
     SettingsError
-        A value makes no sense (a ValueError).
+        A value is invalid.
     UnknownBackendError
-        No such backend; names those that exist.
+        There is no such backend; the message names those that exist.
     DeviceError
-        No such device; names those that exist.
+        There is no such device; the message names those that exist.
     BackendUnavailableError
-        Its package is missing; says how to install it.
+        The package of the backend is missing; the message says how to install it.
     PreloadError
         A module of `preload` cannot be imported.
     """
-    given = locals()  # the arguments: a setting that the signature lacks fails here
+    given = locals()  # the arguments; if a setting is missing in the signature, the next line fails
     return Executor(
         resolve({option.name: given[option.name] for option in options()}),
         Hooks(initializer, initargs, warmup),
@@ -102,12 +104,12 @@ def create_executor(
 
 
 class Executor(concurrent.futures.Executor):
-    """Runs tasks where its backend says; everything else is :class:`concurrent.futures.Executor`.
+    """Runs tasks on a backend; otherwise it is like every :class:`concurrent.futures.Executor`.
 
     Parameters
     ----------
     settings : Settings
-        Resolved settings; :func:`create_executor` makes them.
+        Resolved settings, as :func:`create_executor` makes them.
     hooks : Hooks, optional
         The caller's own functions: initializer and warm-up.
 
@@ -115,8 +117,9 @@ class Executor(concurrent.futures.Executor):
     ----------
     settings : Settings
     devices : tuple of Device
-        What tasks may compute on, beside the CPU; where they run in this process, its first.
+        The devices on which tasks may compute, besides the CPU. If tasks run in this process, only the first.
     capabilities : Capability
+        What the backend guarantees.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks | None = None) -> None:
@@ -128,12 +131,12 @@ class Executor(concurrent.futures.Executor):
         drain_before_exit_of(backend_class)
         _configure_logging(settings)
         self._tag: str | None = None
-        self._whole: Executor | None = None  # of which this is a view, and which lives as long as it
+        self._original: Executor | None = None  # set in a view, which keeps the original alive
         self.devices = chosen_devices(settings)
         if Capability.ISOLATED not in backend_class.capabilities:
-            self.devices = self.devices[:1]  # all tasks share this process, and its device
+            self.devices = self.devices[:1]  # all tasks share this process and its device
         if settings.device and self.devices and not is_emulated(settings.device):
-            # By UUID: that is what workers are told, whatever an index means to them.
+            # Tell workers UUIDs, because an index may mean another device to them.
             settings = replace(settings, device=",".join(device.uuid for device in self.devices))
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
         require_open_files(settings, backend_class.descriptors_per_worker)
@@ -148,23 +151,29 @@ class Executor(concurrent.futures.Executor):
         log.info("%s", settings)
         warn_of_no_effect(settings, self.capabilities)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)
-        # An executor nobody holds any more finishes what it was given, then ends.
+        # An executor that is no longer referred to finishes its tasks and then ends.
         weakref.finalize(self, self._scheduler.close).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)``; see :meth:`concurrent.futures.Executor.submit`.
 
+        Parameters
+        ----------
+        fn, args, kwargs
+            The function and its arguments.
+
         Returns
         -------
         Future
-            With `usage`, once it is done. An argument that does not pickle shows up here too.
+            Has the attribute `usage` when it is done. If an argument cannot be pickled, the future gets the
+            exception.
 
         Raises
         ------
         RuntimeError
-            After shutdown.
+            The executor has been shut down.
         BrokenProcessPool
-            After an initializer or a preload failed.
+            An initializer or a preload has failed.
         """
         settings = self.settings
         return self._scheduler.submit(
@@ -174,32 +183,33 @@ class Executor(concurrent.futures.Executor):
     def with_options(
         self, *, timeout: float | None = None, retries: int | None = None, tag: str | None = None
     ) -> "Executor":
-        """Return a view of this executor whose tasks have options of their own; all else they share.
+        """Return a view of this executor whose tasks have options of their own, and all else in common.
 
         ``executor.with_options(timeout=60, tag="client 7").submit(fit, weights)``
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds that a task may take, from its start; ``math.inf`` for no limit. Default: as it is here.
+            Time limit of a task in seconds; ``math.inf`` for no limit. Default: that of this executor.
         retries : int, optional
-            How often a task runs again when its worker died; never, if :func:`fedexec.once` says so.
-            Default: as it is here.
+            How often a task runs again if its worker dies; a function that :func:`fedexec.once` marks never
+            does. Default: that of this executor.
         tag : str, optional
-            What messages and errors call the task besides its function's name. Default: as it is here.
+            Name of the task in messages and errors, besides the name of its function. Default: that of this
+            executor.
 
         Raises
         ------
         SettingsError
-            A value makes no sense.
+            A value is invalid.
         """
         view = copy.copy(self)
-        view._whole = self
+        view._original = self
         if timeout is not None:
             limit = None if timeout == math.inf else resolve({"timeout": timeout}, environ={}).timeout
             view.settings = replace(view.settings, timeout=limit)
             if limit is not None and Capability.KILLS_ONE not in self.capabilities:
-                log.warning(NOT_KEPT, self.settings.backend, "timeout")
+                log.warning(NO_EFFECT, self.settings.backend, "timeout")
         if retries is not None:
             number = resolve({"retries": retries}, environ={}).retries
             view.settings = replace(view.settings, retries=number)
@@ -219,12 +229,21 @@ class Executor(concurrent.futures.Executor):
 
         Parameters
         ----------
+        fn : callable
+        iterables : iterables
+            Arguments of `fn`, as for :func:`map`.
         timeout : float, optional
-            Seconds from this call; then ``next`` raises TimeoutError.
+            Seconds from this call after which ``next`` raises TimeoutError.
         chunksize : int, optional
-            Items per task.
+            Number of items that one task handles.
         buffersize : int, optional
-            Tasks that are submitted ahead of the result that is asked for, as in Python 3.14. Default: all.
+            How many tasks are submitted ahead of the result that is asked for, as in Python 3.14. By default
+            all tasks are submitted at once.
+
+        Returns
+        -------
+        iterator
+            Results, in the order of the items.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -234,14 +253,14 @@ class Executor(concurrent.futures.Executor):
             raise ValueError("buffersize must be None or > 0")
         if chunksize == 1:
             return self._map(fn, iterables, timeout, buffersize)
-        call_each = functools.partial(_call_each, fn)
+        call_each = functools.partial(mapping.call_each, fn)
         chunks = self._map(
             call_each if Task(fn, (), {}).repeatable else once(call_each),
-            (_chunks(zip(*iterables, strict=False), chunksize),),
+            (mapping.chunks(zip(*iterables, strict=False), chunksize),),
             timeout,
             buffersize,
         )
-        return _flatten(chunks)
+        return mapping.flatten(chunks)
 
     def _map(
         self,
@@ -254,17 +273,17 @@ class Executor(concurrent.futures.Executor):
             return super().map(fn, *iterables, timeout=timeout)
         end = math.inf if timeout is None else time.monotonic() + timeout
         futures = (self.submit(fn, *args) for args in zip(*iterables, strict=False))
-        return _buffered(futures, deque(itertools.islice(futures, buffersize)), end)
+        return mapping.buffered(futures, deque(itertools.islice(futures, buffersize)), end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks and, once the rest is done, give everything back.
+        """Accept no more tasks, finish the others, and then give back all resources.
 
         Parameters
         ----------
         wait : bool
-            Return only when no process is left; else this happens behind the caller's back.
+            Whether to return only when no process is left; if not, this returns at once.
         cancel_futures : bool
-            Cancel what has not started.
+            Whether to cancel the tasks that have not begun.
         """
         self._scheduler.close(cancel_futures=cancel_futures)
         if wait:
@@ -273,58 +292,64 @@ class Executor(concurrent.futures.Executor):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Leave a ``with`` block: :meth:`shutdown`; after Ctrl+C, :meth:`kill_workers`: nobody waits."""
+        """Shut down at the end of a ``with`` block; after Ctrl+C do not wait, but end all workers at once."""
         if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
             self.kill_workers()
         else:
             self.shutdown()
 
     def kill_workers(self) -> None:
-        """Shut down at once: cancel what waits, end the workers of what runs (WorkerDiedError)."""
+        """Shut down at once: cancel waiting tasks, and end all workers (running tasks: WorkerDiedError)."""
         self._scheduler.close(cancel_futures=True, kill=True)
         self._scheduler.join()
 
     def end(self, future: concurrent.futures.Future[Any]) -> None:
-        """End one task: cancel it if it waits, end its worker if it runs (WorkerDiedError).
+        """End one task: cancel it if it waits, or end its worker if it runs, so it raises WorkerDiedError.
 
-        A running task of a backend without :attr:`Capability.KILLS_ONE` goes on.
+        If the backend does not have :attr:`Capability.KILLS_ONE`, a running task goes on.
+
+        Parameters
+        ----------
+        future : Future
+            The future of the task.
         """
         self._scheduler.end(future)
 
     def rehearse(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> bool:
-        """Make a call once, and have every later worker find in memory what it has left there.
+        """Make a call once, so that all later workers inherit what the call leaves in memory.
 
-        For code that keeps something costly in a module once it has it, such as a data set: a fresh process
-        would fill that cache for every task. The call is made in a process that workers are forked from, on
-        the CPU, and its result is thrown away. What it has written to files stays. What it leaves in memory,
-        all later tasks see, as if each had made the call before: this is no place for what is to differ from
-        task to task. Random generators are seeded for each task, as ever. The same call is made once.
+        This is for code that keeps something expensive in a variable of a module, such as a data set: without
+        a rehearsal, a fresh process would load it for every task. The call is made in the template, on the
+        CPU. Its result is thrown away; files that it writes stay. All later tasks see what it leaves in
+        memory, as if each had made the call before, so it must not leave what has to differ between tasks.
+        Random generators are seeded for each task as usual. Rehearsing the same call again does nothing.
 
         Parameters
         ----------
         fn, args, kwargs
-            As for :meth:`submit`. It may take ``preload_timeout`` seconds.
+            As for :meth:`submit`. The call may take ``preload_timeout`` seconds.
 
         Returns
         -------
         bool
-            Whether later workers inherit it. If the call makes that process unfit to be forked (it starts a
-            GPU, or leaves a thread, a process or a connection), if it leaves what workers would share (a
-            file that is open for reading, a lock), or workers are fresh interpreters, nothing changes, and a
-            warning says why. On ``inline`` nothing is done: tasks share their memory.
+            Whether later workers inherit the effects. They do not if after the call the template could not
+            be forked (it has started a GPU, or left a thread, a process or a connection), if the call leaves
+            what workers would share (a file that is open for reading, a lock), or if workers are not forked.
+            Then nothing changes, and a warning says why. On ``inline`` nothing is done, because tasks share
+            their memory anyway.
 
         Raises
         ------
         PreloadError
-            The call has raised; carries its traceback.
+            The call has raised; the error carries the traceback.
         RuntimeError
-            After a shutdown.
+            The executor has been shut down.
         """
         name = function_name(fn)
         if name.startswith("__main__.") and Capability.ISOLATED in self.capabilities:
             log.warning(
-                "%s is of the script itself: what it leaves in the script's own variables is not inherited; "
-                "keep that in a module", name,
+                "%s is defined in the script itself, so workers do not inherit what it leaves in variables "
+                "of the script; keep these variables in a module", name,
             )  # fmt: skip
         call = functools.partial(fn, *args, **kwargs)
         if self.settings.seed is not None:
@@ -335,51 +360,16 @@ class Executor(concurrent.futures.Executor):
         return reason is None
 
     def stats(self) -> Stats:
-        """Return what has been done so far."""
+        """Return counts of what has been done so far."""
         return self._scheduler.stats()
 
     def running(self) -> list[Task]:
-        """Return the tasks that run now; their ``pid`` is None while it is not known."""
+        """Return the tasks that run now. The attribute `pid` of a task is None until it is known."""
         return self._scheduler.running()
 
     def footprints(self) -> dict[str, Footprint]:
-        """Return what each kind of task takes, as far as ``max_workers="auto"`` has measured it."""
+        """Return the footprint of each kind of task, as measured for ``max_workers="auto"``."""
         return self._scheduler.footprints()
-
-
-def _call_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:
-    return [fn(*args) for args in chunk]
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    while chunk := tuple(itertools.islice(items, size)):
-        yield chunk
-
-
-def _flatten(lists: Iterator[list[T]]) -> Iterator[T]:
-    """Yield each element of each list, keeping no reference to what was yielded."""
-    for elements in lists:
-        elements.reverse()
-        while elements:
-            yield elements.pop()
-
-
-def _buffered(futures: Iterator[Future[T]], submitted: deque[Future[T]], end: float) -> Iterator[T]:
-    """Yield each result in turn, keeping no reference to it; before each, submit one more task."""
-    try:
-        while submitted:
-            submitted.extend(itertools.islice(futures, 1))
-            yield _result(submitted, end)
-    finally:
-        for future in submitted:
-            future.cancel()
-
-
-def _result(submitted: deque[Future[T]], end: float) -> T:
-    """Return the first one's result, and let go of it; if that fails it stays, to be cancelled."""
-    result = submitted[0].result(None if end == math.inf else end - time.monotonic())
-    submitted.popleft()
-    return result
 
 
 def _configure_logging(settings: Settings) -> None:

@@ -1,7 +1,7 @@
-"""The whole contract between the executor and a backend; a backend author reads this file and no other.
+"""The contract between the executor and a backend. It is complete: a backend author needs no other file.
 
-:class:`fedexec.executor.Executor` owns what must be the same everywhere: the queue, the futures, how many
-tasks are in flight, deadlines, retries. A :class:`Backend` owns only *where a task runs*.
+:class:`fedexec.executor.Executor` does what must be the same for all backends: the queue, the futures, how
+many tasks run at once, time limits, retries. A :class:`Backend` decides only *where a task runs*.
 """
 
 import enum
@@ -20,55 +20,56 @@ __all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "functi
 
 
 class Capability(enum.Flag):
-    """A promise a backend makes. Ask for the promise, never for the backend's name."""
+    """What a backend guarantees. Check the capabilities of a backend, never its name."""
 
     ISOLATED = enum.auto()
-    """A task runs in another process: its crash or its leak cannot reach the caller."""
+    """A task runs in another process, so its crash or its memory leak cannot harm the caller."""
     FRESH_PROCESS = enum.auto()
-    """No task sees a process in which another one ran; all its memory comes back when it is done."""
+    """No two tasks run in the same process; all memory of a task is given back when the task is done."""
     SURVIVES_DEATH = enum.auto()
-    """A worker that dies fails the task it ran, and no other."""
+    """A worker that dies fails only the task that it ran."""
     KILLS_ONE = enum.auto()
-    """One running task can be ended: ``timeout=`` holds."""
+    """One running task can be ended, so ``timeout=`` has an effect."""
     RECYCLES = enum.auto()
-    """A worker that holds more than ``memory_limit=`` is replaced before its next task."""
+    """A worker that holds more than ``memory_limit=`` after a task is replaced before its next task."""
     STANDS_BY = enum.auto()
-    """Workers wait before there is work: ``standby=`` and ``max_tasks_per_child=`` hold."""
+    """Workers start before there are tasks, so ``standby=`` and ``max_tasks_per_child=`` have an effect."""
     SHARES_MEMORY = enum.auto()
-    """Large arrays reach the worker, and its result the caller, through shared memory."""
+    """Large arrays of arguments and results go through shared memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one task cost. What was not measured is None.
+    """What one task has cost. A value that was not measured is None.
 
     Attributes
     ----------
     worker_pid : int
-        Process that ran the task.
+        Process id of the worker that ran the task.
     wall_seconds, cpu_seconds : float
-        From the first to the last instruction of the task; CPU time is the whole process's, all threads.
+        Seconds from the first to the last instruction of the task, and CPU time of all threads of the worker
+        in that time.
     peak_host_bytes : int or None
-        Highest resident set of the worker while the task ran.
+        Largest resident set of the worker while the task ran.
     end_host_bytes : int or None
-        Resident set of the worker when the task was done.
+        Resident set of the worker at the end of the task.
     idle_host_bytes : int or None
         Resident set of the worker before its first task.
     device : str or None
-        UUID of the device the worker computed on; "EMULATED-..." if it is emulated.
+        UUID of the device on which the worker computed; "EMULATED-..." if the device is emulated.
     peak_device_bytes, end_device_bytes : int or None
-        What the worker held there, its context included: the most while the task ran, and when it was done.
-        0 only where it is known to have held nothing.
+        Most bytes that the worker held on the device while the task ran, and bytes that it held at the end,
+        including the context. 0 only if the worker is known to have held nothing.
     peak_allocated_bytes, peak_reserved_bytes : int or None
-        The peaks of torch's allocator while the task ran.
+        Peaks of torch's allocator while the task ran.
     import_seconds : float or None
-        How long imports took: of what unpickling the call needed, and of the task itself (then they are part
-        of its `wall_seconds`).
+        Seconds of imports: those that unpickling the call needed, and those of the task itself, which are
+        also part of `wall_seconds`.
     unpickle_seconds : float or None
-        From the message to the function and its arguments, with the imports that they need.
+        Seconds that unpickling the call took, including the imports that it needed.
     setup_seconds : float or None
-        What the worker's set-up took (preload, initializer) before its first task; part of no task's time
-        where workers stand by.
+        Seconds that the set-up of the worker (preload, initializer) took before its first task. If workers
+        start before there are tasks, no task has to wait for it.
     """
 
     worker_pid: int
@@ -88,13 +89,13 @@ class Usage:
 
     @property
     def may_hold_device(self) -> bool:
-        """Whether the worker may have held device memory when it was done: a yes where it is unknown."""
+        """Whether the worker may have held device memory at the end of the task; True if that is unknown."""
         if self.end_device_bytes is not None:
             return self.end_device_bytes > 0
         return self.device is not None or self.peak_reserved_bytes is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the usage as JSON knows it."""
+        """Return the usage as a dictionary that :mod:`json` can write."""
         return asdict(self)
 
 
@@ -104,9 +105,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def once(fn: F) -> F:
-    """Declare that a function must not run twice for one call: it is never tried again, whatever it dies of.
+    """Declare that a function must not run twice for one call, so the call is not retried when a worker dies.
 
-    A decorator. What cannot carry a mark (a built-in, a bound method) is wrapped in a partial that does.
+    This is a decorator.
+
+    Parameters
+    ----------
+    fn : callable
+
+    Returns
+    -------
+    callable
+        The function itself. If it cannot have attributes (a built-in function, a bound method), a partial.
     """
     try:
         setattr(fn, _ONCE, True)
@@ -118,29 +128,35 @@ def once(fn: F) -> F:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One call: ``fn(*args, **kwargs)``.
+    """One call of a function: ``fn(*args, **kwargs)``.
 
     Attributes
     ----------
+    fn, args, kwargs : callable, tuple, and mapping of str to object
+        The function and its arguments.
     doomed : bool
-        Set before :meth:`Backend.kill` is called. A backend looks at it when the worker has started, because
-        the call may have come too early to find one.
+        Whether the task's worker must end; set before :meth:`Backend.kill` is called. A backend checks it
+        when the worker has started, because `kill` may have been called before there was a worker.
     submitted : float
-        When, by :func:`time.monotonic`: from then on nobody writes to its arguments.
+        Time of :func:`time.monotonic` at which the task was submitted. From then on nobody may write to its
+        arguments.
     device : str or None
-        UUID of the device it is to compute on; the executor's choice.
+        UUID of the device on which the task has to compute; the executor chooses it.
     pid : int or None
-        Of the worker that runs it; the backend notes it as soon as it knows.
+        Process id of the task's worker; the backend sets it as soon as it is known.
     timeout : float or None
-        Seconds it may take, from its start.
+        Time limit in seconds, from the start of the task.
     retries : int
-        How often it runs again when its worker died.
+        How often the task runs again if its worker dies.
     tag : str or None
-        What the caller calls it, for messages: "client 7".
+        The caller's name for the task in messages, such as "client 7".
     seed : int or None
-        Of the random numbers that it draws.
+        Seed of the task's random generators.
     held_up : float
-        Seconds that it has waited, since its start, for workers to learn: they are no part of its time.
+        Seconds since its start for which the task waited until the template had learnt modules. They do not
+        count against `timeout`.
+    id : int
+        Number of the task in this process.
     """
 
     fn: Callable[..., Any]
@@ -159,18 +175,18 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The function's name, and its tag if it has one, for messages."""
+        """Name of the function, and the tag if there is one, for messages."""
         name = _name(_innermost(self.fn))
         return name if self.tag is None else f"{name} [{self.tag}]"
 
     @property
     def kind(self) -> str:
-        """What tasks of the same function have in common."""
+        """Name that all tasks of the same function share: its module and its name."""
         return function_name(self.fn)
 
     @property
     def repeatable(self) -> bool:
-        """Whether it may run again: its function is not declared with :func:`once`."""
+        """Whether the task may run again, because its function is not declared with :func:`once`."""
         fn: Any = self.fn
         while not hasattr(fn, _ONCE):
             if not isinstance(fn, functools.partial):
@@ -180,13 +196,23 @@ class Task:
 
 
 def function_name(fn: Callable[..., Any]) -> str:
-    """Return module and name of a function; of a partial, those of the function that it calls at last."""
+    """Return the module and the name of a function; for a partial, those of the function that it calls.
+
+    Parameters
+    ----------
+    fn : callable
+
+    Returns
+    -------
+    str
+        Such as ``"package.module.function"``.
+    """
     fn = _innermost(fn)
     return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{_name(fn)}"
 
 
 def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what a function is a partial of, as deep as it goes."""
+    """Return the function inside partials, which may be nested."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     return fn
@@ -198,24 +224,37 @@ def _name(fn: Callable[..., Any]) -> str:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a task ended: a value, or an exception; and what it cost, if known."""
+    """How a task has ended.
+
+    Attributes
+    ----------
+    value : object
+        What the function returned; None if `exception` is set.
+    exception : BaseException or None
+        What the function raised, or the reason why it could not run.
+    usage : Usage or None
+        What the task has cost, if it was measured.
+    out_of_memory : bool
+        Whether the exception says that memory ran out, on the host or on a device.
+    """
 
     value: Any = None
     exception: BaseException | None = None
     usage: Usage | None = None
-    out_of_memory: bool = False  # the exception says so: of the host or of a device
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The caller's own functions around the tasks.
+    """Functions of the caller that run around the tasks.
 
     Attributes
     ----------
     initializer, initargs : callable or None, and tuple
-        Called once in every worker before its first task; where workers stand by, while they wait.
+        ``initializer(*initargs)`` is called once in every worker before its first task. Workers that start
+        before there are tasks call it while they wait.
     warmup : callable or None
-        Called once where workers are forked from, so that each of them is born warm.
+        Called once in the template, so that all workers inherit what it leaves in memory.
     """
 
     initializer: Callable[..., object] | None = None
@@ -224,87 +263,106 @@ class Hooks:
 
 
 class Backend(ABC):
-    """Where tasks run.
+    """Runs tasks. A subclass decides where.
 
-    The executor calls :meth:`start` once, then :meth:`run` from at most ``settings.max_workers`` threads
-    at once, and :meth:`shutdown` once, when no task runs any more.
+    The executor calls :meth:`start` once, then :meth:`run` from at most ``settings.max_workers`` threads at
+    once, and finally :meth:`shutdown` once, when no task runs any more.
 
     Parameters
     ----------
     settings : Settings
     hooks : Hooks
-        An initializer that fails is an outcome with :class:`~fedexec.errors.InitializerError`.
+        If the initializer fails, the outcome of the task is an
+        :class:`~fedexec.errors.InitializerError`.
+
+    Attributes
+    ----------
+    capabilities : Capability
+        What the backend guarantees.
+    descriptors_per_worker : int
+        Most file descriptors that the caller's process has open for each worker, also while a worker is
+        replaced.
     """
 
     capabilities: Capability = Capability(0)
-    descriptors_per_worker: int = 0  # that the caller has open, at most, while a worker is replaced
+    descriptors_per_worker: int = 0
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
 
     def start(self) -> None:
-        """Get ready.
+        """Prepare to run tasks.
 
         Raises
         ------
         BackendUnavailableError
-            It cannot run here.
+            The backend cannot run on this system.
         PreloadError
             A module of ``settings.preload`` cannot be imported.
         """
 
     @abstractmethod
     def run(self, task: Task) -> Outcome:
-        """Run one task and wait for it.
+        """Run one task and wait for its end.
 
-        When this returns, a worker that will not serve again has given its device memory back.
+        If the worker will not run another task, it must have given back its device memory when this returns.
 
-        What the task raises belongs into the outcome. Whatever this method itself raises becomes the
-        future's exception too.
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Outcome
+            Also if the task raises: the outcome then holds the exception. An exception of this method itself
+            becomes the exception of the future too.
 
         Raises
         ------
         WorkerDiedError
-            The worker ended under the task, or :meth:`kill` ended it.
+            The worker ended before the task did, or :meth:`kill` has ended it.
         """
 
     def kill(self, task: Task, number: int = SIGKILL) -> None:
-        """End the worker that runs `task`, if it runs it still; :meth:`run` then raises WorkerDiedError.
+        """End the worker that runs a task, if it still does; :meth:`run` then raises WorkerDiedError.
 
-        Called from any thread; needed for :attr:`Capability.KILLS_ONE`. Must not hurt another task.
+        The executor may call this from any thread. :attr:`Capability.KILLS_ONE` requires it. It must not harm
+        another task.
 
         Parameters
         ----------
+        task : Task
         number : int
-            The signal: SIGTERM at a deadline, so that the worker can say where it is and its task clean up;
-            SIGKILL if that does not help, and whenever there is no time for it.
+            Number of the signal. At the time limit it is SIGTERM, so that the worker can write its stacks to
+            stderr and the task can clean up; SIGKILL follows if the worker does not end, and comes at once in
+            all other cases.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
 
     def restarts(self) -> Mapping[str, int]:
-        """Return how many workers were replaced because of a limit, by cause; see :mod:`fedexec.memory`."""
+        """Return how many workers were replaced because of a limit, by cause: see :class:`~fedexec.Stats`."""
         return {}
 
     def learning(self) -> Mapping[str, Any]:
-        """Return what workers have learnt to be born with; :attr:`Stats.learning` shows it."""
+        """Return what the template has learnt, as :attr:`Stats.learning` shows it."""
         return {}
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:
-        """Have workers be born with what a call leaves in memory; see :meth:`fedexec.Executor.rehearse`.
+        """Make a call whose effects in memory later workers inherit; see :meth:`fedexec.Executor.rehearse`.
 
         Parameters
         ----------
         call : callable
         name : str
-            Of what it calls, for messages.
+            Name of the function that is called, for messages.
 
         Returns
         -------
         str or None
-            Why they are not: a sentence that begins with "it".
+            Why workers do not inherit the effects, as a clause for a message; None if they do.
         """
-        return "it has no process that its workers are forked from"
+        return "the backend has no template that its workers are forked from"
 
     def shutdown(self) -> None:
-        """End every process and give everything back. Returns when nothing is left."""
+        """End all processes and give back all resources. This returns when nothing is left."""

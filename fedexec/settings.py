@@ -1,8 +1,8 @@
-"""What an executor was told to do, and by whom: argument > flag > environment > config > default.
+"""The settings of an executor, and the source of each: argument > flag > environment > config > default.
 
-Each setting is described once, where :class:`Settings` declares it. From there follow its flag on the command
-line and the text of ``--help``, its variable in the environment (``FEDEXEC_`` and its name in capitals), its
-key in an app's configuration (``executor-`` and its name with hyphens) and its row in the documentation.
+Each setting is described once, where :class:`Settings` declares it. Derived from this are its flag on the
+command line and the text of ``--help``, its environment variable (``FEDEXEC_`` and its name in capitals), its
+key in an app's configuration (``executor-`` and its name with hyphens) and its entry in the documentation.
 """
 
 import dataclasses
@@ -11,11 +11,13 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedexec._system import setting_values
 from fedexec._system.machine import available_cores
+from fedexec._system.setting_values import AUTO, LARGEST
 from fedexec._system.sizes import parse_size
 from fedexec._system.visible import visible
 from fedexec.errors import SettingsError
@@ -34,136 +36,53 @@ __all__ = [
 
 log = logging.getLogger("fedexec")
 
-FORK_IS_SAFE = sys.platform == "linux"  # macOS's own libraries start threads
+FORK_IS_SAFE = sys.platform == "linux"  # on macOS, system libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
-AUTO = "auto"
 PREFIX = "FEDEXEC_"
 KEY_PREFIX = "executor-"  # in the configuration of an app
-START_METHODS = ("forkserver", "spawn")
-LARGEST = 2**64 - 1
-
-
-# ---------------------------------------------------------------- how a value is read
-
-
-def _whole(minimum: int, complaint: str) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError
-        except (ValueError, TypeError):
-            raise SettingsError(f"must be a whole number, got {value!r}") from None
-        if number < minimum:
-            raise SettingsError(f"{complaint}, got {number}")
-        if number > LARGEST:
-            raise SettingsError(f"must be at most {LARGEST}, got {number}")
-        return number
-
-    return read
-
-
-_at_least_one = _whole(1, "must be greater than 0")
-_not_negative = _whole(0, "must not be negative")
-
-
-def _workers(value: Any) -> int | str:
-    return AUTO if value == AUTO else _at_least_one(value)
-
-
-def _device(value: Any) -> str:
-    if not isinstance(value, str):
-        raise SettingsError(f"must be text, got {value!r}")
-    return value.strip()
-
-
-def _seconds(value: Any) -> float:
-    try:
-        seconds = float(value)
-    except (ValueError, TypeError):
-        raise SettingsError(f"must be a number of seconds, got {value!r}") from None
-    if not 0 < seconds < float("inf"):
-        raise SettingsError(f"must be greater than 0 seconds, got {value!r}")
-    return seconds
-
-
-def _modules(value: str | Iterable[str]) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    return tuple(name.strip() for name in names if name.strip())
-
-
-def _start_method(value: Any) -> str:
-    if value not in START_METHODS:
-        raise SettingsError(f"must be one of {', '.join(START_METHODS)}, got {value!r}")
-    return str(value)
-
-
-def _log_level(value: Any) -> str:
-    level = str(value).upper()
-    if level not in logging.getLevelNamesMapping():
-        raise SettingsError(f"must be DEBUG, INFO, WARNING or ERROR, got {value!r}")
-    return level
-
-
-def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    try:
-        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-    except (AttributeError, KeyError):
-        raise SettingsError(f"must be true or false, got {value!r}") from None
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise SettingsError(f"must be the name of a backend, got {value!r}")
-    return value.strip()
-
-
-# ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting, as it is described wherever a user meets it.
+    """The description of one setting, from which command line and documentation are derived.
 
     Attributes
     ----------
     name : str
-        The field of :class:`Settings`, and the argument of :func:`fedexec.create_executor`.
+        Name of the field of :class:`Settings`, and of the argument of :func:`fedexec.create_executor`.
     read : callable
-        Turns what was given into the value; raises SettingsError.
+        ``read(given)`` returns the value of the setting, or raises SettingsError.
     metavar : str
-        What stands for a value in ``--help``.
+        Placeholder for the value in ``--help``.
     text : str
-        What it does: a sentence or two in Markdown.
+        One or two sentences in Markdown that say what the setting does.
     default : str
         The default, in words.
     """
 
     name: str
-    read: Callable[[Any], Any]
+    read: Callable[[Any], object]
     metavar: str
     text: str
     default: str
 
     @property
     def flag(self) -> str:
-        """How the command line spells it."""
+        """Flag on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
-        """How the environment spells it."""
+        """Name of the environment variable."""
         return PREFIX + self.name.upper()
 
     @property
     def key(self) -> str:
-        """How an app's configuration spells it."""
+        """Key in the configuration of an app."""
         return KEY_PREFIX + self.name.replace("_", "-")
 
     def spelled(self, source: str) -> str:
-        """How the one who set it has spelled it; `source` is as in :attr:`Settings.sources`."""
+        """Return the name of the setting in a source, which is as in :attr:`Settings.sources`."""
         return {"argument": f"{self.name}=", "flag": self.flag, "config": self.key}.get(source, source)
 
 
@@ -176,149 +95,155 @@ def _setting(value: Any, read: Callable[[Any], Any], metavar: str, text: str, de
 class Settings:
     """The resolved settings of one executor.
 
-    Each field says what it means where it is declared. Sizes are bytes here, and times are seconds.
+    Each field is described where it is declared. Sizes are in bytes, times in seconds.
 
     Attributes
     ----------
     auto : bool
-        ``max_workers="auto"`` was asked for: as many tasks run at once as memory allows.
+        Whether ``max_workers="auto"`` was given, so that as many tasks run at once as memory allows.
     sources : mapping of str to str
-        Field name to who set it: "argument", "flag", the environment variable, "config" or "default".
+        Source of each field: "argument", "flag", the name of an environment variable, "config" or "default".
     """
 
     backend: str = _setting(
         DEFAULT_BACKEND,
-        _name,
+        setting_values.backend_name,
         "NAME",
-        "Where tasks run: a name that `fedexec backends` lists.",
+        "Where tasks run: one of the names that `fedexec backends` lists.",
         "`standby` on Linux, `process` elsewhere",
     )
     max_workers: int = _setting(
         1,
-        _workers,
+        setting_values.workers,
         "N",
-        "How many tasks run at once; `auto`: as many as the memory of the host and of the devices allows.",
-        "the cores that this process may use",
+        "How many tasks run at once. With `auto`, as many as the memory of host and devices allows.",
+        "the number of cores that this process may use",
     )
     start_method: str = _setting(
         "forkserver" if FORK_IS_SAFE else "spawn",
-        _start_method,
+        setting_values.start_method,
         "METHOD",
-        "How worker processes start: `forkserver` forks them from a template that has imported the preload, "
+        "How worker processes start: `forkserver` forks them from a template that has imported the preload; "
         "`spawn` starts a fresh interpreter for each.",
         "`forkserver` on Linux, `spawn` elsewhere",
     )
     preload: tuple[str, ...] = _setting(
         (),
-        _modules,
+        setting_values.modules,
         "MODULES",
-        "Modules that a worker has imported before its first task, separated by commas.",
+        "Modules that each worker has imported before its first task, separated by commas.",
         "none",
     )
     timeout: float | None = _setting(
         None,
-        _seconds,
+        setting_values.seconds,
         "SECONDS",
-        "How long a task may take from the moment it is given to a worker; then its worker is ended.",
+        "How many seconds a task may take after it was given to a worker. Then its worker is ended.",
         "no limit",
     )
     retries: int = _setting(
-        0, _not_negative, "N", "How often a task runs again when its worker died under it.", "0"
+        0, setting_values.not_negative, "N", "How often a task runs again if its worker dies.", "0"
     )
     memory_limit: int | None = _setting(
         None,
         parse_size,
         "SIZE",
-        "Host memory, such as `2GiB`; a reused worker that holds more after a task is replaced.",
+        "Limit of host memory, such as `2GiB`. A reused worker that holds more after a task is replaced.",
         "no limit",
     )
     device_memory_limit: int | None = _setting(
         None,
         parse_size,
         "SIZE",
-        "The same for what a reused worker holds of its device after a task.",
+        "Limit of device memory, such as `2GiB`. A reused worker that holds more after a task is replaced.",
         "no limit",
     )
     enforce_limits: bool = _setting(
         False,
-        _switch,
+        setting_values.switch,
         "BOOL",
-        "Whether a task that exceeds one of these two limits while it runs is ended.",
+        "Whether a task that exceeds `memory_limit` or `device_memory_limit` while it runs is ended.",
         "`false`",
     )
     device: str | None = _setting(
         None,
-        _device,
+        setting_values.device,
         "NAME",
-        "The devices that tasks compute on: `none`, UUIDs or indices separated by commas, or "
+        "The devices on which tasks compute: `none`, UUIDs or indices separated by commas, or "
         "`emulated:24GiB`.",
-        "all that are visible",
+        "all visible devices",
     )
     threads_per_worker: int = _setting(
         1,
-        _at_least_one,
+        setting_values.at_least_one,
         "N",
         "How many threads OpenMP, MKL, OpenBLAS and torch may use in each worker.",
-        "cores / `max_workers`, at least 1",
+        "number of cores / `max_workers`, at least 1",
     )
     max_tasks_per_child: int = _setting(
-        1, _at_least_one, "N", "How many tasks a worker of `standby` runs before it ends.", "1"
+        1, setting_values.at_least_one, "N", "How many tasks a worker of `standby` runs before it ends.", "1"
     )
     standby: int = _setting(
-        1, _not_negative, "N", "How many workers of `standby` wait ahead of need.", "`max_workers`"
+        1, setting_values.not_negative, "N", "How many workers of `standby` wait for tasks.", "`max_workers`"
     )
     shared_memory: bool = _setting(
         True,
-        _switch,
+        setting_values.switch,
         "BOOL",
-        "Whether arrays and CPU tensors of a megabyte and more go through shared memory.",
+        "Whether arrays and CPU tensors of one megabyte or more go through shared memory.",
         "`true`, except on `process`",
     )
     preload_timeout: float = _setting(
-        120.0, _seconds, "SECONDS", "How long the preload and the warm-up may take.", "120"
+        120.0,
+        setting_values.seconds,
+        "SECONDS",
+        "How many seconds the preload and the warm-up may take.",
+        "120",
     )
     log_level: str | None = _setting(
         None,
-        _log_level,
+        setting_values.log_level,
         "LEVEL",
-        "Level of the logger `fedexec`: `DEBUG`, `INFO`, `WARNING` or `ERROR`. `INFO` shows what was chosen, "
-        "and by whom.",
-        "as the application has it",
+        "Level of the logger `fedexec`: `DEBUG`, `INFO`, `WARNING` or `ERROR`. `INFO` shows each setting "
+        "and its source.",
+        "the level that the application has set",
     )
     learn: bool = _setting(
         True,
-        _switch,
+        setting_values.switch,
         "BOOL",
-        "Whether later workers are born with the modules of installed packages that tasks have imported.",
+        "Whether the template imports the modules of installed packages that tasks have imported, so that "
+        "later workers have them.",
         "`true`",
     )
     seed: int | None = _setting(
         None,
-        _not_negative,
+        setting_values.not_negative,
         "N",
-        "What the random numbers of each task follow from, together with the task's number; not on `inline`.",
-        "the random numbers of different tasks are independent",
+        "Seed of the random numbers of tasks; each task's numbers follow from it and the task's number. It "
+        "has no effect on `inline`.",
+        "none, so that the random numbers of different tasks are independent",
     )
     auto: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def given_by(self, name: str) -> str:
-        """Return how a setting was spelled where it was set: a flag, a variable, or a key of a configuration.
+        """Return what has given a setting its value: an argument, a flag, a variable or a key of an app.
 
         Parameters
         ----------
         name : str
-            A field.
+            Name of the field.
 
         Returns
         -------
         str
-            ``"default"`` where nobody has set it.
+            Such as ``"--timeout"``; ``"default"`` if the setting was not given.
         """
         return _OPTIONS[name].spelled(self.sources.get(name, "default"))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON knows them."""
+        """Return the settings as a dictionary that :mod:`json` can write."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -330,9 +255,9 @@ class Settings:
 
 
 _OPTIONS = {
-    each.name: Option(each.name, *each.metadata["option"])
-    for each in dataclasses.fields(Settings)
-    if "option" in each.metadata
+    setting.name: Option(setting.name, *setting.metadata["option"])
+    for setting in dataclasses.fields(Settings)
+    if "option" in setting.metadata
 }
 
 
@@ -342,7 +267,7 @@ def options() -> tuple[Option, ...]:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Find variables that look like ours and are no setting: they may be misspelt.
+    """Find variables that begin with ``FEDEXEC_`` but are not a setting, so they may be misspelt.
 
     Parameters
     ----------
@@ -351,28 +276,33 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Each with what to do about it.
+        Advice by name of the variable.
     """
     known = [name.upper() for name in _OPTIONS]
-    found = {}
+    unknown = {}
     for variable in environ:
         name = variable.removeprefix(PREFIX)
         if name not in (variable, *known):
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {PREFIX}{near[0]}?" if near else "known: {}"
-            found[variable] = advice.format(", ".join(PREFIX + each for each in known))
-    return found
+            matches = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {PREFIX}{matches[0]}?" if matches else "known: {}"
+            unknown[variable] = advice.format(", ".join(PREFIX + each for each in known))
+    return unknown
 
 
 def warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
-    """Log a warning of each variable that looks like ours and is no setting, once in this process."""
+    """Warn of each variable that begins with ``FEDEXEC_`` but is not a setting, once in this process.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+    """
     for variable, advice in unknown_variables(environ).items():
         _warn_of(variable, advice)
 
 
 @functools.cache
 def _warn_of(variable: str, advice: str) -> None:
-    log.warning("%s is set, but is no setting of fedexec; %s", visible(variable), advice)
+    log.warning("%s is set, but fedexec has no such setting; %s", visible(variable), advice)
 
 
 def resolve(
@@ -381,16 +311,16 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settle every setting, and note who settled it.
+    """Determine the value and the source of every setting.
 
     Parameters
     ----------
     arguments, flags : mapping of str to object, optional
-        From the call and from the command line; None and ``()`` mean "not given".
+        Values of the call and of the command line; None and ``()`` mean "not given".
     environ : mapping of str to str, optional
-        Defaults to :data:`os.environ`; an empty string means "not given".
+        Environment variables, by default :data:`os.environ`; an empty string means "not given".
     config : mapping of str to object, optional
-        From the file of an application.
+        Values of the configuration of an application.
 
     Returns
     -------
@@ -399,9 +329,9 @@ def resolve(
     Raises
     ------
     SettingsError
-        A value makes no sense; the message names the field and where the value came from.
+        A value is invalid; the message names the setting and the source of the value.
     TypeError
-        An argument that no setting has.
+        A name is not that of a setting.
     """
     arguments, flags, config = arguments or {}, flags or {}, config or {}
     for name in (*arguments, *flags, *config):
@@ -422,11 +352,7 @@ def resolve(
         given = {origin: value for origin, value in candidates.items() if value is not None and value != ()}
         sources[name] = next(iter(given), "default")
         if given:
-            try:
-                values[name] = option.read(given[sources[name]])
-            except SettingsError as exc:
-                origin = "" if sources[name] == "argument" else f" ({option.spelled(sources[name])})"
-                raise SettingsError(f"{name} {exc}{origin}") from None
+            values[name] = _read(option, given[sources[name]], sources[name])
     values["auto"] = values.get("max_workers") == AUTO
     if values["auto"]:
         del values["max_workers"]
@@ -434,3 +360,12 @@ def resolve(
     values.setdefault("standby", values["max_workers"])
     values.setdefault("threads_per_worker", max(1, available_cores() // values["max_workers"]))
     return Settings(**values, sources=sources)
+
+
+def _read(option: Option, given: object, source: str) -> object:
+    """Read a value that was given; errors name the setting and the source of the value."""
+    try:
+        return option.read(given)
+    except SettingsError as exc:
+        origin = "" if source == "argument" else f" ({option.spelled(source)})"
+        raise SettingsError(f"{option.name} {exc}{origin}") from None

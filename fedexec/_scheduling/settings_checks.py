@@ -1,4 +1,4 @@
-"""Settings held to what a machine and a backend can do: what cannot be is refused, or said, at the start."""
+"""Checks settings against what the machine and the backend can do, when an executor starts."""
 
 import logging
 
@@ -9,17 +9,18 @@ from fedexec.errors import SettingsError
 from fedexec.interface import Capability
 from fedexec.settings import Settings
 
-__all__ = ["NOT_KEPT", "chosen_devices", "require_open_files", "uses_limits", "warn_of_no_effect"]
+__all__ = ["NO_EFFECT", "chosen_devices", "require_open_files", "uses_limits", "warn_of_no_effect"]
 
 log = logging.getLogger("fedexec")
 
-SPARE_DESCRIPTORS = 128  # beside those of workers: of results that are kept, and the caller's own
+SPARE_DESCRIPTORS = 128  # for results that are kept and for the caller's own files, besides those of workers
 
-NOT_KEPT = "backend %s cannot keep %s: it is not enforced"
-_CHANGES_NOTHING = (
-    "%s changes nothing on backend %s, whose workers end after one task; enforce_limits ends who exceeds it"
+NO_EFFECT = "backend %s does not support %s, so this setting has no effect"
+_LIMIT_HAS_NO_EFFECT = (
+    "%s has no effect on backend %s, because its workers end after one task; set enforce_limits to end tasks "
+    "that exceed the limit"
 )
-_NEEDS = {  # setting -> the promises of which one must be made for it to hold
+_NEEDS = {  # setting -> the capabilities of which the backend must have one for the setting to have an effect
     "timeout": Capability.KILLS_ONE,
     "memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
     "device_memory_limit": Capability.RECYCLES | Capability.FRESH_PROCESS,
@@ -33,7 +34,16 @@ _OF_REUSED_WORKERS = ("memory_limit", "device_memory_limit")
 
 
 def chosen_devices(settings: Settings) -> tuple[Device, ...]:
-    """Return the devices that were chosen; where there are no such, the error tells who has named them."""
+    """Return the devices that the settings choose; an error says which option has named a wrong device.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    tuple of Device
+    """
     named_by = settings.given_by("device").removesuffix("=")
     try:
         return find_devices(settings.device, named_by=named_by)
@@ -43,7 +53,14 @@ def chosen_devices(settings: Settings) -> tuple[Device, ...]:
 
 
 def require_open_files(settings: Settings, per_worker: int) -> None:
-    """Raise SettingsError if so many workers need more descriptors than this process may have."""
+    """Raise SettingsError if the workers need more file descriptors than this process may have.
+
+    Parameters
+    ----------
+    settings : Settings
+    per_worker : int
+        Most descriptors that this process has open for each worker.
+    """
     needed = max(settings.max_workers, settings.standby) * per_worker
     needed += SPARE_DESCRIPTORS if per_worker else 0
     limit = open_files(needed)
@@ -56,18 +73,32 @@ def require_open_files(settings: Settings, per_worker: int) -> None:
 
 
 def warn_of_no_effect(settings: Settings, capabilities: Capability) -> None:
-    """Log what was set and changes nothing on a backend with these promises."""
+    """Warn of each setting that was given but has no effect on the backend.
+
+    Parameters
+    ----------
+    settings : Settings
+    capabilities : Capability
+        What the backend guarantees.
+    """
     for name in _NEEDS:
         if settings.sources.get(name, "default") == "default":
             continue
         if not capabilities & _NEEDS[name]:
-            log.warning(NOT_KEPT, settings.backend, name)
+            log.warning(NO_EFFECT, settings.backend, name)
         elif name in _OF_REUSED_WORKERS and not uses_limits(settings, capabilities):
-            log.warning(_CHANGES_NOTHING, name, settings.backend)
+            log.warning(_LIMIT_HAS_NO_EFFECT, name, settings.backend)
 
 
 def uses_limits(settings: Settings, capabilities: Capability) -> bool:
-    """Return whether a limit of memory can end anything: a worker that is reused, or a task that runs."""
+    """Return whether a memory limit has an effect: workers are reused, or running tasks are ended.
+
+    Parameters
+    ----------
+    settings : Settings
+    capabilities : Capability
+        Capabilities of the backend.
+    """
     is_reused = Capability.RECYCLES in capabilities or (
         Capability.STANDS_BY in capabilities and settings.max_tasks_per_child > 1
     )

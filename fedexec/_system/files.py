@@ -97,20 +97,25 @@ def attempt(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_version(path: Path, part: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """Yield a new file, which takes the place of another in one step when the block ends.
+    """Yield a new file, which replaces another file in one step when the context ends.
 
-    It is then on the disk, and so is its name. Whatever goes wrong before removes it and leaves `path` alone.
+    Then the file and its name are on the disk. After an error, the new file is removed and `path` unchanged.
 
     Parameters
     ----------
     path : Path
-        The file that gets the new content, or is made.
+        The file to replace or to make.
     part : Path
-        What the file is called meanwhile: a name that is free, in the same directory.
+        Name of the new file until then: a free name in the same directory.
     mode : int
-        The permissions of the new file.
+        Permissions of the new file.
+
+    Yields
+    ------
+    file object
+        Open for reading and writing bytes.
     """
-    # O_EXCL: nobody can have laid a link there.
+    # O_EXCL: no other user can have put a link there.
     fd = os.open(part, os.O_RDWR | FLAGS | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "w+b") as file:
@@ -229,7 +234,7 @@ def _replace(path: Path, status: os.stat_result | None, data: bytes | memoryview
 
 
 class _OnlyTriedError(Exception):
-    """A new version of the file could be made, but was not asked for."""
+    """A new version of the file could be made, but was only to be tried."""
 
 
 def _write_through(path: Path, status: os.stat_result | None, data: bytes | memoryview) -> None:
@@ -261,14 +266,14 @@ def _write(fd: int, data: bytes | memoryview, *, sync: bool = False) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Have a directory's own entries on the disk, where that can be asked for."""
+    """Write the entries of a directory to the disk, if the system supports that."""
     try:
         fd = os.open(directory, os.O_RDONLY)
     except OSError:
         return
     try:
         os.fsync(fd)
-    except OSError:  # some file systems cannot
+    except OSError:  # some file systems do not support this
         pass
     finally:
         os.close(fd)

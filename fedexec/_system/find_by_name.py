@@ -1,4 +1,4 @@
-"""What ``"module:attribute"`` names: backends, apps and tasks are written so, and imported when used."""
+"""Finds what ``"module:attribute"`` names: a backend, an app or a task, which is imported when it is used."""
 
 import functools
 from importlib import import_module
@@ -8,12 +8,20 @@ __all__ = ["find_attribute", "split_name"]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Take ``"package.module:attribute"`` apart.
+    """Split ``"package.module:attribute"`` into module and attribute.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    tuple of (str, str)
 
     Raises
     ------
     ValueError
-        It is not written like that.
+        The name does not have this form.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -22,19 +30,23 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def find_attribute(module: str, attribute: str) -> Any:
-    """Import a module and return what it calls `attribute`.
+    """Import a module and return one of its attributes.
 
     Parameters
     ----------
     module : str
-        Its whole name.
+        Full name of the module.
     attribute : str
-        A name, or several with dots: ``"Class.method"``.
+        Name of the attribute, possibly with dots: ``"Class.method"``.
+
+    Returns
+    -------
+    object
 
     Raises
     ------
     ImportError, AttributeError
-        There is no such module, or no such attribute.
+        The module or the attribute does not exist.
     Exception
         Whatever the module raises while it is imported.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # type checkers take it for typing's, whose import takes longer than all else here
+TYPE_CHECKING = False  # type checkers know this name; importing it from typing would take long
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
@@ -24,7 +24,7 @@ def importer(
     homes : mapping of str to tuple of str
         Names that each module defines; the module is relative to the package.
     modules : tuple of str
-        Modules of the package that can be used without being imported by name.
+        Modules of the package that are imported when they are used as attributes of the package.
 
     Returns
     -------

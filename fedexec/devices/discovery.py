@@ -19,7 +19,7 @@ def find_devices(choice: str | None = None, *, named_by: str = "FEDEXEC_DEVICE")
         ``CUDA_VISIBLE_DEVICES``, a comma-separated list of UUIDs or NVML indices. Default: ``FEDEXEC_DEVICE``
         in the environment, else the real devices that ``CUDA_VISIBLE_DEVICES`` leaves.
     named_by : str
-        What has chosen them, for messages.
+        Name of the option that holds the choice, for messages.
 
     Returns
     -------

@@ -377,5 +377,5 @@ def test_a_function_of_the_script_itself_is_warned_of(create, caplog):
     load.__module__, load.__qualname__ = "__main__", "load"
     assert create().rehearse(load)
     (message,) = [record.message for record in caplog.records if "script itself" in record.message]
-    assert message.startswith("__main__.load is of the script itself")
-    assert message.endswith("keep that in a module")
+    assert message.startswith("__main__.load is defined in the script itself")
+    assert message.endswith("keep these variables in a module")

@@ -162,7 +162,7 @@ def test_a_variable_that_is_no_setting_is_named_once_with_the_one_that_was_meant
     for _ in range(2):
         resolve(environ={"FEDEXEC_BAKEND": "loky", "FEDEXECUTOR": "1", "_FEDEXEC_CALLER": "1"})
     assert caplog.messages == [
-        "FEDEXEC_BAKEND is set, but is no setting of fedexec; did you mean FEDEXEC_BACKEND?"
+        "FEDEXEC_BAKEND is set, but fedexec has no such setting; did you mean FEDEXEC_BACKEND?"
     ]
     unknown = unknown_variables({"FEDEXEC_XYZZY": "1"})
     assert unknown["FEDEXEC_XYZZY"].startswith("known: FEDEXEC_BACKEND, FEDEXEC_MAX_WORKERS")
