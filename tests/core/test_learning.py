@@ -212,7 +212,7 @@ def test_a_module_that_does_harm_when_the_template_tries_it_is_left_out_alone(cr
     package("bad", second=code)
     good = package("good")
     before, here = new_children(), Path.cwd()
-    executor = create(preload_timeout=1.5)
+    executor = create(preload_timeout=1.5 if said.endswith("after 1.5 s") else DEADLINE)
     run(executor, importing("good", "bad"))
     poll(lambda: is_learnt(executor), "it was learnt")
     report = executor.stats().learning
