@@ -19,9 +19,6 @@ from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import ResWrapper
 from flwr.server.superlink.fleet.grpc_bidi.grpc_client_proxy import GrpcClientProxy
 
 import fedexec
-from fedexec._cli import options
-from fedexec._cli.commands import make_parser
-from fedexec._cli.serving import round_timeout
 from fedexec.flower.grpc import ClientHost, ExecutorClient, FedAvgMp, RefusedError, serve
 from fedexec.flower.grpc.address import free_address
 from fedexec.flower.grpc.client_auth import AdmittedClients, prove
@@ -379,24 +376,3 @@ def test_a_client_that_expects_tls_of_a_server_without_it_is_told_in_words():
     assert "lost the server at 127.0.0.1:" in failures[0]
     assert "UNAVAILABLE: " in failures[0]
     assert "only one side uses TLS (server: --certificates, client: --root-certificates)" in failures[0]
-
-
-@pytest.mark.parametrize(
-    ("argv", "seconds"),
-    [
-        ([], None),
-        (["--timeout", "10"], 60 + 5 * (10 + 5)),  # ten clients, two at once
-        (["--timeout", "10", "--retries", "1"], 60 + 5 * 2 * (10 + 5)),
-        (["--timeout", "10", "--fit-clients", "3"], 60 + 2 * (10 + 5)),
-        (["--timeout", "10", "--fit-clients", "3", "--evaluate-clients", "8"], 60 + 4 * (10 + 5)),
-        (["--timeout", "10", "--max-workers", "auto"], 60 + 10 * (10 + 5)),
-        (["--timeout", "10", "--round-timeout", "7"], 7),
-        (["--round-timeout", "7"], 7),
-    ],
-)
-def test_how_long_a_round_may_take_follows_from_how_long_a_task_may(argv, seconds):
-    arguments = make_parser().read(["run", "--max-workers", "2", *argv])
-    settings = options.executor_settings(arguments)
-    assert round_timeout(arguments, settings, shared=True) == seconds
-    if argv == ["--timeout", "10"]:
-        assert round_timeout(arguments, settings, shared=False) == 60 + 10 * (10 + 5)

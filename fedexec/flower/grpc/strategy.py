@@ -27,6 +27,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 
+from fedexec._system.error_text import one_line
 from fedexec.errors import WorkerError
 from fedexec.flower.grpc.client_proxy import Awaited, NumberedProxy, ask_index
 from fedexec.flower.grpc.result_checks import (
@@ -66,8 +67,7 @@ class FedAvgMp(FedAvg):
     evaluate_clients : int
         How many clients evaluate after each round; 0 means none.
     on_progress : callable
-        ``on_progress(round, done)``, called after each sampled client's answer and, with the number of
-        sampled clients, when the round is over.
+        ``on_progress(round, done)``, called after each sampled client's answer and when a round is over.
     on_waiting : callable
         ``on_waiting(there, needed)``, called at once and then once per second while the server waits for
         clients; it may raise to give up.
@@ -76,8 +76,7 @@ class FedAvgMp(FedAvg):
     stall_seconds : float
         After this time without an answer in a round, the log names the clients that the server waits for.
     done : sequence of Round
-        Rounds of a run that is resumed: Flower's first round becomes the one after the last of these, and
-        `initial_parameters` is the model after it.
+        Rounds of a run that is resumed; `initial_parameters` is the model after the last of them.
     **fedavg
         Arguments of Flower's FedAvg.
 
@@ -397,6 +396,6 @@ def _in_order(results: Results) -> Results:
 
 def _reason(failure: tuple[ClientProxy, Any] | BaseException) -> tuple[int | None, str]:
     if isinstance(failure, BaseException):
-        return None, f"{type(failure).__name__}: {failure}"
+        return None, one_line(failure)
     client, res = failure
     return getattr(client, "index", None), str(res.status.message)[:LONGEST_REASON]
