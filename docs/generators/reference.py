@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedexec import Capability
-from fedexec._cli import _parser
+from fedexec._cli.commands import make_parser
 from fedexec._registry import backends as known_backends
 from fedexec._report import columns as report_columns
 from fedexec.settings import options
@@ -72,7 +72,7 @@ def file(name: str) -> str:
 
 def commands() -> str:
     """Write one section for each command."""
-    parser = _parser()
+    parser = make_parser()
     (listed,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     helps = {each.dest: each.help for each in listed._choices_actions}
     return "\n\n".join(_command(name, helps[name] or "", each) for name, each in listed.choices.items())

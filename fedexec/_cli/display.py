@@ -2,16 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from fedexec._report.numbers import count
+from fedexec._cli.run_summary import ending_lines, failure_line, measured, rounds_table, who_failed
 from fedexec._scheduling.futures import Stats
-from fedexec._system.sizes import format_size
 from fedexec._system.visible import visible
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
@@ -19,7 +16,6 @@ from fedexec.settings import Settings
 
 __all__ = ["Display"]
 
-WRITTEN_OUT = 1e15
 BETWEEN_LINES = 5.0  # seconds
 
 
@@ -135,12 +131,11 @@ class Display:
 
     def _line(self, current: Round, rounds: int | None) -> None:
         self._console.print(
-            f"{_name(current, rounds)}  loss {_number(current.loss)}  "
-            f"accuracy {_number(_accuracy(current.metrics))}  {_of_clients(current)}{current.seconds:.1f} s",
+            f"{_name(current, rounds)}  {measured(current)}{current.seconds:.1f} s",
             soft_wrap=True,
         )
         for failure in current.failures:
-            line = visible(f"  client {failure['client']}: {failure['reason']}")
+            line = visible(f"  {who_failed(failure)}: {failure['reason']}")
             self._console.print(line, style="red", soft_wrap=True)
         for remark in current.remarks:
             line = f"  client {remark['client']}: {remark['reason']}; it counts all the same"
@@ -148,73 +143,14 @@ class Display:
 
     def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""
-        several = any(current.start > 1 for current in rounds)
-        evaluated = any(current.client_metrics for current in rounds)
-        table = Table(
-            *(["start"] if several else []), "round", "loss", "accuracy", "clients", "failed", "seconds",
-            *(["clients' accuracy"] if evaluated else []),
-        )  # fmt: skip
-        for column in table.columns:
-            column.justify = "right"
-        for current in rounds:
-            row = [str(current.start)] if several else []
-            row += [
-                str(current.server_round),
-                _number(current.loss),
-                _number(_accuracy(current.metrics)),
-                str(len(current.clients)),
-                str(len(current.failures)),
-                f"{current.seconds:.1f}",
-            ]
-            if evaluated:
-                row.append(_number(_accuracy(current.client_metrics)))
-            table.add_row(*row)
-        self._console.print(table)
-        usages = [task.usage for task in tasks if task.usage is not None]
-        peaks = [usage.peak_host_bytes for usage in usages if usage.peak_host_bytes is not None]
-        workers = {usage.worker_pid for usage in usages}
-        self._console.print(
-            f"{count(len(tasks), 'task')} in {count(len(workers), 'process', 'processes')}, "
-            f"peak {format_size(max(peaks, default=None))}; "
-            f"{stats.worker_deaths} died, {stats.timeouts} timed out, {stats.retries} run again"
-        )
-        self._console.print(
-            f"all processes together: peak {format_size(timeline.host.peak)} of the host's memory"
-        )
-        for device in timeline.watched:
-            after_round, at_end = (
-                timeline.residual_bytes(device.uuid, label) for label in ("round", "shutdown")
-            )
-            name = visible(device.name)
-            self._console.print(
-                f"{name}: peak {format_size(timeline.devices[device.uuid].peak)}; left after a round "
-                f"{format_size(after_round)}, at the end {format_size(at_end)}"
-            )
+        self._console.print(rounds_table(rounds))
+        for line in ending_lines(rounds, stats, tasks, timeline):
+            self._console.print(line)
+        failed = failure_line(rounds, tasks)
+        if failed is not None:
+            self._console.print(failed, style="red", soft_wrap=True)
 
 
 def _name(current: Round, rounds: int | None) -> str:
-    start = (
-        f"start {current.start}, " if current.start > 1 else ""
-    )  # that there are several shows with the 2nd
+    start = f"start {current.start}, " if current.start > 1 else ""  # the 2nd shows that there are several
     return f"{start}round {current.server_round}" + (f"/{rounds}" if rounds else "")
-
-
-def _of_clients(current: Round) -> str:
-    """Return what the clients' own evaluations say, as far as there are any."""
-    found = {"clients' loss": current.client_loss, "clients' accuracy": _accuracy(current.client_metrics)}
-    return "".join(f"{name} {_number(value)}  " for name, value in found.items() if value is not None)
-
-
-def _accuracy(metrics: Mapping[str, Any]) -> Any:
-    """Return the accuracy, whatever an app has called it."""
-    names = sorted((name for name in metrics if "acc" in name.lower()), key=lambda name: name != "accuracy")
-    return metrics[names[0]] if names else None
-
-
-def _number(value: object) -> str:
-    if not isinstance(value, int | float):
-        return "not measured"
-    try:
-        return f"{value:.4f}" if abs(value) < WRITTEN_OUT else f"{value:.4g}"
-    except OverflowError:  # clients may answer whole numbers of any size
-        return "inf" if value > 0 else "-inf"

@@ -123,6 +123,8 @@ def _warn_if_nothing_was_learnt(simulation: Simulation) -> None:
     trained = [task for task in simulation.tasks if task.kind.partition(".")[0] == "train"]
     if trained and all(task.error for task in trained):
         log.warning("no client has trained without an error: the weights are those at the start")
+    elif simulation.tasks and all(task.error for task in simulation.tasks):
+        log.warning("no task has ended without an error")
 
 
 def _app(arguments: argparse.Namespace) -> FlowerApp:

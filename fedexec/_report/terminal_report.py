@@ -51,7 +51,7 @@ def terminal(summary: Summary, width: int) -> str:
     for gpu in summary.gpus:
         blocks += [_heading(ON_A_GPU, width), _wrapped(gpu_line(gpu), width)]
         blocks += [_gpu_table(each, width) for each in gpu.tables]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return visible("\n\n".join(filter(None, blocks)), lines=True) + "\n"
 
 
 def _answers(summary: Summary, width: int) -> str:

@@ -119,5 +119,5 @@ def test_a_metric_and_the_reason_of_a_client(capsys):
     metrics = {"accuracy": ESCAPE}
     display.progress(Round(1, clients=[0], failures=failed, metrics=metrics, loss=10**400, seconds=1.0), 1)
     out = capsys.readouterr().out
-    assert f"client 0: {SHOWN}" in out and "loss inf  accuracy not measured" in out
+    assert f"client 0: {SHOWN}" in out and "loss inf  1.0 s" in out
     assert not steering(out)

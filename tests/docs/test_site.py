@@ -52,10 +52,10 @@ def test_keys_of_apps_are_spelt_as_they_are_read():
 def test_every_command_stands_in_the_reference_with_every_option():
     import reference
 
-    from fedexec._cli import _parser
+    from fedexec._cli.commands import make_parser
 
     text = reference.commands()
-    (listed,) = (each for each in _parser()._actions if hasattr(each, "_choices_actions"))
+    (listed,) = (each for each in make_parser()._actions if hasattr(each, "_choices_actions"))
     for name, parser in listed.choices.items():
         assert f"## fedexec {name} " in text
         options_ = {option for action in parser._actions for option in action.option_strings}

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 
 from fedexec._cli.display import Display
-from fedexec.flower import Round
+from fedexec._scheduling.futures import Stats
+from fedexec.flower import Round, TaskRecord
 from fedexec.settings import resolve
 
 
@@ -30,7 +33,7 @@ def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
     display.progress(Round(2, loss=0.5, seconds=1.0), 1)
     assert capsys.readouterr().out.splitlines() == [
         "round 1/2  loss 0.5000  accuracy 0.6250  clients' loss 0.2500  clients' accuracy 0.7500  1.0 s",
-        "round 2/2  loss 0.5000  accuracy not measured  1.0 s",
+        "round 2/2  loss 0.5000  1.0 s",
     ]
 
 
@@ -47,3 +50,52 @@ def test_where_there_is_no_bar_a_server_writes_how_many_clients_it_waits_for(cap
         "waiting for clients at 127.0.0.1:8080: 4 of 10 are there",
         "waiting for clients at 127.0.0.1:8080: 9 of 10 are there",
     ]
+
+
+class NothingWatched:
+    """A timeline that has seen no device, and 1 GiB of the host's memory."""
+
+    host = SimpleNamespace(peak=1 << 30)
+    watched = ()
+
+
+NO_STATS = Stats(*[0] * 10, restarts={})
+
+
+def ending(capsys, rounds, tasks, stats=NO_STATS):
+    """Return the title of each column, and the lines below the table."""
+    Display(2, quiet=False).table(rounds, stats, tasks, NothingWatched())
+    lines = capsys.readouterr().out.splitlines()
+    titles = [title.strip() for title in lines[1].strip("┃ ").split("┃")]
+    return titles, lines[lines.index(next(line for line in lines if line.startswith("└"))) + 1 :]
+
+
+def task(error=None, usage=None):
+    return TaskRecord("train", 0, 1, error, usage)
+
+
+def test_columns_that_nothing_was_measured_for_are_dropped(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    rounds = [Round(1, clients=[0, 1], seconds=1.0), Round(2, clients=[0, 1], seconds=1.0)]
+    assert ending(capsys, rounds, [task()])[0] == ["round", "clients", "failed", "seconds"]
+    rounds[1].loss, rounds[1].client_loss = 0.5, 0.25
+    titles, _ = ending(capsys, rounds, [task()])
+    assert titles == ["round", "loss", "clients' loss", "clients", "failed", "seconds"]
+    rounds[1].metrics, rounds[1].client_metrics = {"accuracy": 0.5}, {"my_acc": 0.25}
+    titles, _ = ending(capsys, rounds, [task()])
+    assert titles[1:5] == ["loss", "accuracy", "clients' loss", "clients' accuracy"]
+
+
+def test_the_last_lines_count_what_failed_and_tell_of_no_process_where_none_is_known(capsys):
+    reason = {"client": 1, "reason": "ValueError: no data"}
+    rounds = [Round(1, clients=[0, 1], failures=[reason, {"client": 2, "reason": "other"}], seconds=1.0)]
+    _, lines = ending(capsys, rounds, [task("ValueError: no data"), task("other")])
+    assert lines == [
+        "2 tasks; 2 failed, 0 died, 0 timed out, 0 run again",
+        "all processes together: peak 1.0 GiB of the host's memory",
+        "all 2 tasks failed; the first: client 1: ValueError: no data",
+    ]
+    _, lines = ending(capsys, rounds, [task("ValueError: no data"), task("other"), task()])
+    assert lines[-1] == "2 of 3 tasks failed; the first: client 1: ValueError: no data"
+    _, lines = ending(capsys, [Round(1, seconds=1.0)], [task()])
+    assert lines[-1].startswith("all processes together"), "nothing failed"

@@ -30,12 +30,12 @@ STRANGERS = 64  # number of connected clients that may wait for admission
 # Reasons for a refusal, as the server sends them.
 SECRET, NUMBER, TAKEN, ROOM = "secret", "number", "taken", "room"
 _REASONS = {
-    SECRET: "The server refused {client} of this machine: give both the same --client-secret.",
+    SECRET: "The server refused a client of this machine: give both the same --client-secret.",
     NUMBER: "The server refused {client} of this machine: its number is not valid. Give both the same "
     "--clients, and see --first and --host.",
     TAKEN: "The server refused {client} of this machine: another client has its number. Give each machine "
     "clients of its own: see --first and --host.",
-    ROOM: "The server has no room for {client} of this machine, and had none later on.",
+    ROOM: "The server has no room for a client of this machine, and had none later on.",
 }
 
 
@@ -56,7 +56,7 @@ class RefusedError(FedexecError, ConnectionError):
         self.why, self.client = why, client
 
     def __str__(self) -> str:
-        name = "a client" if self.client is None or self.why == SECRET else f"client {self.client}"
+        name = "a client" if self.client is None else f"client {self.client}"
         return _REASONS.get(self.why, _REASONS[SECRET]).format(client=name)
 
 
