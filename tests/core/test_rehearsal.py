@@ -83,7 +83,7 @@ def kill(processes):
 
 def template_of_this_worker():
     parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
-    return "alive" if "_forker" in parent else "dead, or there was none"
+    return "alive" if "forkserver_main" in parent else "dead, or there was none"
 
 
 def test_a_template_that_replaces_another_rehearses_too(create, cache, capfd):
