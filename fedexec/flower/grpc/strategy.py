@@ -69,8 +69,7 @@ class FedAvgMp(FedAvg):
     on_progress : callable
         ``on_progress(round, done)``, called after each sampled client's answer and when a round is over.
     on_waiting : callable
-        ``on_waiting(there, needed)``, called at once and then once per second while the server waits for
-        clients; it may raise to give up.
+        ``on_waiting(there, needed)``, called once per second while clients are awaited; it raises to give up.
     min_results : int
         How many clients must return a result; otherwise the round fails, and the run with it.
     stall_seconds : float
