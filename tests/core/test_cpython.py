@@ -42,11 +42,17 @@ PRIVATE = {  # what a test asks for that is the standard pool's own -> those tes
         "test_failed_worker_replacement_breaks_pool",
         "test_force_shutdown_during_max_tasks_worker_exit",
         "test_gc_during_max_tasks_worker_exit_gh152967",
+        "test_shutdown_no_wait_max_tasks_gh119592",
     ),
     "_force_shutdown": (
         "test_force_shutdown_workers_invalid_op",
         "test_kill_workers",
         "test_terminate_workers",
+        "test_force_shutdown_workers_stops_pool",
+    ),
+    "terminate_workers": (
+        "test_force_shutdown_workers_dead_workers",
+        "test_force_shutdown_workers_not_started_yet",
     ),
     "its threads": ("test_python_finalization_error", "test_force_shutdown_workers"),
 }
