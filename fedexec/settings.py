@@ -82,7 +82,18 @@ class Option:
         return KEY_PREFIX + self.name.replace("_", "-")
 
     def spelled(self, source: str) -> str:
-        """Return the name of the setting in a source, which is as in :attr:`Settings.sources`."""
+        """Return the name of the setting in a source.
+
+        Parameters
+        ----------
+        source : str
+            As in :attr:`Settings.sources`.
+
+        Returns
+        -------
+        str
+            Such as ``"--timeout"`` for ``"flag"``.
+        """
         return {"argument": f"{self.name}=", "flag": self.flag, "config": self.key}.get(source, source)
 
 

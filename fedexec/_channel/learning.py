@@ -235,15 +235,15 @@ class Learner:
 
 def _named_modules(data: bytes) -> list[str]:
     """Return the modules of installed packages that a call needs, directly or through the user's modules."""
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for name in dict.fromkeys(_imported_by(data)):
         if name not in sys.modules:
             continue
         if is_installed(name):
-            found[name] = None
+            modules[name] = None
         else:
-            found |= dict.fromkeys(_used_by(name, set()))
-    return [name for name in found if name.partition(".")[0] not in sys.stdlib_module_names]
+            modules |= dict.fromkeys(_used_by(name, set()))
+    return [name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
 _SUBIMPORT = ("cloudpickle.cloudpickle", "subimport")  # the function that cloudpickle imports modules by

@@ -146,7 +146,17 @@ class Segment:
         return Place(os.getpid(), self.fd)
 
     def fit(self, size: int) -> mmap.mmap:
-        """Map at least `size` bytes, and return the mapping. Only while the segment has no user."""
+        """Map the segment in this process. Only while the segment has no user.
+
+        Parameters
+        ----------
+        size : int
+            Bytes to map at least.
+
+        Returns
+        -------
+        mmap
+        """
         if self.memory is None or self.size < size:
             actual = allocate(self.fd, size)
             # Not with mmap.mmap(fd), which would keep a second descriptor open as long as any view exists.
@@ -189,7 +199,16 @@ class Segment:
         return True
 
     def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> None:
-        """Copy buffers into the segment, and remember what it holds."""
+        """Copy buffers into the segment, and remember what it holds.
+
+        Parameters
+        ----------
+        layout : tuple of (int, int)
+            (offset, size) of each buffer in bytes.
+        size : int
+            Bytes that the buffers need in all.
+        buffers : list of memoryview
+        """
         begun = time.monotonic()
         memory = self.fit(size)
         copy_buffers(memory, layout, buffers, self.start)
@@ -265,7 +284,18 @@ def copy_buffers(
 
 
 def check_room(size: int) -> None:
-    """Raise TransferError if less than `size` bytes of memory are available."""
+    """Raise an error if there is too little memory.
+
+    Parameters
+    ----------
+    size : int
+        Bytes that are needed.
+
+    Raises
+    ------
+    TransferError
+        Less memory is available.
+    """
     available = available_bytes()
     if size > available:
         raise TransferError(

@@ -15,18 +15,41 @@ T = TypeVar("T")
 
 
 def call_each(fn: Callable[..., T], chunk: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Return the results of calling a function once with each tuple of arguments."""
+    """Call a function once with each tuple of arguments.
+
+    Parameters
+    ----------
+    fn : callable
+    chunk : sequence of tuple
+
+    Returns
+    -------
+    list
+        The results.
+    """
     return [fn(*args) for args in chunk]
 
 
 def chunks(items: Iterator[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    """Yield tuples of at most `size` items."""
+    """Yield tuples of at most `size` items.
+
+    Parameters
+    ----------
+    items : iterator
+    size : int
+        Number of items.
+    """
     while chunk := tuple(itertools.islice(items, size)):
         yield chunk
 
 
 def flatten(lists: Iterator[list[T]]) -> Iterator[T]:
-    """Yield each element of each list, without keeping a reference to elements that were yielded."""
+    """Yield each element of each list, without keeping a reference to elements that were yielded.
+
+    Parameters
+    ----------
+    lists : iterator of list
+    """
     for elements in lists:
         elements.reverse()
         while elements:
@@ -34,7 +57,17 @@ def flatten(lists: Iterator[list[T]]) -> Iterator[T]:
 
 
 def buffered(futures: Iterator[Future[T]], submitted: deque[Future[T]], end: float) -> Iterator[T]:
-    """Yield the results in order, without keeping references to them; before each, submit one more task."""
+    """Yield the results in order, without keeping references to them; before each, submit one more task.
+
+    Parameters
+    ----------
+    futures : iterator of Future
+        Submits one task for each future.
+    submitted : deque of Future
+        Futures of the tasks that have been submitted already.
+    end : float
+        Time of :func:`time.monotonic` after which TimeoutError is raised; infinite if there is no limit.
+    """
     try:
         while submitted:
             submitted.extend(itertools.islice(futures, 1))
