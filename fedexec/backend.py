@@ -16,27 +16,32 @@ Register the class in the entry-point group ``fedexec.backends``. Inherit from t
 :mod:`fedexec.testing`, which show that the backend has the capabilities that it declares.
 """
 
+from __future__ import annotations
+
 import contextlib
-import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedexec._channel.stderr import rehearse as rehearse_stderr
 from fedexec._channel.task_channel import TaskChannel, rehearsal
-from fedexec._processes.forker import Service
-from fedexec._processes.launcher import Launcher
-from fedexec._processes.mp_context import WorkerContext, WorkerProcess, end_process, exit_code
-from fedexec._processes.resource_trackers import start_tracker_apart
-from fedexec._processes.stopped import await_answer, await_reader, start_watching
-from fedexec._processes.worker_pipe import await_beginning, receive, serve
 from fedexec._scheduling.limits import Limits
+from fedexec._system.machine import SIGKILL
 from fedexec._worker.ending import end_with_caller
 from fedexec._worker.running import run
 from fedexec._worker.setup import WorkerSetup, device_environment, preload, setup
 from fedexec.errors import BackendUnavailableError, InitializerError, WorkerDiedError, is_out_of_memory
 from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage
 from fedexec.settings import Settings
+
+if sys.platform != "win32":  # Windows has the names for a backend that runs tasks in the caller's process.
+    from fedexec._processes.forker import Service
+    from fedexec._processes.launcher import Launcher
+    from fedexec._processes.mp_context import WorkerContext, WorkerProcess, end_process, exit_code
+    from fedexec._processes.resource_trackers import start_tracker_apart
+    from fedexec._processes.stopped import await_answer, await_reader, start_watching
+    from fedexec._processes.worker_pipe import await_beginning, receive, serve
 
 __all__ = [
     "Backend",
@@ -148,7 +153,7 @@ class IsolatingBackend(Backend):
             with self._workers_lock:
                 del self._workers[task.id]
 
-    def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
+    def kill(self, task: Task, number: int = SIGKILL) -> None:
         """End the worker of a task, and the processes that it has started; see :meth:`Backend.kill`."""
         with self._workers_lock:
             worker = self._workers.get(task.id)

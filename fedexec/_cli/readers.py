@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Callable
 
-from fedexec.settings import LARGEST
-
 __all__ = ["MOST_CLIENTS", "above_zero", "clients", "count", "positive"]
 
+LARGEST = 2**63 - 1  # of the numbers that Flower can send
 MOST_CLIENTS = 1_000_000
 """Clients or nodes: each has a record in this process."""
 

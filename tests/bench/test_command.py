@@ -32,7 +32,7 @@ def test_a_task_of_the_users_is_measured(fedexec, place):
 
     code, out, _ = fedexec("report", "own.json")
     assert code == 0
-    assert "| standby" in out
+    assert "standby" in out
     compared = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", "own.json"],
         capture_output=True,

@@ -21,7 +21,7 @@ import tomllib
 import pytest
 from pages import ROOT, pages
 
-from fedexec._cli import _parser
+from fedexec._cli.commands import make_parser
 
 SECONDS = 240  # that a script or a command may take on a busy machine
 PAGES = {page.name: page for page in pages()}
@@ -175,7 +175,7 @@ def _check_fedexec(words):
     if "..." in words:
         return
     try:
-        _parser().parse_args(words)
+        make_parser().parse_args(words)
     except SystemExit as exc:
         assert exc.code == 0, f"fedexec {shlex.join(words)}"
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -184,7 +184,7 @@ def _check_fedexec(words):
 
 
 def _options_of(command):
-    (listed,) = (each for each in _parser()._actions if hasattr(each, "_choices_actions"))
+    (listed,) = (each for each in make_parser()._actions if hasattr(each, "_choices_actions"))
     return {option for action in listed.choices[command]._actions for option in action.option_strings}
 
 

@@ -185,7 +185,7 @@ def test_memory_does_not_grow_with_the_nodes_that_are_only_registered(inline):
     ("app", "says"),
     [
         ("flower.apps:nobody", "'flower.apps:nobody' cannot be loaded: AttributeError"),
-        ("flower.apps", "is not written like package.module:app"),
+        ("flower.apps", "is not written like package.module:attribute"),
         ("flower.apps:client", "is not a ServerApp, it is a ClientApp"),
         (ServerApp(), "has nothing to run: give it a function with @app.main()"),
     ],
