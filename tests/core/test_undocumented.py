@@ -3,6 +3,7 @@
 A release of Python, cloudpickle or loky that takes one away fails here by that name, and not somewhere else.
 """
 
+import argparse
 import ast
 import concurrent.futures
 import multiprocessing.managers
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="most are of POS
 
 OF_MODULES = {
     "_signal": "ITIMER_REAL SIG_DFL default_int_handler pthread_sigmask setitimer set_wakeup_fd signal",
+    "argparse": "_SubParsersAction",
     "atexit": "_run_exitfuncs",
     "cloudpickle.cloudpickle": (
         "_DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES _class_setstate "
@@ -67,6 +69,7 @@ OF_OBJECTS = {  # whose class does not tell what they have
         lambda: pytest.importorskip("loky.backend.resource_tracker")._resource_tracker,
         "_fd _lock _pid",
     ),
+    "a parser of arguments": (argparse.ArgumentParser, "_option_string_actions"),
     "a thread": (threading.main_thread, "_set_native_id"),
     "a connection": (lambda: multiprocessing.Pipe()[0], "_send_bytes"),
     "a queue": (lambda: multiprocessing.get_context("spawn").SimpleQueue(), "_reader"),
