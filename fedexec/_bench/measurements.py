@@ -182,6 +182,13 @@ class _Round(Rounds):
             "exit": _until_gone(stamp.pid) if self.contestant.isolation == FRESH else 0.0,
         }
 
+    def noted(self) -> dict[str, Any] | None:
+        return (super().noted() or {}) | {"phases": self._phases}
+
+    def go_on(self, noted: dict[str, Any]) -> None:
+        super().go_on(noted)
+        self._phases = noted["phases"]  # which running clients alone, as a warm-up, measures again
+
     def measured(self) -> dict[str, Any]:
         return super().measured() | {"phases": self._phases}
 
@@ -248,6 +255,9 @@ class _Footprint(Rounds):
             self._timeline.mark("round", self._round)
         super().setup()
 
+    def noted(self) -> None:
+        return None  # a timeline is that of one process
+
     def _look(self) -> None:
         """The timeline looks at the host seldom, so as not to disturb; here nothing else is measured."""
         while not self._over.wait(LOOK):
@@ -313,6 +323,9 @@ class _Faults(Session):
         except Exception:
             usable = False
         self._found = {"survived": survived, "others": 3, "usable": bool(usable)}
+
+    def noted(self) -> None:
+        return None  # there is but one call
 
     def measured(self) -> dict[str, Any]:
         return {"faults": self._found}

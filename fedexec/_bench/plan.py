@@ -9,7 +9,10 @@ from fedexec._bench.workloads import BUILT_IN, OwnTask
 from fedexec._report.schema import THREAD, name_of
 from fedexec._system.machine import available_cores
 
-__all__ = ["MODES", "Part", "missing", "plan"]
+__all__ = ["MODES", "Part", "State", "missing", "plan"]
+
+State = dict[str, Any]
+"""How far the measurement of a part is: ``seconds`` of each round, and what its session has ``noted``."""
 
 MODES = ("smoke", "quick", "full")
 WORKERS = 2

@@ -1,4 +1,4 @@
-"""The file that `fedexec bench` writes: pytest-benchmark's JSON, whole after every part, to go on from."""
+"""The file that `fedexec bench` writes: pytest-benchmark's JSON, whole after every round, to go on from."""
 
 import datetime as dt
 import hashlib
@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedexec._bench import machine
-from fedexec._bench.plan import MODES, Part
+from fedexec._bench.plan import MODES, Part, State
 from fedexec._bench.workloads import OwnTask
 from fedexec._report.gpu import GpuRun
 from fedexec._report.reading import UnreadableError, read
@@ -22,6 +22,7 @@ from fedexec.errors import FedexecError
 __all__ = ["Document", "OtherRunError"]
 
 VERSION = "5.1.0"  # of pytest-benchmark, whose file this is like
+UNFINISHED = "fedexec-unfinished"  # name of a benchmark to its State
 
 
 class OtherRunError(FedexecError, ValueError):
@@ -49,6 +50,7 @@ class Document:
         self._names = [part.name for part in parts]
         self._benchmarks: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
+        self._states: dict[str, State] = {}
 
     def go_on(self) -> int:
         """Take over what the file holds already; return how many benchmarks those are.
@@ -82,7 +84,25 @@ class Document:
                 raise OtherRunError(f"{self.path} was measured with other versions; {advice}")
         content = json.loads(self.path.read_text(encoding="utf-8"))
         self._benchmarks = {one["name"]: one for one in content["benchmarks"]}
+        states = content.get(UNFINISHED)
+        for name in self._names if isinstance(states, dict) else ():
+            if name not in self._benchmarks and _is_state(states.get(name)):
+                self._states[name] = states[name]
         return len(self._benchmarks)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything has been measured."""
+        return bool(self._benchmarks or self._failed or self._states)
+
+    def state(self, part: Part) -> State | None:
+        """Return where a part that was begun goes on; None if it begins anew."""
+        return self._states.get(part.name)
+
+    def keep(self, part: Part, state: State | None) -> None:
+        """Note how far a part is; :meth:`write` saves it."""
+        if state is not None:
+            self._states[part.name] = state
 
     def has(self, part: Part) -> bool:
         """Whether a part has been measured."""
@@ -90,6 +110,7 @@ class Document:
 
     def add(self, part: Part, benchmark: dict[str, Any]) -> None:
         """Keep a part's benchmark, or its error."""
+        self._states.pop(part.name, None)
         if "error" in benchmark:
             self._failed[part.name] = benchmark["error"]
         else:
@@ -118,8 +139,17 @@ class Document:
             "datetime": dt.datetime.now(dt.UTC).isoformat(),
             "version": VERSION,
             KEY: course.as_dict(),
+            **({UNFINISHED: self._states} if self._states else {}),
         }
         files.write(self.path, (json.dumps(content) + "\n").encode())
+
+
+def _is_state(found: object) -> TypeGuard[State]:
+    """Return whether a process can go on from what a file holds."""
+    if not isinstance(found, dict) or not isinstance(found.get("noted"), dict):
+        return False
+    seconds = found.get("seconds")
+    return isinstance(seconds, list) and all(isinstance(value, float) for value in seconds)
 
 
 def _inputs(own: OwnTask | None, commit: Mapping[str, Any]) -> dict[str, str]:

@@ -13,15 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from fedexec._bench.estimate import Estimate
+from fedexec._bench.estimate import Estimate, usual_seconds
 from fedexec._bench.peers import contestants
-from fedexec._bench.plan import Part
+from fedexec._bench.plan import Part, State
+from fedexec._bench.progress import Progress, time_left
 from fedexec._bench.result_file import Document
 from fedexec._report import numbers
-from fedexec._system.visible import visible
 
 __all__ = ["measure", "run_all"]
 
@@ -29,33 +30,107 @@ GRACE_SECONDS = 8.0  # to end in order
 LIMIT_SECONDS = {"smoke": 300.0, "quick": 300.0, "full": 3600.0}  # of one part; a hang is a failure
 
 
-def run_all(document: Document, parts: Sequence[Part], out: TextIO) -> None:
-    """Measure what is not in the document yet, and write it after each part.
+def run_all(document: Document, parts: Sequence[Part], progress: Progress) -> None:
+    """Measure what is not in the document yet; write it after each round, and after each part.
+
+    Parameters
+    ----------
+    document : Document
+    parts : sequence of Part
+        In their order; what is compared with each other stands side by side.
+    progress : Progress
+        Is told what happens.
 
     Raises
     ------
     KeyboardInterrupt
-        On Ctrl+C; the document holds what was finished, and nothing is left running.
+        On Ctrl+C; the document holds all rounds that were finished, and nothing is left running.
     """
     batches = [list(batch) for _, batch in itertools.groupby(parts, key=_compared)]
     batches = [batch for batch in batches if not all(document.has(part) for part in batch)]
-    left = [part for batch in batches for part in batch]
-    estimate = Estimate()
-    print(f"{numbers.count(len(left), 'benchmark')}{_left(estimate.seconds(left))}", file=out, flush=True)
+    course = _Course(document, parts, batches, progress)
+    progress.say(f"{numbers.count(course.left, 'benchmark')}{time_left(course.seconds_left())}")
     for batch in batches:
         if len(batch) > 1:
             names = ", ".join(part.strategy for part in batch)
-            what = " ".join(filter(None, (batch[0].variant, f"{batch[0].group}s")))
-            print(f"{what} of {batch[0].workload}, in turns: {names}", file=out, flush=True)
+            progress.say(f"{_about(batch)}, in turns: {names}")
         began = time.monotonic()
-        benchmarks = measure(batch, LIMIT_SECONDS[document.mode])
-        estimate.add(batch, time.monotonic() - began)
+        states = [document.state(part) for part in batch]
+        course.begin(batch, states)
+        benchmarks = measure(batch, LIMIT_SECONDS[document.mode], states, course.save)
+        course.learn(time.monotonic() - began)
         for part, benchmark in zip(batch, benchmarks, strict=True):
             document.add(part, benchmark)
-            left = left[1:]
-            title = f"[{len(parts) - len(left)}/{len(parts)}] {part.name.removeprefix('test_')}"
-            result = visible(f"{title} {_result(benchmark)}{_left(estimate.seconds(left))}")
-            print(result, file=out, flush=True)
+            course.end(part, benchmark)
+
+
+class _Course:
+    """How far a run is: what is saved after each round, and what is told of the time that is left."""
+
+    def __init__(
+        self, document: Document, parts: Sequence[Part], batches: list[list[Part]], progress: Progress
+    ) -> None:
+        self._document = document
+        self._progress = progress
+        self._estimate = Estimate()
+        self._number = len(parts)
+        self._waiting = [_rest(part, document.state(part)) for batch in batches for part in batch]
+        self._all = sum(map(usual_seconds, self._waiting))
+        self._batch: list[Part] = []
+        self._measured: list[Part] = []  # what is left of the batch, when it began
+
+    @property
+    def left(self) -> int:
+        """How many benchmarks there are to be measured."""
+        return len(self._waiting)
+
+    def seconds_left(self) -> float:
+        """Return how long they may take."""
+        return self._estimate.seconds(self._waiting)
+
+    def begin(self, batch: list[Part], states: Sequence[State | None]) -> None:
+        """Note what is measured from now on."""
+        self._batch = batch
+        self._measured = [_rest(part, state) for part, state in zip(batch, states, strict=True)]
+        self._advance()
+
+    def save(self, states: Sequence[State | None]) -> None:
+        """Write what the parts have measured in the rounds that are over."""
+        for part, state in zip(self._batch, states, strict=True):
+            self._document.keep(part, state)
+        self._document.write()
+        done = len(self._measured)
+        self._waiting[:done] = [_rest(part, state) for part, state in zip(self._batch, states, strict=True)]
+        self._advance()
+
+    def learn(self, seconds: float) -> None:
+        """Note how long the batch took."""
+        self._estimate.add(self._measured, seconds)
+
+    def end(self, part: Part, benchmark: dict[str, Any]) -> None:
+        """Tell what a part has measured."""
+        del self._waiting[0]
+        title = f"[{self._number - self.left}/{self._number}] {part.name.removeprefix('test_')}"
+        text = f"{title} {_result(benchmark)}"
+        self._progress.ended(text, self.seconds_left(), is_failure="error" in benchmark)
+
+    def _advance(self) -> None:
+        share = 1 - sum(map(usual_seconds, self._waiting)) / self._all if self._all else 1.0
+        self._progress.advance(_about(self._batch), share, self.seconds_left())
+
+
+def _about(batch: Sequence[Part]) -> str:
+    """Return what is measured, as the beginning of a line."""
+    if len(batch) == 1:
+        return batch[0].name.removeprefix("test_")
+    what = " ".join(filter(None, (batch[0].variant, f"{batch[0].group}s")))
+    return f"{what} of {batch[0].workload}"
+
+
+def _rest(part: Part, state: State | None) -> Part:
+    """Return a part with the rounds that are left of it."""
+    done = 0 if state is None else len(state["seconds"])
+    return replace(part, rounds=max(0, part.rounds - done))
 
 
 def _compared(part: Part) -> tuple[str, ...]:
@@ -66,24 +141,40 @@ def _compared(part: Part) -> tuple[str, ...]:
     return (part.name,)
 
 
-def measure(parts: Sequence[Part], limit: float) -> list[dict[str, Any]]:
-    """Measure some parts in turns; return the benchmark of each, or ``{"error": ...}``.
+def measure(
+    parts: Sequence[Part],
+    limit: float,
+    states: Sequence[State | None] = (),
+    after_round: Callable[[Sequence[State | None]], object] = lambda states: None,
+) -> list[dict[str, Any]]:
+    """Measure some parts in turns.
 
     Parameters
     ----------
+    parts : sequence of Part
     limit : float
         Seconds that each of them may take, its own turns only.
+    states : sequence of (dict or None), optional
+        Where an earlier run has left off, for each part; None begins anew.
+    after_round : callable
+        Called with the state of each part when each has had its turn.
+
+    Returns
+    -------
+    list of dict
+        The benchmark of each part, or ``{"error": ...}``.
     """
     children: list[_Child] = []
     try:
-        for part in parts:
-            children.append(_Child(part, limit))
+        for part, state in zip(parts, states or [None] * len(parts), strict=True):
+            children.append(_Child(part, limit, state))
         for child in children:
             child.hear()
         while any(child.waits for child in children):
             for child in children:
                 if child.waits:
                     child.take_turn()
+            after_round([child.state for child in children])
         return [child.answer() for child in children]
     finally:
         _end(children)
@@ -105,7 +196,8 @@ def _end(children: "Sequence[_Child]") -> None:
 class _Child:
     """A process that measures one part, leader of a group: Ctrl+C is ours to pass on."""
 
-    def __init__(self, part: Part, limit: float) -> None:
+    def __init__(self, part: Part, limit: float, state: State | None) -> None:
+        self.state = state
         self._limit = self._left = limit
         self._passed = False
         self._said = ""
@@ -117,16 +209,18 @@ class _Child:
             text=True,
             process_group=0,
         )
-        self._tell(json.dumps(part.as_dict()) + "\n")
+        self._tell(json.dumps({"part": part.as_dict(), "state": state}) + "\n")
 
     @property
     def waits(self) -> bool:
         """Whether it waits for its turn."""
-        return self._said == "."
+        return self._said.startswith(".")
 
     def hear(self) -> None:
-        """Wait until it says something: that it waits, or the first of what it measured."""
-        self._said = self._read(1)
+        """Wait until it says something: that it waits, and its state; or what it measured."""
+        self._said = self._read_line()
+        if self.waits and self._said.endswith("\n"):
+            self.state = json.loads(self._said[1:])
 
     def take_turn(self) -> None:
         """Have it go on until it says something."""
@@ -135,11 +229,10 @@ class _Child:
 
     def answer(self) -> dict[str, Any]:
         """Return what it measured, once it does not wait any more."""
-        text = self._said + self._read()
         if self._passed:
             return {"error": f"took longer than {self._limit:g} s"}
         try:
-            found: dict[str, Any] = json.loads(text)
+            found: dict[str, Any] = json.loads(self._said)
         except ValueError:
             self.wait_until(time.monotonic() + GRACE_SECONDS)
             return {"error": f"its process ended with {self._process.returncode}"}
@@ -164,14 +257,14 @@ class _Child:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def _read(self, size: int = -1) -> str:
-        """Read what it says, for as long as it may take."""
+    def _read_line(self) -> str:
+        """Read a line, or to the end, for as long as it may take."""
         assert self._process.stdout is not None
         began = time.monotonic()
         timer = threading.Timer(self._left, self._pass)
         timer.start()
         try:
-            return self._process.stdout.read(size)
+            return self._process.stdout.readline()
         finally:
             timer.cancel()
             self._left = max(0.0, self._left - (time.monotonic() - began))
@@ -193,8 +286,3 @@ def _result(benchmark: dict[str, Any]) -> str:
         return f"FAILED: {benchmark['error']}"
     stats = benchmark["stats"]
     return f"{numbers.seconds(stats['median'])}"
-
-
-def _left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"   about {minutes}:{rest:02} left" if seconds else ""

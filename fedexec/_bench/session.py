@@ -67,6 +67,13 @@ class Session(ABC):
     def call(self) -> None:
         """Do what is timed."""
 
+    def noted(self) -> dict[str, Any] | None:
+        """Return what the calls so far have left, as JSON knows it; None if another process cannot go on."""
+        return {}
+
+    def go_on(self, noted: dict[str, Any]) -> None:
+        """Take over what :meth:`noted` has returned in another process, before the first call."""
+
     def finish(self) -> None:
         """Look at what the last call left, while everything stands."""
 
@@ -120,6 +127,26 @@ class Rounds(Session):
 
     def setup(self) -> None:
         """Note what the round before returned."""
+        self._note()
+
+    def noted(self) -> dict[str, Any] | None:
+        """Return what the rounds so far have returned and needed."""
+        self._note()
+        return {
+            "digests": sorted(self._digests),
+            "computes": self._computes,
+            "imports": self._imports,
+            "tasks": self.clients_run,
+            "out_of_memory": self.out_of_memory,
+        }
+
+    def go_on(self, noted: dict[str, Any]) -> None:
+        """Take these over."""
+        self._digests, self._computes = set(noted["digests"]), list(noted["computes"])
+        self._imports = list(noted["imports"])
+        self.clients_run, self.out_of_memory = noted["tasks"], noted["out_of_memory"]
+
+    def _note(self) -> None:
         if self._results:
             self._digests.add(digest([result.value for result in self._results]))
             self._imports += [result.imports for result in self._results]
@@ -141,7 +168,7 @@ class Rounds(Session):
 
     def finish(self) -> None:
         """Note what the last round returned."""
-        self.setup()
+        self._note()
 
     def measured(self) -> dict[str, Any]:
         """Return results and compute."""

@@ -99,9 +99,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     _add_arguments(parser)
     parser.add_argument("--only", metavar="NAMES", help="only these backends and peers, with commas")
     parser.add_argument(
-        "--json", metavar="FILE", default="fedexec-bench.json",
-        help="pytest-benchmark's JSON; if it is there, the run goes on (default: %(default)s)",
+        "--json", metavar="FILE",
+        help="pytest-benchmark's JSON; if it is there, the run goes on (default: fedexec-bench.json, or "
+        "fedexec-bench-MODULE-FUNCTION.json with --task)",
     )  # fmt: skip
+    add_quiet(parser)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

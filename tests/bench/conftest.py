@@ -20,6 +20,21 @@ def others(client):
 def fails(weights, client):
     raise ValueError("no such client")
 
+def fails_later(weights, client):
+    try:
+        open("tried", "x").close()
+    except FileExistsError:
+        raise ValueError("no such client")
+
+def dies(weights, client):
+    os._exit(7)
+
+def takes(weights, client):
+    time.sleep(0.2)
+    with open("calls", "a") as calls:
+        calls.write(".")
+    return [weight + client for weight in weights]
+
 def differs():
     return time.time_ns()
 
