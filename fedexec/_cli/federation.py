@@ -12,7 +12,7 @@ from fedexec._cli import options
 from fedexec._cli.hosting import ClientProcesses, Elsewhere, clients_of
 from fedexec._cli.job_process import job_executor, prepare_process, told
 from fedexec._cli.output import as_dicts, as_json, write
-from fedexec._cli.secret import read_certificate, read_secret
+from fedexec._cli.secret import read_authority, read_secret
 from fedexec._cli.serving import serve_job
 from fedexec.flower.grpc import ClientHost, RecordingExecutor
 
@@ -27,11 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.processes:
         return serve_job(arguments, spec, functools.partial(ClientProcesses, arguments, secret), secret)
 
+    authority = arguments.certificates[0] if arguments.certificates else None
+
     def hosting(tasks: RecordingExecutor) -> ClientHost:
         return ClientHost(
             clients_of(tasks, spec, range(arguments.clients), secret),
             server_address=arguments.address,
-            root_certificates=read_certificate(arguments.certificates[0]) if arguments.certificates else None,
+            root_certificates=read_authority(authority, "--certificates"),
             connect_timeout=arguments.connect_timeout,
         )
 
@@ -55,7 +57,7 @@ def client(arguments: argparse.Namespace) -> int:
         )
     inputs = (arguments.root_certificates, arguments.client_secret)
     report = options.outputs({"--json": arguments.json}, inputs)["--json"]
-    root = read_certificate(arguments.root_certificates) if arguments.root_certificates else None
+    root = read_authority(arguments.root_certificates, "--root-certificates")
     secret = read_secret(arguments.client_secret)
     prepare_process(arguments.address)
     with job_executor(arguments, spec) as executor:

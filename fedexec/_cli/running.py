@@ -40,6 +40,10 @@ def run(argv: Sequence[str] | None, ending: Ending) -> int:
             _flush()
     except (SettingsError, UsageError) as exc:
         return _complain(exc, USAGE)
+    except KeyboardInterrupt:  # pressed again while a command was ending by itself
+        with contextlib.suppress(OSError):
+            print("\nfedexec: SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (FedexecError, OSError) as exc:
         if is_output_closed(exc):
             _forget_output()

@@ -1,11 +1,13 @@
 """Files that prove who somebody is: read up to a bound, and named where they do not keep a secret."""
 
+import contextlib
 import logging
 import math
 import ssl
 import stat
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,7 @@ from fedexec._cli.options import STDOUT, UsageError
 from fedexec._system.error_text import message_of
 from fedexec.flower.grpc.client_auth import MIN_SECRET_BYTES
 
-__all__ = ["read_certificate", "read_key", "read_secret", "read_tls"]
+__all__ = ["read_authority", "read_key", "read_secret", "read_tls"]
 
 log = logging.getLogger("fedexec")
 
@@ -30,12 +32,22 @@ def read_tls(authority: str, certificate: str, key: str) -> tuple[bytes, bytes, 
     UsageError
         One cannot be read, or is not what it should be; or the key is that of another certificate.
     """
-    found = read_certificate(authority), read_certificate(certificate), read_key(key)
-    if b"PRIVATE KEY-----" not in found[2]:
-        raise UsageError(f"{key} holds no private key: it has no PEM block -----BEGIN PRIVATE KEY-----")
-    if Path(certificate).is_file() and Path(key).is_file():  # else it has been read, and is gone
-        _check_pair(certificate, key)
-    return found
+    with _given_by("--certificates"):
+        found = _read_certificate(authority), _read_certificate(certificate), read_key(key)
+        if b"PRIVATE KEY-----" not in found[2]:
+            raise UsageError(f"{key} holds no private key: it has no PEM block -----BEGIN PRIVATE KEY-----")
+        if Path(certificate).is_file() and Path(key).is_file():  # else it has been read, and is gone
+            _check_pair(certificate, key)
+        return found
+
+
+@contextlib.contextmanager
+def _given_by(option: str) -> Iterator[None]:
+    """Name the option whose file is wrong."""
+    try:
+        yield
+    except UsageError as exc:
+        raise UsageError(f"{option} {exc}") from exc
 
 
 def _check_pair(certificate: str, key: str) -> None:
@@ -50,14 +62,21 @@ def _check_pair(certificate: str, key: str) -> None:
         raise UsageError(f"{key} holds no private key that can be read: {message_of(exc)}") from exc
 
 
-def read_certificate(name: str) -> bytes:
-    """Read a certificate, which anybody may read.
+def read_authority(name: str | None, option: str) -> bytes | None:
+    """Read the certificate of an authority, which anybody may read; None if none is named.
 
     Raises
     ------
     UsageError
         The file cannot be read, has no end, or holds no certificate.
     """
+    if name is None:
+        return None
+    with _given_by(option):
+        return _read_certificate(name)
+
+
+def _read_certificate(name: str) -> bytes:
     data = _read_file(name)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "ignore"))
@@ -90,7 +109,8 @@ def read_secret(name: str | None) -> bytes | None:
     """Read what ``--client-secret`` names; it is refused where it could be guessed."""
     if name is None:
         return None
-    secret = read_key(name)
+    with _given_by("--client-secret"):
+        secret = read_key(name)
     if len(secret) < MIN_SECRET_BYTES:
         raise UsageError(
             f"--client-secret {name}: {len(secret)} bytes are too few for a secret, which has "

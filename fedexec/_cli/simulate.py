@@ -16,6 +16,7 @@ from fedexec import __version__
 from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
+from fedexec._cli.readers import MOST_CLIENTS
 from fedexec._cli.running import CLOSED, is_output_closed
 from fedexec._system.error_text import one_line
 from fedexec._system.visible import visible
@@ -148,7 +149,13 @@ def _nodes(arguments: argparse.Namespace, app: FlowerApp) -> tuple[int, str]:
     """Return how many nodes there are, and who chose that."""
     if arguments.nodes is not None:
         return arguments.nodes, "flag"
-    return (NODES, "default") if app.num_nodes is None else (app.num_nodes, "pyproject.toml")
+    if app.num_nodes is None:
+        return NODES, "default"
+    if app.num_nodes > MOST_CLIENTS:
+        raise options.UsageError(
+            f"options.num-supernodes in pyproject.toml must be at most {MOST_CLIENTS:,}, got {app.num_nodes}"
+        )
+    return app.num_nodes, "pyproject.toml"
 
 
 @contextlib.contextmanager

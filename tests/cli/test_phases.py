@@ -83,22 +83,30 @@ def test_behind_head_it_ends_as_other_tools_do(argv, unbuffered, monkeypatch):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("argv", [["--json"], []])
+def test_behind_head_probe_ends_so_too(argv):
+    done = behind_head("probe", "--task", "os:getpid", "--backend", "inline", *argv)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_errors_that_nobody_reads_keep_their_exit_code():
     assert behind_head("report", "/no/such/file", errors=True).returncode == 1
     assert behind_head("frobnicate", errors=True).returncode == 2
 
 
 @pytest.mark.flower
-@pytest.mark.parametrize("command", ["run", "simulate"])
+@pytest.mark.parametrize("command", ["run", "run --json -", "simulate"])
 def test_behind_head_a_run_ends_and_its_workers_with_it(command):
-    argv = ["run", "--clients", "2"]
+    argv = [*command.split(), "--clients", "2", "--rounds", "1", "--epochs", "1"]
     if command == "simulate":
         argv = ["simulate", "flower.apps:server", "flower.apps:client", "--nodes", "2"]
     else:
         pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[flower]'")
     began = time.monotonic()
     done = behind_head(*argv, cwd=Path(__file__).parents[1])
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode == 141
+    # What a person sees stands there where standard output is for JSON.
+    assert "rror" not in done.stderr if "-" in argv else done.stderr == ""
     assert time.monotonic() - began < 60
 
 

@@ -216,6 +216,12 @@ def test_how_many_nodes_there_are_and_who_chose_that(tmp_path, settings, flags, 
     assert f"there are {said.split()[0]}\n" in done.stdout
 
 
+def test_a_number_of_nodes_beyond_all_bounds_is_a_usage_error(tmp_path):
+    done = run(directory(tmp_path, settings=FEDERATION.format(number=12345678901)))
+    assert done.returncode == 2
+    assert "options.num-supernodes in pyproject.toml must be at most 1,000,000" in done.stderr
+
+
 @pytest.mark.parametrize("number", ["0", "'many'", "true", "2.5"])
 def test_a_number_of_nodes_that_is_none_is_a_usage_error(tmp_path, number):
     done = run(directory(tmp_path, settings=FEDERATION.format(number=number)))
