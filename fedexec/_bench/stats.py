@@ -8,7 +8,7 @@ __all__ = ["statistics_of"]
 
 
 def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
-    """Return what `fedexec report` reads of pytest-benchmark's ``stats``.
+    """Return the ``stats`` of a benchmark that `fedexec report` and ``pytest-benchmark compare`` read.
 
     Parameters
     ----------
@@ -18,23 +18,35 @@ def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``rounds``; ``median`` and ``iqr``, the distance between the quartiles, in seconds; and ``data``, the
-        durations themselves.
+        Times in seconds; ``ops`` is rounds per second. ``outliers`` counts the rounds further than one
+        standard deviation from the mean, and those further than 1.5 interquartile ranges from the quartiles.
     """
+    mean = statistics.fmean(seconds)
+    deviation = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
+    first, third = _quartiles(seconds)
+    iqr = third - first
+    far = sum(abs(each - mean) > deviation for each in seconds)
+    beyond = sum(not first - 1.5 * iqr <= each <= third + 1.5 * iqr for each in seconds)
     return {
-        "rounds": len(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "mean": mean,
+        "stddev": deviation,
         "median": statistics.median(seconds),
-        "iqr": _interquartile_range(seconds),
+        "iqr": iqr,
+        "outliers": f"{far};{beyond}",
+        "ops": 1 / mean if mean else 0.0,
+        "rounds": len(seconds),
+        "iterations": 1,
         "data": list(seconds),
     }
 
 
-def _interquartile_range(seconds: Sequence[float]) -> float:
+def _quartiles(seconds: Sequence[float]) -> tuple[float, float]:
     """Return the mean of the two usual definitions: pytest-benchmark's own for an odd number of rounds."""
     if len(seconds) < 2:
-        return 0.0
-    ranges = []
-    for method in ("inclusive", "exclusive"):
-        low, _, high = statistics.quantiles(seconds, n=4, method=method)
-        ranges.append(high - low)
-    return statistics.mean(ranges)
+        return seconds[0], seconds[0]
+    (low, _, high), (lower, _, higher) = (
+        statistics.quantiles(seconds, n=4, method=method) for method in ("inclusive", "exclusive")
+    )
+    return (low + lower) / 2, (high + higher) / 2

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -38,6 +39,14 @@ def test_a_task_of_the_users_is_measured(fedexec, place):
     code, out, _ = fedexec("report", "own.json")
     assert code == 0
     assert "\n  standby " in out
+    compared = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", "own.json"],
+        capture_output=True,
+        text=True,
+        cwd=place,
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "test_round[standby/loud:fit]" in compared.stdout
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(start, fedexec, place):
