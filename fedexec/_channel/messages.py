@@ -12,8 +12,9 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from fedexec._channel.pickling import Sources, dump, load_with_main
+from fedexec._channel.pickling import Sources, dump
 from fedexec._channel.segments import Place, check_room, copy_buffers, lay_out
+from fedexec._channel.unpickling import load_with_main
 from fedexec.interface import Usage
 
 __all__ = ["THRESHOLD", "Delivery", "Reply", "ReplyKind", "TaskMessage"]

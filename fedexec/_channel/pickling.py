@@ -5,7 +5,6 @@
   the sender can import is pickled by value too.
 - torch's CPU tensors are pickled like arrays: their bytes lie in buffers beside the pickle.
 - A function with ``functools.lru_cache`` is pickled without its cache, ``cached_property`` without its lock.
-- Unpickling a result never changes a class of the process that unpickles it.
 """
 
 import functools
@@ -25,6 +24,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
+from fedexec._channel.unpickling import load_with_main
 from fedexec._system.installed import is_installed
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "Sources",
     "dump",
     "dumps",
-    "load_with_main",
-    "loads",
     "send_main_by_value",
     "show_sources",
 ]
@@ -138,7 +136,7 @@ def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview],
     obj : object
     with_main : bool
         Whether to add the names by which ``__main__`` knows the objects that are pickled by value; then
-        :func:`load_with_main` reads the pickle.
+        :func:`fedexec._channel.unpickling.load_with_main` reads the pickle.
 
     Returns
     -------
@@ -287,32 +285,6 @@ def _fill_cached(cached: Any, function: Callable[..., Any]) -> Any:
 # ---------------------------------------------------------------- functions and classes of __main__
 
 
-def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
-    """Unpickle, in a worker, what :func:`dump` has pickled with the names of the caller's ``__main__``.
-
-    The functions and classes get these names in the ``__main__`` of this process too. So plain pickle finds
-    a task's own functions and classes where it looks for them, for example in ``torch.save(net)`` and in what
-    a task sends to processes that it forks.
-
-    Parameters
-    ----------
-    data : bytes
-        The pickle.
-    buffers : iterable, optional
-        The buffers beside the pickle.
-
-    Returns
-    -------
-    object
-    """
-    obj, of_main = _Unpickler(io.BytesIO(data), buffers=buffers, changes_classes=True).load()
-    main = sys.modules["__main__"]
-    vars(main).update(of_main)
-    for definition in of_main.values():
-        sys.modules.setdefault(definition.__module__, main)
-    return obj
-
-
 def send_main_by_value() -> None:
     """Have multiprocessing send functions and classes of ``__main__`` by value from this process, a worker.
 
@@ -336,62 +308,3 @@ def _reduce_of_main(_: Any, obj: Any) -> Any:
 def _load_of_main(data: bytes) -> Any:
     send_main_by_value()  # this process may send such functions and classes too
     return load_with_main(data)
-
-
-# ---------------------------------------------------------------- classes that are already there
-
-
-def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
-    """Unpickle an object without changing a class that already exists in this process.
-
-    cloudpickle sets the attributes of a class that it knows to the values that they have in the sender. So a
-    result would undo changes that the caller has made meanwhile, and bring changes that a task has made to
-    its copy of the class.
-
-    Parameters
-    ----------
-    data : bytes
-        The pickle.
-    buffers : iterable, optional
-        The buffers beside the pickle.
-
-    Returns
-    -------
-    object
-    """
-    return _Unpickler(io.BytesIO(data), buffers=buffers).load()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickles what cloudpickle has pickled, and does not make a class that already exists.
-
-    cloudpickle makes a class before it looks for an existing one. So metaclasses and ``__init_subclass__``
-    would see the class twice, and those that refuse a name that they already know would raise.
-    """
-
-    def __init__(
-        self, file: io.BytesIO, *, buffers: Iterable[Any] | None, changes_classes: bool = False
-    ) -> None:
-        super().__init__(file, buffers=buffers)
-        self._changes_classes = changes_classes
-        self._kept: set[type] = set()  # classes that existed before, and are not changed
-        self._made: set[type] = set()  # classes that were made here; one that refers to itself occurs again
-
-    def find_class(self, module: str, name: str) -> Any:
-        named = super().find_class(module, name)
-        if named is _cloudpickle._make_skeleton_class or named is _cloudpickle._make_skeleton_enum:
-            return functools.partial(self._find_or_make, named)
-        return self._set_state if named is _cloudpickle._class_setstate else named
-
-    def _find_or_make(self, make: Callable[..., type], *args: Any) -> type:
-        *_, identity, _ = args
-        cls: type | None = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
-        if cls is None:
-            cls = make(*args)
-            self._made.add(cls)
-        elif cls not in self._made and not self._changes_classes:
-            self._kept.add(cls)
-        return cls
-
-    def _set_state(self, cls: type, state: Any) -> type:
-        return cls if cls in self._kept else _cloudpickle._class_setstate(cls, state)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fedexec._channel.messages import THRESHOLD, TaskMessage
-from fedexec._channel.pickling import dump, loads
+from fedexec._channel.pickling import dump
 from fedexec._channel.segments import TOO_MANY_FILES, Segment, check_room, lay_out
+from fedexec._channel.unpickling import loads
 
 __all__ = ["Parcel", "SegmentPool"]
 

@@ -15,10 +15,10 @@ import cloudpickle
 
 from fedexec._channel.learning import Learner
 from fedexec._channel.messages import Reply, ReplyKind
-from fedexec._channel.pickling import loads
 from fedexec._channel.segment_pool import Parcel, SegmentPool
 from fedexec._channel.segments import supported
 from fedexec._channel.stderr import Relay
+from fedexec._channel.unpickling import loads
 from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
 from fedexec.interface import Outcome, Task
 

@@ -18,6 +18,7 @@ from multiprocessing import process, resource_tracker, spawn, util
 from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
+from fedexec._channel.unpickling import call_and_keep_globals
 from fedexec._processes import fitness, huge_pages
 from fedexec._processes.forker import Forker, settle_memory
 from fedexec._processes.leaving import (
@@ -101,7 +102,7 @@ def _import_and_warm_up(request: dict[str, Any], control: socket.socket) -> None
         if request["warmup"] is not None:
             _report(control, doing=request["warmup_name"])
             before = set(sys.modules)
-            pickle.loads(request["warmup"])()
+            call_and_keep_globals(request["warmup"])
             _require_fitness(_users_new_modules(before) or request["warmup_name"])
         for name, call in request["rehearsals"]:
             _report(control, doing=name)

@@ -1,5 +1,6 @@
 """Sets up a worker before its first task: number of threads, preload, initializer."""
 
+import functools
 import os
 import pickle
 import time
@@ -11,6 +12,7 @@ from importlib import import_module
 from fedexec._channel import initargs
 from fedexec._channel.messages import Reply, ReplyKind
 from fedexec._channel.pickling import send_main_by_value
+from fedexec._channel.unpickling import call_and_keep_globals
 from fedexec._worker import seeding
 from fedexec._worker.ending import end_with_caller, leave_the_callers_group
 from fedexec._worker.imports import watch
@@ -37,7 +39,7 @@ class WorkerSetup:
     preload : tuple of str
         Modules to import.
     initializer : bytes or None
-        The pickled initializer and its arguments; None if there is no initializer.
+        The pickled initializer with its arguments; None if there is no initializer.
     """
 
     environ: dict[str, str]
@@ -57,7 +59,9 @@ class WorkerSetup:
         -------
         WorkerSetup
         """
-        packed = initargs.dumps((hooks.initializer, hooks.initargs)) if hooks.initializer else None
+        packed = None
+        if hooks.initializer is not None:
+            packed = initargs.dumps(functools.partial(hooks.initializer, *hooks.initargs))
         return cls(environment(settings), settings.preload, packed)
 
 
@@ -124,8 +128,7 @@ def setup(worker_setup: WorkerSetup) -> None:
         return
     try:
         if worker_setup.initializer is not None:
-            fn, args = pickle.loads(worker_setup.initializer)
-            fn(*args)
+            call_and_keep_globals(worker_setup.initializer)
     except BaseException as exc:
         this_worker.failure = pickle.dumps(failure(ReplyKind.INITIALIZER_FAILED, exc))
     this_worker.setup_seconds = time.perf_counter() - started

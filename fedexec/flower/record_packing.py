@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array
 
-from fedexec._channel.pickling import Pickler, loads
+from fedexec._channel.pickling import Pickler
+from fedexec._channel.unpickling import loads
 
 __all__ = ["Packed", "pack", "unpack"]
 
@@ -98,7 +99,7 @@ def unpack(packed: Packed, *, keep_classes: bool = False) -> Any:
     packed : Packed
     keep_classes : bool
         True for results of a worker, which must not change the classes of this process; see
-        :func:`fedexec._channel.pickling.loads`.
+        :func:`fedexec._channel.unpickling.loads`.
 
     Returns
     -------

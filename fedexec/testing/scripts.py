@@ -56,6 +56,44 @@ class ScriptConformance(Suite):
         assert out == ["42", "True", "3", "[0, 3, 6]", "caught mine"]
         assert (temp / "executions").read_text() == "x", "__main__ was executed again in a worker"
 
+    def test_tasks_see_what_an_initializer_of_main_has_set(self, temp: Path) -> None:
+        """As in a ``ProcessPoolExecutor``, although functions of ``__main__`` travel by value."""
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+
+            replaced = None
+            changed = {}
+            factor = 1
+
+            class Model:
+                weights = None
+
+            def set_another():
+                global created
+                created = "created"
+
+            def initialize(value):
+                global replaced
+                replaced = value
+                changed["value"] = value
+                Model.weights = value
+                task.attribute = value
+                set_another()
+
+            def task():
+                return replaced, changed, Model.weights, task.attribute, created, factor
+
+            with create_executor(max_workers=1, initializer=initialize, initargs=("set",)) as executor:
+                print(executor.submit(task).result())
+                factor = 2
+                print(executor.submit(task).result())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == [f"('set', {{'value': 'set'}}, 'set', 'set', 'created', {factor})" for factor in (1, 2)]
+
     @staticmethod
     def need_threads_at_the_end() -> None:
         """Skip the test if CPython itself cannot pass it."""
