@@ -43,9 +43,17 @@ def statistics_of(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _quartiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of the two usual definitions: pytest-benchmark's own for an odd number of rounds."""
+    """Return the first and the third quartile as pytest-benchmark defines them.
+
+    They are the medians of the two halves of an even number of rounds, and the mean of the two usual
+    definitions for an odd number.
+    """
+    half, odd = divmod(len(seconds), 2)
     if len(seconds) < 2:
         return seconds[0], seconds[0]
+    if not odd:
+        ordered = sorted(seconds)
+        return statistics.median(ordered[:half]), statistics.median(ordered[half:])
     (low, _, high), (lower, _, higher) = (
         statistics.quantiles(seconds, n=4, method=method) for method in ("inclusive", "exclusive")
     )
