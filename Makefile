@@ -1,6 +1,8 @@
 # Everything happens in .venv, which the first target that needs it creates. PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests start thousands of processes; each would compile every module anew if bytecode were not kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-unit test-all coverage soak gpu lint types docs bench bench-smoke clean
 

@@ -32,12 +32,21 @@ def pytest_configure(config):
         refusals.refuse(name)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
     """Put long modules first, so that no worker of xdist is left alone with one at the end."""
     items.sort(key=lambda item: item.path.parent.name not in SLOW)
     for item in items:
         if item.path.is_relative_to(UNIT):
             item.add_marker(pytest.mark.unit)
+        if _is_thorough(item):
+            item.add_marker(pytest.mark.thorough)
+
+
+def _is_thorough(item):
+    """Return whether the parameters of a test are none of those that ``thorough_but`` names."""
+    marker, call = item.get_closest_marker("thorough_but"), getattr(item, "callspec", None)
+    return bool(marker and call) and {call.id, *map(str, call.params.values())}.isdisjoint(marker.args)
 
 
 def pytest_runtest_setup(item):

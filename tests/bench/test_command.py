@@ -103,6 +103,7 @@ def test_a_second_ctrl_c_leaves_nobody_either(start, place):
     assert not alive
 
 
+@pytest.mark.thorough
 def test_a_task_that_fails_is_named_and_the_rest_goes_on(fedexec, place):
     code, _, err = fedexec(
         "bench", *ONLY, "--task", "mine:fails_later", "--arguments", "mine:arguments", "--json", "own.json"
@@ -141,6 +142,7 @@ def test_each_task_has_a_file_of_its_own(task, name):
     assert default_file(task) == name
 
 
+@pytest.mark.thorough
 def test_ctrl_c_loses_no_round_that_was_over(start, fedexec, place):
     """One strategy and a batch of nine rounds: when some are over, the run is interrupted, and goes on."""
     bench = ("bench", "--full", "--only", "inline", "--task", "mine:takes", "--arguments", "mine:arguments")
@@ -206,6 +208,7 @@ def test_what_a_file_says_of_rounds_is_not_believed_if_it_cannot_be(tmp_path):
     assert [again.state(part) for part in parts[: len(states)]] == [sound, None, None, None, None, None]
 
 
+@pytest.mark.thorough
 def test_on_a_terminal_there_is_a_bar(place):
     pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
     pid, terminal = pty.fork()
@@ -227,6 +230,7 @@ def test_on_a_terminal_there_is_a_bar(place):
     assert shown.rpartition(b"\x1b[?25h")[1], "the cursor is shown again"
 
 
+@pytest.mark.thorough
 def test_quiet_says_nothing_where_nothing_fails(fedexec):
     code, out, err = fedexec("bench", *OWN, "-q")
     assert (code, out) == (0, "")

@@ -82,6 +82,7 @@ print(device.used_bytes())
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name, job in BUILT_IN.items() if job.warmup])
 def test_a_warm_up_touches_no_device(name):
     if missing := BUILT_IN[name].missing:
@@ -142,6 +143,7 @@ def test_what_is_measured_in_turns_computes_while_nobody_else_does(tmp_path, mon
     assert all(end <= began for (_, end), (began, _) in itertools.pairwise(ordered))
 
 
+@pytest.mark.thorough
 def test_one_that_hangs_is_named_and_spoils_nobody_elses_turn(tmp_path, monkeypatch):
     (tmp_path / "telling.py").write_text(TELLS_WHEN)
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,7 @@ def bench(tmp_path):
     return run
 
 
+@pytest.mark.thorough
 def test_a_run_is_compared_with_one_that_was_saved(bench, tmp_path):
     saved = bench("--benchmark-autosave")
     assert saved.returncode == 0, saved.stdout + saved.stderr

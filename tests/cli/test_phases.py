@@ -94,6 +94,7 @@ def test_errors_that_nobody_reads_keep_their_exit_code():
     assert behind_head("frobnicate", errors=True).returncode == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.flower
 @pytest.mark.parametrize("command", ["run", "run --json -", "simulate"])
 def test_behind_head_a_run_ends_and_its_workers_with_it(command):

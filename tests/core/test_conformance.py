@@ -27,6 +27,7 @@ class TestLoky(ExecutorConformance):
     backend = "loky"
 
 
+@pytest.mark.thorough
 class Spawned(LifecycleConformance, ScriptConformance):
     """What depends on how a worker starts."""
 

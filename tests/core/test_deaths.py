@@ -27,6 +27,7 @@ class TestLoky(ExecutorDeaths):
     backend = "loky"
 
 
+@pytest.mark.thorough
 class Spawned(WorkerDeaths, CallerDeaths):
     """What depends on how a worker starts."""
 

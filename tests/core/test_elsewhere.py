@@ -114,6 +114,7 @@ def as_on_macos(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
 
 
+@pytest.mark.thorough
 def test_as_on_macos_tasks_run_in_fresh_interpreters(as_on_macos):
     pytest.importorskip("loky")
     backends = ("standby", "process", "pool", "loky", "inline")

@@ -59,6 +59,7 @@ def warnings_of(caplog):
     return run
 
 
+@pytest.mark.thorough_but("pandas", "pyarrow", "sklearn.ensemble")
 @pytest.mark.parametrize("library", USES)
 def test_a_library_whose_threads_do_no_harm_can_be_preloaded(library, warnings_of):
     if importlib.util.find_spec(library.partition(".")[0]) is None:

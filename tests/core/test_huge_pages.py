@@ -10,6 +10,8 @@ import pytest
 from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE
 
+pytestmark = pytest.mark.thorough_but("standby")
+
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 pytestmark = pytest.mark.skipif(

@@ -7,6 +7,8 @@ import pytest
 import fedexec
 from fedexec.testing.tasks import DEADLINE, poll
 
+pytestmark = pytest.mark.thorough_but("standby")
+
 
 @pytest.fixture(params=["standby", "process", "pool", "loky"])
 def create(request, create_on):

@@ -44,6 +44,7 @@ def wait_and_return_much(gate):
     return gate.enter(bytes(4 << 20))
 
 
+@pytest.mark.thorough
 @needs_peers
 def test_a_manager_that_is_stopped_before_it_has_read_a_result_is_replaced(create_on, tmp_path):
     before = new_children()

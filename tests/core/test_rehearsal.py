@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is fork
 
 CACHE = """
 import os
+
+pytestmark = pytest.mark.thorough_but("standby")
 filled = {log!r}
 _data = None
 
@@ -328,6 +330,7 @@ def test_a_call_finds_the_path_that_the_caller_has_now(create, tmp_path, monkeyp
     assert executor.submit(arrived_later.look).result(DEADLINE) == [1]
 
 
+@pytest.mark.thorough
 def test_rehearsals_each_have_their_time_when_a_template_is_replaced(create):
     executor = create(preload_timeout=2)
     for number in range(3):

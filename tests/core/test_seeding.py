@@ -22,6 +22,7 @@ def test_torch_follows_from_the_seed_whenever_it_is_imported():
     assert drawn[0][0] != drawn[0][1]
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ["standby", "pool", "process", "loky"])
 def test_workers_of_a_template_with_torch_draw_different_numbers(backend):
     with fedexec.create_executor(backend, max_workers=2, preload=["torch"]) as executor:

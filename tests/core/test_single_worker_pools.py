@@ -21,6 +21,8 @@ from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE, poll
 from fedexec_backends._single_worker_pool import _Worker
 
+pytestmark = pytest.mark.thorough_but("forkserver")
+
 POOLS = {"pool": concurrent.futures.ProcessPoolExecutor, "loky": loky.ProcessPoolExecutor}
 
 
@@ -196,6 +198,7 @@ def note_and_exit(note):
     os._exit(3)
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_pile_up(create):
     executor = create()
     assert list(executor.map(abs, range(5))) == list(range(5))

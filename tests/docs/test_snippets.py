@@ -111,6 +111,7 @@ def test_the_backend_that_is_shown_runs_where_it_is_installed(tmp_path):
 # ---------------------------------------------------------------- shell
 
 
+@pytest.mark.thorough_but(*(name for name in WITH_SHELL if name != "docs/tutorial.md"))
 @pytest.mark.parametrize("name", WITH_SHELL)
 def test_shell_commands_are_what_there_is_and_those_that_are_marked_run(name, place):
     for block in PAGES[name].of("sh", "bash"):

@@ -11,6 +11,8 @@ from kills import kill_callers
 
 from fedexec.testing import refusals
 
+pytestmark = pytest.mark.thorough_but("standby")
+
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
 def test_nothing_is_lost_wrong_or_left(backend, capfd):

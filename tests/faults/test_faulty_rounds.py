@@ -7,6 +7,7 @@ pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 
+@pytest.mark.thorough
 def test_a_killed_run_that_is_resumed_ends_as_one_that_was_not(tmp_path):
     options = ("--clients", "5", "--fit-clients", "3", "--rounds", "5", "--epochs", "1")
     whole = run(FAULTY, tmp_path, *options)

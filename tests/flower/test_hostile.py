@@ -155,7 +155,8 @@ def test_with_twenty_kinds_of_hostile_clients_a_server_ends_with_the_weights_of_
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("evaluate", [pytest.param(False, marks=pytest.mark.thorough), True])
+@pytest.mark.thorough
+@pytest.mark.parametrize("evaluate", [False, True])
 def test_so_does_the_command(evaluate, tmp_path):
     pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
     secret = tmp_path / "secret"

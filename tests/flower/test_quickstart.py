@@ -78,6 +78,7 @@ def test_each_message_runs_in_a_process_of_its_own_and_the_app_learns(reference,
     assert len({record.usage.worker_pid for record in reference.tasks}) == 8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["pool", "process", "loky"])
 def test_the_same_seed_shuffles_and_trains_the_same_in_all_workers(app, reference, backend):
     with started(app, backend) as run:

@@ -123,6 +123,7 @@ def _note_devices(call):
     os.environ["SEEN_IN_THE_CALL"] = str(call())
 
 
+@pytest.mark.thorough
 def test_what_an_app_draws_when_it_is_loaded_is_the_same_each_time(app):
     noted = app()
     for backend, first in (("standby", False), ("process", False), ("loky", False), ("standby", True)):

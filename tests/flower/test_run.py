@@ -52,6 +52,7 @@ def test_the_default_run_learns_the_digits_in_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.npz"]
 
 
+@pytest.mark.thorough_but("standby-true")
 @pytest.mark.parametrize(
     ("backend", "learn"),
     [("standby", "true"), ("standby", "false"), ("pool", "true"), ("loky", "true"), ("inline", "true")],
@@ -92,6 +93,7 @@ def test_only_the_sampled_clients_trained(directory):
         assert sorted(trained) == round_["clients"]
 
 
+@pytest.mark.thorough
 def test_the_environment_chooses(tmp_path):
     file = tmp_path / "run.json"
     tiny = ["--clients", "1", "--rounds", "1", "--epochs", "1", "--quiet", "--json", str(file)]
@@ -101,6 +103,7 @@ def test_the_environment_chooses(tmp_path):
     assert (settings["backend"], settings["sources"]["backend"]) == ("inline", "FEDEXEC_BACKEND")
 
 
+@pytest.mark.thorough
 def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path):
     results = []
     for how in (("--processes",), ("--backend", "inline")):
@@ -143,6 +146,7 @@ def test_server_and_clients_run_apart_by_tls_and_a_secret(tmp_path, directory):
     assert json.loads(file.read_text())["weights_sha256"] == small_run("process", directory)["weights_sha256"]
 
 
+@pytest.mark.thorough
 def test_a_proxy_in_the_environment_is_not_asked():
     asked = []
 
@@ -170,6 +174,7 @@ def test_a_proxy_in_the_environment_is_not_asked():
     assert asked == []
 
 
+@pytest.mark.thorough
 def test_tls_is_passed_to_flower(tmp_path):
     names = _write_certificates(tmp_path)
     file = tmp_path / "run.json"

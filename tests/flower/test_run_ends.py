@@ -24,6 +24,7 @@ APP = str(Path(__file__).parent / "quickstart_app")
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 
+@pytest.mark.thorough_but("--resume needs --checkpoint DIR", "seed=0; this one has seed=3")
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -62,6 +63,7 @@ def test_a_state_that_another_run_uses_is_one_line_with_its_pid(tmp_path):
     assert f"{tmp_path} is used by another run: pid {os.getpid()} on " in line
 
 
+@pytest.mark.thorough
 def test_missing_data_is_one_line(tmp_path):
     done = run("run", "--data", "cifar10", "--data-dir", str(tmp_path), "--quiet")
     assert done.returncode == 1
@@ -70,6 +72,7 @@ def test_missing_data_is_one_line(tmp_path):
     assert "--download" in done.stderr
 
 
+@pytest.mark.thorough
 def test_an_address_in_use_is_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -99,6 +102,7 @@ def test_a_signal_ends_a_command_that_is_only_starting(argv, delay, number):
     assert errors.strip() in (f"fedexec: {number.name}", f"fedexec: {number.name}: ending all workers")
 
 
+@pytest.mark.thorough_but("waiting for clients")
 @pytest.mark.parametrize("seen", [b"waiting for clients", b"round 1/"])
 def test_after_ctrl_c_the_terminal_is_as_before(seen):
     pid, terminal = pty.fork()
@@ -125,6 +129,7 @@ def _handles_sigterm(pid):
     return int(line, 16) >> signal.SIGTERM - 1 & 1
 
 
+@pytest.mark.thorough_but("mode0-2")
 @pytest.mark.parametrize(
     ("mode", "number"),
     [

@@ -87,6 +87,7 @@ def test_another_seed_samples_other_nodes(inline):
     assert [r.clients for r in runs[0].rounds] != [r.clients for r in runs[1].rounds]
 
 
+@pytest.mark.thorough
 def test_a_server_that_is_the_first_to_use_numpy_draws_what_follows_from_the_seed():
     code = """
 from flwr.serverapp import ServerApp
@@ -323,6 +324,7 @@ def test_apps_made_in_a_script_run_once_and_leave_nothing():
     assert output.splitlines() == ["begins", "[]", "left: set()"], errors
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_script_that_is_ended(number):
     running = script("hang")

@@ -81,6 +81,7 @@ def test_a_directory_its_config_and_what_overrides_it(tmp_path):
     assert by_flag["settings"]["sources"]["backend"] == "flag"
 
 
+@pytest.mark.thorough
 def test_an_app_whose_package_lies_under_src_runs_without_being_installed(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "offload_app").symlink_to(DIRECTORY / "offload_app")
@@ -89,6 +90,7 @@ def test_an_app_whose_package_lies_under_src_runs_without_being_installed(tmp_pa
     assert [round_["clients"] for round_ in told["rounds"]] == [[], [0, 1], [0, 1]]
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_weights():
     small = (*APPS, "--nodes", "6", "--run-config", "fraction=0.5")
     first, second, other = (result(*small, *more) for more in ([], ["--backend", "inline"], ["--seed", "1"]))
@@ -229,6 +231,7 @@ def test_a_number_of_nodes_that_is_none_is_a_usage_error(tmp_path, number):
     assert "options.num-supernodes must be an integer of at least 1, got " in done.stderr
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ["standby", "pool", "process", "loky", "inline"])
 def test_what_an_app_logs_is_shown_wherever_it_runs_and_each_round_of_flowers_server_is_not(
     tmp_path, backend
@@ -254,6 +257,7 @@ def test_what_an_app_logs_is_shown_wherever_it_runs_and_each_round_of_flowers_se
     assert sorted(told[2:]) == of_clients
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ["standby", "process", "inline"])
 def test_where_it_is_quiet_no_information_of_an_app_is_shown(tmp_path, backend):
     app = directory(tmp_path, server="""
@@ -295,6 +299,7 @@ def test_what_an_app_forks_in_the_commands_process_is_ended_as_anywhere(tmp_path
     assert done.stderr == ""
 
 
+@pytest.mark.thorough_but("2")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_everything(number):
     running = subprocess.Popen(

@@ -164,6 +164,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.thorough
 def test_a_stopped_client_that_takes_not_even_the_model_is_a_failure_of_its_round(caplog):
     """The system's buffers do not hold the model, so that sending it does not end."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

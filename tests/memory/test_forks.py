@@ -75,6 +75,7 @@ def test_a_module_may_ask_torch_for_cuda_at_its_top(play):
     assert complaints == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scenario", [None, "fail * 9\n"], ids=["no driver", "driver not loaded"])
 def test_a_module_may_ask_for_cuda_where_there_is_none(play, scenario):
     found, complaints = play(scenario, 'print(json.dumps(look_with("standby")))', CUDA_VISIBLE_DEVICES="0")
@@ -157,6 +158,7 @@ print(json.dumps(verdicts))
 """
 
 
+@pytest.mark.thorough
 def test_what_starts_cuda_in_a_template_is_noticed_and_can_be_hidden(play):
     found, _ = play(ONE_GPU, TRY.format(sources=STARTS_CUDA | STARTS_NOTHING))
     assert {name: verdicts[1] for name, verdicts in found.items()} == dict.fromkeys(found, "")

@@ -28,6 +28,7 @@ def test_a_worker_above_its_device_limit_is_replaced(emulate, backend, options):
         assert gpu.used_bytes() == CONTEXT + 20 * MIB
 
 
+@pytest.mark.thorough
 def test_a_leaking_worker_never_begins_a_task_above_its_limit():
     """200 tasks that keep 200 MB each: none is lost, whatever had to be replaced."""
     pytest.importorskip("loky")

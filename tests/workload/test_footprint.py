@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
+pytestmark = pytest.mark.thorough
+
 COMMAND = Path(__file__).parents[2] / "bench" / "footprint.py"
 GIB, MIB = 1 << 30, 1 << 20
 AT_ONCE = 4
