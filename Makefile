@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests start thousands of processes; each would compile every module anew if bytecode were not kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-unit test-all coverage soak gpu lint types docs bench bench-smoke clean
+.PHONY: run test test-unit test-all test-touched coverage soak gpu lint types docs bench bench-smoke clean
 
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
@@ -21,6 +21,11 @@ test-unit: .venv/installed
 
 test-all: .venv/installed
 	$(PYTEST) $(ARGS)
+
+# The thorough tests of what the last commit touches, or what has changed since the commit BASE.
+test-touched: .venv/installed
+	touched=$$($(BIN)/python tests/touched.py) && \
+	    if [ -n "$$touched" ]; then $(PYTEST) -m thorough $$touched $(ARGS) || [ $$? = 5 ]; fi  # 5: they have none
 
 # Lines and branches of the core that `make test` runs in the caller's process; workers are not followed.
 coverage: .venv/installed
