@@ -1,8 +1,8 @@
 """Prints the test files whose thorough tests `make test-touched` runs, because a change touches them.
 
 A file is touched if it was changed itself, or if it imports a module that was changed. The suites that every
-backend passes are touched by a change of any backend. If a change touches many files, only a hint is printed, because
-there is no time for them.
+backend passes are touched by a change of any backend. If a change touches many files, only a hint is
+printed, because there is no time for them.
 """
 
 import ast
