@@ -6,6 +6,8 @@ import functools
 import itertools
 import logging
 import math
+import signal
+import threading
 import time
 import weakref
 from collections import deque
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 from fedexec import _registry
 from fedexec._scheduling import mapping
 from fedexec._scheduling.admission import Admission, Footprint, ceiling
+from fedexec._scheduling.deadline import GRACE_SECONDS
 from fedexec._scheduling.exit_hooks import drain_before_exit_of
 from fedexec._scheduling.futures import Future, Stats
 from fedexec._scheduling.scheduler import Scheduler
@@ -26,6 +29,7 @@ from fedexec._scheduling.settings_checks import (
     require_open_files,
     warn_of_no_effect,
 )
+from fedexec._system.machine import SIGKILL
 from fedexec._worker.seeding import call_seeded
 from fedexec.devices.device import is_emulated
 from fedexec.interface import Capability, Hooks, Task, function_name, once
@@ -300,8 +304,19 @@ class Executor(concurrent.futures.Executor):
 
     def kill_workers(self) -> None:
         """Shut down at once: cancel waiting tasks, and end all workers (running tasks: WorkerDiedError)."""
-        self._scheduler.close(cancel_futures=True, kill=True)
+        self._scheduler.close(cancel_futures=True, kill=SIGKILL)
         self._scheduler.join()
+
+    def terminate_workers(self) -> None:
+        """Shut down like :meth:`kill_workers`, but let running tasks clean up: workers get SIGTERM first.
+
+        Workers that have not ended after 2 seconds are killed.
+        """
+        self._scheduler.close(cancel_futures=True, kill=signal.SIGTERM)
+        killing = threading.Timer(GRACE_SECONDS, self._scheduler.close, kwargs={"kill": SIGKILL})
+        killing.start()
+        self._scheduler.join()
+        killing.cancel()
 
     def end(self, future: concurrent.futures.Future[Any]) -> None:
         """End one task: cancel it if it waits, or end its worker if it runs, so it raises WorkerDiedError.

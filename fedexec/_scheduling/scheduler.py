@@ -116,24 +116,24 @@ class Scheduler:
                 self._open_slot()
         return future
 
-    def close(self, *, cancel_futures: bool = False, kill: bool = False) -> None:
+    def close(self, *, cancel_futures: bool = False, kill: int = 0) -> None:
         """Accept no more tasks. Returns at once.
 
         Parameters
         ----------
         cancel_futures : bool
             Whether to cancel the tasks that have not begun.
-        kill : bool
-            Whether to end the workers of the tasks that run.
+        kill : int
+            Signal that the workers of the tasks that run get; 0 if they are to go on.
         """
         if self._is_forked_copy():
             return
         with self._lock:
             unused = not self._slots and not self._closing
             self._closing = True
-            self._killing |= kill
+            self._killing |= bool(kill)
             waiting = list(self._queue)
-            kept = self._free_slots(kill=kill) if cancel_futures else len(waiting)
+            kept = self._free_slots(kill=bool(kill)) if cancel_futures else len(waiting)
             self._queue, cancelled = deque(waiting[:kept]), waiting[kept:]
             self._counts["cancelled"] += len(cancelled)
             running = list(self._running)
@@ -143,7 +143,7 @@ class Scheduler:
             future.set_running_or_notify_cancel()
         if kill and Capability.KILLS_ONE in self._backend.capabilities:
             for task in running:
-                self._attempts.kill(task)
+                self._attempts.kill(task, kill)
         if unused:
             self._end_backend()
 

@@ -26,7 +26,7 @@ from fedexec.interface import Capability
 from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.leaks import living, new_children
 from fedexec.testing.suite import Create, Suite
-from fedexec.testing.tasks import DEADLINE, Gate
+from fedexec.testing.tasks import DEADLINE, Gate, poll
 
 __all__ = ["WorkerDeaths"]
 
@@ -338,6 +338,21 @@ class WorkerDeaths(Suite):
         futures = [executor.submit(bad_tasks.hang) for _ in range(4)]
         executor.kill_workers()
         assert all(future.done() for future in futures)
+        assert not new_children(before)
+
+    def test_terminate_workers_lets_tasks_clean_up(self, create: Create, temp: Path) -> None:
+        self.need(Capability.KILLS_ONE)
+        before = self.alone()
+        executor = create(max_workers=2)
+        polite = executor.submit(bad_tasks.clean_up_on_sigterm, temp / "begun", temp / "cleaned up")
+        stubborn = executor.submit(bad_tasks.hang_for_good)
+        waiting = executor.submit(int)
+        poll((temp / "begun").exists, "a task runs")
+        executor.terminate_workers()
+        assert (temp / "cleaned up").exists()
+        assert isinstance(polite.exception(0), WorkerDiedError | SystemExit)
+        assert isinstance(stubborn.exception(0), WorkerDiedError)
+        assert waiting.cancelled()
         assert not new_children(before)
 
     def test_kill_workers_helps_a_shutdown_that_waits(self, create: Create, gate: Gate) -> None:
