@@ -24,7 +24,7 @@ OF_MODULES = {
     "argparse": "_SubParsersAction",
     "atexit": "_run_exitfuncs",
     "cloudpickle.cloudpickle": (
-        "_DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES _class_setstate "
+        "_DYNAMIC_CLASS_TRACKER_BY_ID _PICKLE_BY_VALUE_MODULES _class_setstate _function_setstate "
         "_lookup_module_and_qualname _make_skeleton_class _make_skeleton_enum"
     ),
     "concurrent.futures.process": "_RemoteTraceback",
