@@ -47,6 +47,7 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+	for each in tests/conftest.py tests/*/conftest.py bench/conftest.py; do $(BIN)/mypy $$each || exit 1; done
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)

@@ -48,7 +48,8 @@ def main() -> None:
 
 
 def _up_to_date() -> dict[Path, str]:
-    texts, blocks, rows = {}, [], []
+    texts, blocks = {}, []
+    rows: list[str] = []
     for file in sorted(RESULTS.glob("*.json")):
         summary = summarize([file])
         html = file.with_suffix(".html")

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from comparing import run_comparisons
@@ -219,7 +220,7 @@ def run_here(engine: str, *chosen: str) -> None:
         from flwr.simulation import run_simulation
 
         apps = importlib.import_module(module)
-        resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        resources: dict[str, dict[str, Any]] = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(apps.server, getattr(apps, name), settings["nodes"], backend_config=resources)
         return
     from fedexec.flower import simulate

@@ -82,7 +82,7 @@ def serve(grid: Grid, initial: list, evaluate=None) -> None:
     result = strategy.start(
         grid, ArrayRecord(initial), num_rounds=run["rounds"], timeout=run["timeout"], evaluate_fn=evaluate
     )
-    last = result.evaluate_metrics_serverapp.get(run["rounds"], {})
+    last = result.evaluate_metrics_serverapp.get(run["rounds"], MetricRecord())
     report = {
         "rounds": time.perf_counter() - begun,
         "failures": strategy.failures,

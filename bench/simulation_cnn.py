@@ -22,11 +22,11 @@ client, server = ClientApp(), ServerApp()
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    spec = DataSpec(clients=context.node_config["num-partitions"])
+    spec = DataSpec(clients=int(context.node_config["num-partitions"]))
     config = TRAINING | {"server_round": message.content["config"]["server-round"]}
     weights, examples, metrics = training.train(
-        message.content["arrays"].to_numpy_ndarrays(), config,
-        data=spec, client=context.node_config["partition-id"],
+        message.content.array_records["arrays"].to_numpy_ndarrays(), config,
+        data=spec, client=int(context.node_config["partition-id"]),
     )  # fmt: skip
     record = MetricRecord({**metrics, "num-examples": examples})
     return Message(RecordDict({"arrays": ArrayRecord(weights), "metrics": record}), reply_to=message)

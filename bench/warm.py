@@ -158,9 +158,9 @@ def _simulate(name: str) -> None:
     import fedexec
     from fedexec.flower import simulate
 
-    own = {"executor": fedexec.create_executor(max_workers=2)} if "executor" in name else {}
+    executor = fedexec.create_executor(max_workers=2) if "executor" in name else None
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        done = simulate("simulation_cnn:server", "simulation_cnn:client", num_nodes=20, **own)
+        done = simulate("simulation_cnn:server", "simulation_cnn:client", num_nodes=20, executor=executor)
     print(json.dumps([found.seconds for found in done.rounds if found.server_round]))
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -192,7 +193,7 @@ def test_what_a_file_says_of_rounds_is_not_believed_if_it_cannot_be(tmp_path):
     path = tmp_path / "bench.json"
     document = Document(path, "full", parts, {})
     sound = {"seconds": [0.5], "noted": {}}
-    states = [
+    states: list[Any] = [
         sound,
         None,
         3,

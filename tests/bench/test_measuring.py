@@ -183,4 +183,4 @@ def test_a_plug_in_is_asked_what_it_promises(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert contestants()["mine"].isolation == FRESH
     assert contestants()["mine"].missing is None
-    assert "broken" in contestants()["broken"].missing
+    assert "broken" in str(contestants()["broken"].missing)

@@ -106,9 +106,11 @@ def test_living_executors_are_no_leftovers():
 
 def test_a_process_whose_caller_is_gone_is_found_and_ended(shared, capsys):
     # Played by a process with a template's mark: a real one ends with its caller.
-    dead = dataclasses.replace(Mark.own(), started=1)
+    own = Mark.own()
+    assert own is not None
+    dead = dataclasses.replace(own, started=1)
     waiting = [sys.executable, "-c", "import time; time.sleep(3600)"]
-    for mark, ends in ((Mark.own(), False), (dead, True)):
+    for mark, ends in ((own, False), (dead, True)):
         with subprocess.Popen(waiting, env=os.environ | {VARIABLE: str(mark)}, process_group=0) as process:
             try:
                 assert (process.pid in [each.pid for each in leftovers.find()]) is ends
@@ -144,7 +146,9 @@ def test_what_a_task_or_a_preload_starts_bears_no_mark():
 
 @pytest.mark.parametrize("other", ["boot", "namespace"])
 def test_a_mark_of_another_machine_or_container_proves_nothing(other):
-    mark = dataclasses.replace(Mark.own(), started=1)
+    own = Mark.own()
+    assert own is not None
+    mark = dataclasses.replace(own, started=1)
     assert mark.caller_has_ended()
     assert not dataclasses.replace(mark, **{other: type(getattr(mark, other))(12345)}).caller_has_ended()
 

@@ -209,7 +209,7 @@ def test_a_file_that_may_be_written_where_none_may_be_made_is_written_through():
         file = Path(directory, "file")
         file.write_text("old and longer")
         file.chmod(0o666)
-        command = [sys.executable, "-c", textwrap.dedent(code), file]
+        command = [sys.executable, "-c", textwrap.dedent(code), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert (file.read_text(), file.stat().st_uid) == ("new", os.geteuid())

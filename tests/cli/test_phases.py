@@ -42,6 +42,7 @@ def test_ctrl_c_while_it_ends_is_quiet():
     with subprocess.Popen(
         [sys.executable, "-c", HELD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as started:
+        assert started.stdout is not None
         for line in started.stdout:
             if line == "ending\n":
                 break
@@ -66,8 +67,10 @@ def behind_head(*argv, cwd=None, errors=False):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        streams = {"stdout": writing, "stderr": writing if errors else subprocess.PIPE}
-        return subprocess.run([*FEDEXEC, *argv], **streams, text=True, cwd=cwd, timeout=120)
+        stderr = writing if errors else subprocess.PIPE
+        return subprocess.run(
+            [*FEDEXEC, *argv], stdout=writing, stderr=stderr, text=True, cwd=cwd, timeout=120
+        )
     finally:
         os.close(writing)
 

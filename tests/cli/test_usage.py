@@ -20,7 +20,7 @@ needs_flower = pytest.mark.flower
 def complaint(capsys, *argv):
     """Run a command that must fail; return its exit code and the one line it says."""
     try:
-        code = main(list(argv))
+        code: str | int | None = main(list(argv))
     except SystemExit as exc:
         code = exc.code
     captured = capsys.readouterr()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_a_metric_and_the_reason_of_a_client(capsys):
 
     display = Display(1, quiet=False)
     failed = [{"client": 0, "reason": ESCAPE}]
-    metrics = {"accuracy": ESCAPE}
+    metrics: dict[str, Any] = {"accuracy": ESCAPE}
     display.progress(Round(1, clients=[0], failures=failed, metrics=metrics, loss=10**400, seconds=1.0), 1)
     out = capsys.readouterr().out
     assert f"client 0: {SHOWN}" in out and "loss inf  1.0 s" in out

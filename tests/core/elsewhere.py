@@ -64,7 +64,7 @@ def pretend(platform):
         _leave_windows_signals()
         _have_no_library_of_everything()
         for name in NO_MODULES_OF_WINDOWS.split():
-            sys.modules[name] = None  # an import of it fails
+            sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     if hasattr(os, "process_cpu_count"):  # as it is where there is no sched_getaffinity
         os.process_cpu_count = os.cpu_count
     sys.platform = platform

@@ -58,7 +58,7 @@ PRIVATE = {  # what a test asks for that is the standard pool's own -> those tes
 }
 
 
-class OnBackend(util.ExecutorMixin):
+class OnBackend(util.ExecutorMixin):  # type: ignore[name-defined]
     """Makes executors of ours where CPython's mixins make those of the standard library."""
 
     backend: str
@@ -83,7 +83,7 @@ def _on(backend, *tests):
     return type(f"On{backend.title()}", (*tests, OnBackend, util.BaseTestCase), names)
 
 
-class Shutdown(shutdown.ExecutorShutdownTest):
+class Shutdown(shutdown.ExecutorShutdownTest):  # type: ignore[name-defined]
     """Has the scripts of these tests import an executor of ours."""
 
     def setUp(self):

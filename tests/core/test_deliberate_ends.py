@@ -40,6 +40,7 @@ def kill_myself():
 def test_who_was_killed_by_somebody_else_may_have():
     with create_executor("standby", max_workers=1) as executor:
         error = executor.submit(kill_myself).exception(30)
+    assert isinstance(error, WorkerDiedError)
     assert not error.is_deliberate
     assert GUESS in str(error)
 
@@ -64,6 +65,7 @@ def test_one_ctrl_c_ends_the_executor_of_a_script(backend):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     ) as script:
+        assert script.stdout is not None
         assert script.stdout.readline() == "running\n"
         family = psutil.Process(script.pid).children(recursive=True)
         os.killpg(script.pid, signal.SIGINT)

@@ -266,7 +266,7 @@ def test_the_same_seed_draws_the_same_before_and_after_learning(create, package)
     package(code="import random; random.random()")  # as rich does
 
     def draw():
-        import costly  # noqa: F401
+        import costly  # type: ignore[import-not-found]  # noqa: F401
 
         return random.random()
 

@@ -35,7 +35,7 @@ def version_found(*, prepend=None):
     def task():
         if prepend is not None:
             sys.path.insert(0, prepend)
-        import versioned
+        import versioned  # type: ignore[import-not-found]
 
         return versioned.VERSION
 

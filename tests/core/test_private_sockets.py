@@ -13,6 +13,7 @@ import pytest
 import fedexec
 from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE, poll
+from fedexec_backends.process import ProcessBackend
 
 needs_peers = pytest.mark.skipif(
     not hasattr(socket, "SO_PEERCRED"), reason="a socket does not tell who is at its other end"
@@ -41,13 +42,19 @@ with socket.socket(socket.AF_UNIX) as listener:
 """
 
 
+def manager_of(executor):
+    backend = executor._scheduler._backend
+    assert isinstance(backend, ProcessBackend)
+    return backend._manager
+
+
 @needs_peers
 def test_the_managers_socket_hears_no_other_user():
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
     with fedexec.create_executor("process", max_workers=1) as executor:
         executor.submit(abs, -1).result()
-        address = executor._scheduler._backend._manager.address.decode()
+        address = manager_of(executor).address.decode()
         key = bytes(multiprocessing.current_process().authkey).hex()
 
         def call(user):
@@ -77,12 +84,13 @@ def test_who_takes_a_dead_managers_address_is_told_nothing(start_method, tmp_pat
     with fedexec.create_executor("process", max_workers=1, start_method=start_method) as executor:
         future = executor.submit(wait_for_leave)
         poll(started.exists, "the task runs")
-        manager = executor._scheduler._backend._manager
+        manager = manager_of(executor)
         address = manager.address.decode().replace("\0", "@", 1)
         manager._process.kill()
         manager._process.join()
         command = [sys.executable, "-c", IMPOSTOR, address]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as impostor:
+            assert impostor.stdout is not None
             try:
                 assert impostor.stdout.readline() == "listening\n"
                 go_on.touch()

@@ -25,7 +25,8 @@ needs_peers = pytest.mark.skipif(
 def test_a_process_that_is_stopped_before_it_has_read_its_task_is_replaced(
     create_on, monkeypatch, start_method
 ):
-    write, stopped = popen._write, []
+    write = popen._write
+    stopped: list[int] = []
 
     def stop_and_write(fd, data, pid):
         if len(data) > 1 << 20 and not stopped:
@@ -75,6 +76,7 @@ def test_a_manager_that_is_stopped_while_much_is_written_to_it_is_killed(tmp_pat
     address = str(tmp_path / "socket")
     command = [sys.executable, "-c", ACCEPTS_AND_STOPS, address]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as manager:
+        assert manager.stdout is not None
         manager.stdout.readline()
         with _PatientConnection.of(Client(address)) as connection, pytest.raises(OSError):
             connection.send(bytes(4 << 20))

@@ -87,8 +87,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.parametrize("start_method", AVAILABLE_START_METHODS)
 def test_workers_end_with_a_killed_caller_although_the_kernel_sends_them_no_signal(start_method):
     script = REFUSED.format("F_SETSIG", "EPERM") + KILLED.format(start_method)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as caller:
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
         started = list(map(psutil.Process, map(int, caller.stdout.readline().split())))
         caller.communicate("\n", timeout=60)
         assert caller.returncode == -signal.SIGKILL

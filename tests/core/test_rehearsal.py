@@ -53,7 +53,7 @@ def cache(tmp_path, monkeypatch):
     log.touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "has_a_cache", raising=False)
-    import has_a_cache
+    import has_a_cache  # type: ignore[import-not-found]
 
     return has_a_cache, log
 
@@ -133,17 +133,17 @@ def leave_a_thread():
 def start_a_process():
     import subprocess
 
-    leave_a_thread.child = subprocess.Popen(["sleep", "99"])
+    leave_a_thread.child = subprocess.Popen(["sleep", "99"])  # type: ignore[attr-defined]
 
 
 def open_a_file():
-    open_a_file.file = os.fdopen(os.open(__file__, os.O_RDONLY))
+    open_a_file.file = os.fdopen(os.open(__file__, os.O_RDONLY))  # type: ignore[attr-defined]
 
 
 def make_a_lock():
     import multiprocessing
 
-    make_a_lock.lock = multiprocessing.Lock()
+    make_a_lock.lock = multiprocessing.Lock()  # type: ignore[attr-defined]
 
 
 UNFIT = {
@@ -233,7 +233,8 @@ def use_a_bar_and_the_default_start_method():
     from tqdm.auto import tqdm  # a subclass of the one that the lock is named after
 
     np.save("mapped.npy", np.ones(9))
-    use_a_bar_and_the_default_start_method.mapped = np.load("mapped.npy", mmap_mode="r")
+    mapped = np.load("mapped.npy", mmap_mode="r")
+    use_a_bar_and_the_default_start_method.mapped = mapped  # type: ignore[attr-defined]
     multiprocessing.get_context().get_start_method()
     multiprocessing.get_start_method()
     return sum(tqdm(range(3), disable=False, file=io.StringIO()))
@@ -324,7 +325,7 @@ def test_a_call_finds_the_path_that_the_caller_has_now(create, tmp_path, monkeyp
         "value = []\ndef fill(): value.append(1)\ndef look(): return value\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    import arrived_later
+    import arrived_later  # type: ignore[import-not-found]
 
     assert executor.rehearse(arrived_later.fill)
     assert executor.submit(arrived_later.look).result(DEADLINE) == [1]

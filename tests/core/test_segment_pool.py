@@ -34,9 +34,12 @@ def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(mon
     """As with one worker, which has ended before the next gets them."""
     written = []
     write = segments.Segment.write
-    monkeypatch.setattr(
-        segments.Segment, "write", lambda self, *args: (written.append(self), write(self, *args))
-    )
+
+    def note_and_write(self, *args):
+        written.append(self)
+        write(self, *args)
+
+    monkeypatch.setattr(segments.Segment, "write", note_and_write)
     pool = SegmentPool()
     array = np.ones(1 << 20, np.float32)
     for _ in range(4):
@@ -49,7 +52,12 @@ def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(mon
 def test_the_same_objects_are_compared_only_if_they_may_have_changed(monkeypatch):
     compared = []
     memcmp = segments._memcmp
-    monkeypatch.setattr(segments, "_memcmp", lambda *args: compared.append(args) or memcmp(*args))
+
+    def note_and_compare(*args):
+        compared.append(args)
+        return memcmp(*args)
+
+    monkeypatch.setattr(segments, "_memcmp", note_and_compare)
     pool = SegmentPool()
     sent = arrays(count=1)
     submitted = time.monotonic()

@@ -56,7 +56,7 @@ def test_a_worker_killed_while_it_is_handed_a_task_has_not_begun_it(create, back
         (worker,) = poll(lambda: workers() - {worker}, "there is an idle worker")
     os.kill(worker, signal.SIGSTOP)
     submit = POOLS[backend].submit
-    handed = []
+    handed: list[concurrent.futures.Future] = []
 
     def submit_and_kill(self, *args, **kwargs):
         future = submit(self, *args, **kwargs)
@@ -71,7 +71,7 @@ def test_a_worker_killed_while_it_is_handed_a_task_has_not_begun_it(create, back
     assert executor.stats().worker_deaths == 0
 
 
-started = weakref.WeakSet()  # workers of the test that runs
+started: weakref.WeakSet[_Worker] = weakref.WeakSet()  # workers of the test that runs
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def stop_after_the_answer():
         if sys._getframe(1).f_code.co_name == "put":
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    Connection.send_bytes = send_and_stop
+    Connection.send_bytes = send_and_stop  # type: ignore[method-assign]
     return os.getpid()
 
 
@@ -148,7 +148,7 @@ def test_a_task_that_the_pool_forgets_is_handed_in_again(create, backend, monkey
     worker = executor.submit(os.getpid).result(DEADLINE)
     (worker,) = poll(lambda: workers() - {worker}, "there is an idle worker")
     submit = POOLS[backend].submit
-    forgotten = []
+    forgotten: list[concurrent.futures.Future] = []
 
     def submit_and_forget(self, *args, **kwargs):
         # MOCK: what CPython 3.11 does of itself if it finds the worker dead in the middle of a submit.
@@ -173,14 +173,14 @@ def test_a_worker_that_cannot_answer_says_why(create):
 def be_unable_to_answer():
     from multiprocessing.connection import Connection
 
-    send = Connection._send_bytes
+    send = Connection._send_bytes  # type: ignore[attr-defined]
 
     def fail(self, buffer):
         if sys._getframe(2).f_code.co_name == "serve":
             raise OSError("no answer")
         send(self, buffer)
 
-    Connection._send_bytes = fail
+    Connection._send_bytes = fail  # type: ignore[attr-defined]
 
 
 def test_workers_that_die_before_they_begin_are_an_answer_at_last(create, tmp_path):

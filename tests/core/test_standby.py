@@ -88,7 +88,7 @@ def leak(size):
 
     kept = getattr(test_standby, "_kept", [])
     kept.append(bytearray(b"x" * size))
-    test_standby._kept = kept
+    test_standby._kept = kept  # type: ignore[attr-defined]
     return os.getpid()
 
 
@@ -134,7 +134,7 @@ def test_what_the_warm_up_did_every_worker_has(create, modules):
 
 
 def warm(value):
-    import warm_state
+    import warm_state  # type: ignore[import-not-found]
 
     warm_state.value = value
 
@@ -235,7 +235,8 @@ def look_around():
     parent, me = multiprocessing.parent_process(), multiprocessing.current_process()
     method = multiprocessing.get_start_method()
     tracker = resource_tracker._resource_tracker
-    assert tracker._check_alive()
+    assert tracker._check_alive()  # type: ignore[attr-defined]
+    assert parent is not None
     assert me.pid == os.getpid()
     return parent.pid, parent.is_alive(), bytes(me.authkey), method, me.daemon, parent.ident, sys.argv
 
@@ -266,7 +267,12 @@ def test_what_a_task_leaves_for_the_end_is_done_at_the_end(create, tmp_path):
 def leave_for_the_end(directory):
     atexit.register((directory / "atexit").touch)
     multiprocessing.util.Finalize(None, (directory / "finalizer").touch, exitpriority=1)
-    threading.Thread(target=lambda: (time.sleep(0.3), (directory / "thread").touch())).start()
+
+    def touch_later():
+        time.sleep(0.3)
+        (directory / "thread").touch()
+
+    threading.Thread(target=touch_later).start()
 
 
 def test_workers_draw_different_random_numbers(create):

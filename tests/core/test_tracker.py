@@ -39,6 +39,7 @@ with fedexec.create_executor(sys.argv[1], max_workers=1) as executor:
 def test_a_caller_ends_although_a_daemon_of_a_task_holds_the_trackers_pipe(backend):
     command = [sys.executable, "-c", WAITS_AT_EXIT, backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
         daemon = int(caller.stdout.readline())
         begun = time.monotonic()
         try:

@@ -10,6 +10,7 @@ from sharing import MIB, add_one, arrays, echo, eventually
 
 import fedexec
 from fedexec._channel import segments
+from fedexec.backend import IsolatingBackend
 
 pytestmark = pytest.mark.skipif(not segments.supported(), reason="needs memfd_create and /proc")
 
@@ -115,9 +116,15 @@ def kept():
     return test_transport._kept
 
 
+def pool_of(executor):
+    backend = executor._scheduler._backend
+    assert isinstance(backend, IsolatingBackend)
+    return backend.channel._pool
+
+
 def test_memory_is_given_back_when_the_last_view_is_gone():
     with fedexec.create_executor("standby", max_workers=1) as executor:
-        pool = executor._scheduler._backend.channel._pool
+        pool = pool_of(executor)
         result = executor.submit(echo, arrays(count=8)).result()
         last = result[3]
         del result
@@ -129,7 +136,7 @@ def test_memory_is_given_back_when_the_last_view_is_gone():
 
 def test_memory_is_given_back_when_the_worker_dies():
     with fedexec.create_executor("standby", max_workers=1) as executor:
-        pool = executor._scheduler._backend.channel._pool
+        pool = pool_of(executor)
         for _ in range(3):
             assert isinstance(executor.submit(die, arrays()).exception(), fedexec.WorkerDiedError)
         eventually(lambda: pool.used_bytes() == 0)
@@ -148,7 +155,7 @@ def test_results_outlive_the_executor():
 
 def test_rounds_reuse_the_same_memory_and_descriptors():
     with fedexec.create_executor("standby", max_workers=2) as executor:
-        pool = executor._scheduler._backend.channel._pool
+        pool = pool_of(executor)
         used = []
         for seed in range(12):
             sent = arrays(seed)

@@ -7,6 +7,7 @@ import argparse
 import ast
 import concurrent.futures
 import multiprocessing.managers
+import multiprocessing.resource_tracker
 import sys
 import threading
 from importlib import import_module
@@ -58,7 +59,7 @@ OF_OBJECTS = {  # whose class does not tell what they have
         "_args _config _kwargs _popen _target",
     ),
     "a parent process": (
-        lambda: multiprocessing.process._ParentProcess("MainProcess", 1, None),
+        lambda: multiprocessing.process._ParentProcess("MainProcess", 1, None),  # type: ignore[attr-defined]
         "_sentinel",
     ),
     "the resource tracker": (
@@ -108,7 +109,7 @@ def _underscored():
     """Return the names with one underscore that our code reaches for, and those that it defines."""
     used, ours = set(), set()
     for package in (fedexec, fedexec_backends):
-        for file in Path(package.__file__).parent.rglob("*.py"):
+        for file in Path(package.__path__[0]).rglob("*.py"):
             ours.add(file.stem)
             for node in ast.walk(ast.parse(file.read_text())):
                 match node:

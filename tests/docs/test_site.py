@@ -1,5 +1,6 @@
 """What the documentation names is there: rooms, files, messages, settings, options, public names."""
 
+import argparse
 import ast
 import dataclasses
 import importlib
@@ -55,7 +56,7 @@ def test_every_command_stands_in_the_reference_with_every_option():
     from fedexec._cli.commands import make_parser
 
     text = reference.commands()
-    (listed,) = (each for each in make_parser()._actions if hasattr(each, "_choices_actions"))
+    (listed,) = (each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction))
     for name, parser in listed.choices.items():
         assert f"## fedexec {name} " in text
         options_ = {option for action in parser._actions for option in action.option_strings}
@@ -130,7 +131,7 @@ def test_the_picture_shows_every_room_and_no_other():
 
 
 def test_files_that_the_documentation_names_are_there():
-    names = {}
+    names: dict[str, str] = {}
     for page in [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), ROOT / "bench" / "README.md"]:
         text = page.read_text()
         found = re.findall(r"`((?:fedexec|fedexec_backends|bench|tests|docs|examples)/[\w/.-]+)`", text)
@@ -182,7 +183,9 @@ def test_the_extras_say_what_is_tested():
     extras = project["optional-dependencies"]
     (flwr,) = (each for each in extras["flower"] if each.startswith("flwr"))
     assert not any(each.startswith("torch") for each in extras["flower"])
-    cells = re.search(r"flwr1\{([\d,]+)\}", (ROOT / "tox.ini").read_text())[1].split(",")
+    listed = re.search(r"flwr1\{([\d,]+)\}", (ROOT / "tox.ini").read_text())
+    assert listed is not None
+    cells = listed[1].split(",")
     assert flwr == f"flwr>=1.{cells[0]},<1.{int(cells[-1]) + 1}"
 
     from fedexec._cli import doctor

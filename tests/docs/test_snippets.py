@@ -10,6 +10,7 @@ comment in the line before a block says:
 Commands that are not run are read by the parser of the command line all the same.
 """
 
+import argparse
 import ast
 import os
 import re
@@ -43,7 +44,7 @@ def place(request, tmp_path):
     return tmp_path
 
 
-_ports = {}
+_ports: dict[str, str] = {}
 
 
 def _with_a_free_port(text):
@@ -139,7 +140,7 @@ def _lines(text):
 def _commands(line):
     """Return the words of each simple command of a line, without what is set for it before."""
     words = shlex.split(line, comments=True)
-    commands = [[]]
+    commands: list[list[str]] = [[]]
     for word in words:
         if word in ("&&", "||", "|", ";", "&"):
             commands.append([])
@@ -185,7 +186,7 @@ def _check_fedexec(words):
 
 
 def _options_of(command):
-    (listed,) = (each for each in make_parser()._actions if hasattr(each, "_choices_actions"))
+    (listed,) = (each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction))
     return {option for action in listed.choices[command]._actions for option in action.option_strings}
 
 

@@ -26,7 +26,7 @@ from fedexec.errors import TaskTimeoutError, WorkerDiedError
 from fedexec.testing import bad_tasks, tasks
 from fedexec.testing.leaks import living, memory_of, new_children, still_named
 
-__all__ = ["FAULTS", "KILL", "Report", "plan_of", "soak"]
+__all__ = ["FAULTS", "KILL", "Report", "plan_of", "run_plan"]
 
 TIMEOUT = 2.0  # seconds, of what hangs or is stopped
 HUGE = 32 << 20
@@ -225,7 +225,7 @@ class Report:
         return not (self.lost or self.wrong or self.left)
 
 
-def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> Report:
+def run_plan(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> Report:
     """Run a task for each entry of `plan`: the fault of that name, or for None an innocent one.
 
     With KILL, one of the executor's processes is killed when an innocent task is done. What runs then may
@@ -247,7 +247,7 @@ def soak(backend: str, plan: list[str | None], seed: int, retries: int = 0) -> R
             futures = []
             for number, name in enumerate(plan[start : start + 500], start):
                 future, is_true = _submit(view, name, number, generator)
-                future.add_done_callback(lambda _, number=number: resolved.update([number]))
+                future.add_done_callback(_counting(number, resolved))
                 futures.append((future, name, is_true))
             segments |= memory_of([psutil.Process(), *new_children(processes)])
             for number, (future, name, is_true) in enumerate(futures, start):
@@ -305,6 +305,10 @@ def _submit(
     return executor.submit(
         np.sort, array
     ), lambda value, error: error is None and bool((value == np.sort(array)).all())
+
+
+def _counting(number: int, resolved: Counter[int]) -> Callable[[object], None]:
+    return lambda _: resolved.update([number])
 
 
 def _descriptors() -> set[str]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 
-from faults import KILL, STOP, Report, plan_of, soak
+from faults import KILL, STOP, Report, plan_of, run_plan
 
 import fedexec
 from fedexec.interface import Capability
@@ -70,7 +70,7 @@ def _quietly(backend: str, plan: list[str | None], seed: int, retries: int) -> R
         before = os.dup(2)
         os.dup2(stderr.fileno(), 2)
         try:
-            return soak(backend, plan, seed, retries)
+            return run_plan(backend, plan, seed, retries)
         finally:
             os.dup2(before, 2)
             os.close(before)

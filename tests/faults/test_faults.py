@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, KILL, STOP, plan_of, soak
+from faults import FAULTS, KILL, STOP, plan_of, run_plan
 from kills import kill_callers
 
 from fedexec.testing import refusals
@@ -19,7 +19,7 @@ def test_nothing_is_lost_wrong_or_left(backend, capfd):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
     plan = [*FAULTS, *[None] * 60]
     random.Random(backend).shuffle(plan)
-    report = soak(backend, plan, seed=0)
+    report = run_plan(backend, plan, seed=0)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
     assert report.faults == dict.fromkeys(FAULTS, 1)
 
@@ -27,14 +27,14 @@ def test_nothing_is_lost_wrong_or_left(backend, capfd):
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
 def test_no_task_is_lost_when_any_process_is_killed(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
-    report = soak(backend, plan_of(60, 0.1, len(backend), [KILL]), seed=len(backend), retries=60)
+    report = run_plan(backend, plan_of(60, 0.1, len(backend), [KILL]), seed=len(backend), retries=60)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
 
 
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
 def test_no_task_is_lost_when_any_process_is_stopped(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
-    report = soak(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend), retries=40)
+    report = run_plan(backend, plan_of(40, 0.1, len(backend), [STOP]), seed=len(backend), retries=40)
     assert (report.lost, report.wrong, report.left) == (0, [], [])
 
 
@@ -43,7 +43,7 @@ def test_no_task_is_lost_when_any_process_is_stopped(backend):
 def test_so_it_is_where_the_kernel_refuses_and_thousands_of_files_are_open():
     soak = Path(__file__).with_name("soak.py")
     refused = [argument for name in refusals.REFUSALS for argument in ("--refuse", name)]
-    command = [sys.executable, soak, "--tasks", "320", *refused, "--descriptors", "5000"]
+    command = [sys.executable, str(soak), "--tasks", "320", *refused, "--descriptors", "5000"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
 

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections import Counter
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -20,6 +21,7 @@ class ExecutorMachine(RuleBasedStateMachine):
 
     backend = ""
     futures = Bundle("futures")
+    resolved: Counter[fedexec.Future]
 
     @initialize(retries=st.integers(0, 1))
     def create(self, retries):
@@ -116,7 +118,7 @@ class ExecutorMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("backend", ["inline", "process", "pool", "loky", "standby"])
 def test_every_future_resolves_once_whatever_is_done(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")
-    machine = type("Machine", (ExecutorMachine,), {"backend": backend})
+    machine: Any = type("Machine", (ExecutorMachine,), {"backend": backend})
     machine.TestCase.settings = settings(
         max_examples=5, stateful_step_count=15, deadline=None, derandomize=True,
         suppress_health_check=list(HealthCheck), database=None,

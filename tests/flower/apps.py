@@ -20,17 +20,18 @@ def weights(message: Message) -> list[np.ndarray]:
 
 def reply(message, arrays, **metrics):
     metrics.setdefault("num-examples", 1)
-    content = {"metrics": MetricRecord(metrics)}
+    content = RecordDict({"metrics": MetricRecord(metrics)})
     if arrays is not None:
         content["arrays"] = ArrayRecord(arrays)
-    return Message(RecordDict(content), reply_to=message)
+    return Message(content, reply_to=message)
 
 
 def visits(context: Context) -> int:
     """Count the visits of this node, in its state."""
-    count = 1 + int(context.state["visits"]["count"]) if "visits" in context.state else 1
-    context.state["visits"] = MetricRecord({"count": count})
-    return count
+    before = context.state["visits"]["count"] if "visits" in context.state else 0
+    assert isinstance(before, int)
+    context.state["visits"] = MetricRecord({"count": before + 1})
+    return before + 1
 
 
 # ---------------------------------------------------------------- the usual
@@ -42,7 +43,8 @@ client = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Move the weights by an amount that depends on who and when."""
     partition = int(context.node_config["partition-id"])
-    server_round = int(message.content["config"]["server-round"])
+    server_round = message.content["config"]["server-round"]
+    assert isinstance(server_round, int)
     moved = [np.float32(0.9) * array + np.float32(partition + server_round) for array in weights(message)]
     return reply(
         message, moved, **{"num-examples": 10 + partition},
@@ -105,7 +107,7 @@ def faulty_train(message: Message, context: Context) -> Message:
             case "hang":
                 time.sleep(3600)
             case "rubbish":
-                return {"not": "a message"}
+                return {"not": "a message"}  # type: ignore[return-value]
             case "echo":
                 return message
     return train(message, context)
@@ -118,12 +120,13 @@ hanging = ClientApp()
 def hang(message: Message, context: Context) -> Message:
     os.write(1, b"hanging\n")  # in one go: others write there too
     time.sleep(3600)
+    return message
 
 
 # ---------------------------------------------------------------- with processes of its own
 
 
-def end_a_fork() -> int:
+def end_a_fork() -> int | None:
     """Fork a process, and end it as a pool of multiprocessing ends its own; return its exit code."""
     return end_child(sleep)
 

@@ -38,7 +38,7 @@ client = ClientApp()
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Take some steps of gradient descent."""
-    weights, bias = message.content["arrays"].to_numpy_ndarrays()
+    weights, bias = message.content.array_records["arrays"].to_numpy_ndarrays()
     images, labels = mine(context)
     wanted = np.eye(CLASSES)[labels]
     for _ in range(50):

@@ -16,7 +16,7 @@ client = ClientApp()
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Take some steps of L-BFGS."""
-    weights, bias = message.content["arrays"].to_numpy_ndarrays()
+    weights, bias = message.content.array_records["arrays"].to_numpy_ndarrays()
     images, labels = mine(context)
     model = LogisticRegression(max_iter=5, warm_start=True)
     model.classes_, model.coef_, model.intercept_ = np.arange(CLASSES), weights.T.copy(), bias.copy()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ import pytest
 from fedexec.flower import Round
 from fedexec.flower.grpc.checkpoint import Checkpoint, CheckpointError, Checkpoints, _seal
 
-WEIGHTS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(0), np.float64(3.5) * np.ones(())]
+WEIGHTS: list[Any] = [
+    np.arange(6, dtype=np.float32).reshape(2, 3),
+    np.zeros(0),
+    np.float64(3.5) * np.ones(()),
+]
 
 
 def state(server_round, weights=WEIGHTS):
@@ -85,7 +90,8 @@ def test_a_run_that_goes_on_removes_its_own_only(tmp_path):
     for name, content in kept.items():
         (tmp_path / name).write_bytes(content)
     with closing(Checkpoints(tmp_path)) as checkpoints:
-        assert checkpoints.latest().server_round == 5
+        found = checkpoints.latest()
+        assert found is not None and found.server_round == 5
         for server_round in (6, 7, 8):
             checkpoints.save(state(server_round))
     assert names(tmp_path) == sorted([*kept, "others", "round-000007.npz", "round-000008.npz"])
@@ -183,7 +189,8 @@ def test_of_damaged_contents_with_a_right_digest_each_is_read_or_refused(tmp_pat
     with closing(Checkpoints(tmp_path)) as checkpoints:
         for _ in range(500):
             newest.write_bytes(sealed(_damaged(content, chance)))
-            assert checkpoints.latest().server_round in (1, 2)
+            found = checkpoints.latest()
+            assert found is not None and found.server_round in (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +282,7 @@ def test_a_directory_in_use_is_refused_with_the_pid_until_its_run_has_ended(tmp_
         [sys.executable, "-c", code, str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(),
     ) as holder:  # fmt: skip
+        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(CheckpointError, match=rf"is used by another run: pid {holder.pid} on "):
             latest(tmp_path)

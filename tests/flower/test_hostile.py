@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import threading
+from typing import Any
 
 import grpc
 import numpy as np
@@ -92,7 +93,11 @@ class Hostile(threading.Thread):
                 tensors = message.fit_ins.parameters.tensors
                 self.stranger.send(self._trained([np.load(io.BytesIO(tensor)) for tensor in tensors]))
             case "evaluate_ins":
-                given = {"loss": 1.0, "samples": 5, "metrics": {"accuracy": Scalar(double=0.5)}}
+                given: dict[str, Any] = {
+                    "loss": 1.0,
+                    "samples": 5,
+                    "metrics": {"accuracy": Scalar(double=0.5)},
+                }
                 given |= self._evaluation
                 answer = ClientMessage.EvaluateRes(loss=given["loss"], num_examples=given["samples"])
                 for name, value in given["metrics"].items():
@@ -131,7 +136,7 @@ HONEST = range(len(FITS), 50)  # they are the majority
 def test_with_twenty_kinds_of_hostile_clients_a_server_ends_with_the_weights_of_the_honest(evaluate):
     averages = []
     for number in (len(FITS), 0):
-        hostile = []
+        hostile: list[Hostile] = []
 
         def start(address, number=number, hostile=hostile):
             hostile += hostile_clients(address, number)

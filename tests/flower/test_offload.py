@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import numpy as np
 import psutil
@@ -120,7 +121,8 @@ def test_a_death_is_an_error_of_that_call_alone(executor):
 
 
 def test_inside_a_worker_it_just_runs(executor):
-    answer = offload(apps.offloaded_train.__wrapped__, executor=executor)(message(), context())
+    offloaded: Any = apps.offloaded_train
+    answer = offload(offloaded.__wrapped__, executor=executor)(message(), context())
     metrics = answer.content["metrics"]
     assert metrics["inner"] == metrics["pid"] != os.getpid()
 

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ class Lazy(types.ModuleType):
 
 def test_only_the_users_own_modules_are_looked_at(monkeypatch, tmp_path):
     monkeypatch.setattr(module_caches, "_modules", [])
-    own = types.ModuleType("own")
+    own: Any = types.ModuleType("own")
     own.__file__ = str(tmp_path / "own.py")
     own.cache = OtherCache()
     for name, module in {"own": own, "lazy": Lazy("lazy"), "no_module": object()}.items():
@@ -189,7 +190,7 @@ def test_only_the_users_own_modules_are_looked_at(monkeypatch, tmp_path):
 
 
 def test_variables_that_are_empty_and_those_that_are_filled(monkeypatch):
-    module = types.ModuleType("own")
+    module: Any = types.ModuleType("own")
     module.data, module.seen, module.net, module.answer = None, [], {}, 42
     module.cached = functools.lru_cache(lambda number: number)
     monkeypatch.setattr(module_caches, "_modules", [module])

@@ -80,7 +80,7 @@ def test_an_archive_instead_of_an_array_is_a_failure():
                 res.parameters.tensors[0] = file.getvalue()
                 return res
 
-            client.fit = fit_then_pack
+            client.fit = fit_then_pack  # type: ignore[method-assign]
             return client
 
     with fedexec.create_executor("inline") as executor:

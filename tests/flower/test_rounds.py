@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.common import Code, FitIns, ndarrays_to_parameters
+from flwr.common import Code, FitIns, FitRes, ndarrays_to_parameters
 
 import fedexec
 from fedexec.flower.grpc import (
@@ -79,7 +80,8 @@ def test_clients_that_read_weights_at_once_do_not_disturb_each_other():
             others[-1].start()
             others[-1].join(0.02)
 
-    answers, others = [], []
+    answers: list[FitRes] = []
+    others: list[threading.Thread] = []
     with fedexec.create_executor("inline") as executor:
         clients = [
             ExecutorClient(executor, fit=functools.partial(jobs.fit, client=index)).to_client()
@@ -170,7 +172,7 @@ def test_a_round_without_any_result_ends_the_run_with_the_reason():
 
 
 def test_workers_do_not_know_flower():
-    flower_seen = []
+    flower_seen: list[Any] = []
 
     class Watching(FedAvgMp):
         def aggregate_fit(self, server_round, results, failures):

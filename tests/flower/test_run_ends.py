@@ -154,6 +154,7 @@ def test_a_signal_ends_everything(mode, number, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
         env=os.environ | {"TMPDIR": str(temporary)},
     )  # fmt: skip
+    assert started.stdout is not None
     for line in started.stdout:
         if line.startswith("round 2/"):  # and round 1 is saved
             break

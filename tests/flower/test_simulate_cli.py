@@ -306,6 +306,7 @@ def test_a_signal_ends_everything(number):
         **command("flower.apps:server", "flower.apps:hanging", "--nodes", "4"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
     )  # fmt: skip
+    assert running.stdout is not None
     for line in running.stdout:
         if line.strip() == "hanging":
             break

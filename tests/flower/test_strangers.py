@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import grpc
 import numpy as np
@@ -35,7 +36,7 @@ class Stranger:
 
     def __init__(self, address, channel=None):
         self._channel = channel or grpc.insecure_channel(address, UNLIMITED)
-        self._says = queue.SimpleQueue()
+        self._says: queue.SimpleQueue[ClientMessage | None] = queue.SimpleQueue()
         self.hears = FlowerServiceStub(self._channel).Join(iter(self._says.get, None), wait_for_ready=True)
 
     def say(self, **properties):
@@ -108,7 +109,7 @@ def test_a_silent_client_is_a_failure_of_its_round_and_the_others_go_on():
     averages = []
     for indices in ((0, 1, 2), (0, 2)):
         with fedexec.create_executor("inline", max_workers=3) as executor:
-            host = []
+            host: list[ClientHost] = []
 
             def start(address, indices=indices, executor=executor, host=host):
                 host.append(members(executor, address, indices, fit=fit))
@@ -215,7 +216,7 @@ def test_a_strangers_long_answer_is_refused(size):
 
 
 def test_what_nobody_has_asked_for_is_not_read():
-    sent = []
+    sent: list[Any] = []
 
     def start(address):
         def answers():
@@ -245,7 +246,7 @@ def test_what_nobody_has_asked_for_is_not_read():
 
 
 def test_a_thousand_silent_strangers_keep_nobody_out():
-    strangers = []
+    strangers: list[Stranger] = []
 
     def start(address):
         channel = grpc.insecure_channel(address)
@@ -299,7 +300,7 @@ def test_one_that_is_refused_among_others_of_its_machine_is_told_at_once(caplog)
         poll(lambda: "refused client 0 of this machine: another client has its number" in caplog.text, "told")
         mixed_hosts.append(mixed)
 
-    mixed_hosts = []
+    mixed_hosts: list[Any] = []
     caplog.set_level(logging.DEBUG, "fedexec.flower")
     with fedexec.create_executor("inline") as executor:
         strategy = run(start)
@@ -340,7 +341,7 @@ def test_where_there_is_never_room_a_client_says_so(monkeypatch, caplog):
         everybody.start()
         poll(lambda: caplog.text.count("takes part") == 10, "all were admitted")
         late = ClientHost(
-            [ExecutorClient(executor, fit=jobs.fit, secret=SECRET)],
+            [ExecutorClient(executor, fit=functools.partial(jobs.fit, client=10), secret=SECRET)],
             server_address=address, connect_timeout=0.5,
         )  # fmt: skip
         late.start()

@@ -26,8 +26,8 @@ def test_a_number_of_clients_that_is_none(name, number, error, says):
 def test_a_function_that_is_none():
     with fedexec.create_executor("inline") as executor:
         with pytest.raises(TypeError, match="fit must be a function, got 3"):
-            ExecutorClient(executor, fit=3)
+            ExecutorClient(executor, fit=3)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="evaluate must be a function, got 4"):
-            ExecutorClient(executor, fit=abs, evaluate=4)
+            ExecutorClient(executor, fit=abs, evaluate=4)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="executor must be an executor, got 5"):
-        ExecutorClient(5, fit=abs)
+        ExecutorClient(5, fit=abs)  # type: ignore[arg-type]

@@ -35,22 +35,24 @@ def test_memory_comes_back_when_the_process_ends(gpu, measured, backend):
             fresh = Capability.FRESH_PROCESS in executor.capabilities
         timeline.mark("shutdown")
     peak = timeline.devices[gpu.uuid].peak
-    left = timeline.residual_bytes(gpu.uuid, "round")
+    left, end = timeline.residual_bytes(gpu.uuid, "round"), timeline.residual_bytes(gpu.uuid, "shutdown")
     usage = future.usage
+    assert peak is not None and left is not None and end is not None and usage is not None
     measured(
         peak_bytes=peak,
         residual_bytes=left,
-        end_bytes=timeline.residual_bytes(gpu.uuid, "shutdown"),
+        end_bytes=end,
         worker_peak_bytes=usage.peak_device_bytes,
         worker_reserved_bytes=usage.peak_reserved_bytes,
     )
+    assert usage.peak_allocated_bytes is not None and usage.peak_reserved_bytes is not None
     assert usage.peak_allocated_bytes >= 512 * MIB
     assert usage.peak_reserved_bytes >= usage.peak_allocated_bytes
     if usage.peak_device_bytes is not None:  # None where the driver's pids are not ours: a container
         assert usage.peak_device_bytes > usage.peak_reserved_bytes
     assert peak > 512 * MIB
     assert left <= NOISE if fresh else left > 100 * MIB
-    assert timeline.residual_bytes(gpu.uuid, "shutdown") <= NOISE
+    assert end <= NOISE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -121,7 +123,9 @@ def test_workers_that_wait_with_a_context_answer_sooner_and_cost_memory(gpu, mea
                 executor.submit(gpu_jobs.multiply).result()
                 times.append(time.perf_counter() - started)
             time.sleep(3)
-            held[name] = timeline.mark("idle").device_bytes[gpu.uuid]
+            idle = timeline.mark("idle").device_bytes[gpu.uuid]
+            assert idle is not None
+            held[name] = idle
         seconds[name] = statistics.median(times)
     measured(seconds=seconds, idle_bytes=held)
     assert seconds["warm"] < seconds["cold"]

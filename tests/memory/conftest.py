@@ -18,7 +18,7 @@ def library(tmp_path_factory):
     pynvml = pytest.importorskip("pynvml", reason="needs pynvml: pip install nvidia-ml-py")
     compiler = shutil.which("gcc")
     nvidia = importlib.util.find_spec("nvidia")
-    roots = [] if nvidia is None else nvidia.submodule_search_locations
+    roots = [] if nvidia is None else nvidia.submodule_search_locations or []
     header = next((path for root in roots for path in Path(root).glob("*/include/nvml.h")), None)
     if compiler is None or header is None:
         missing = "gcc" if compiler is None else "nvml.h: pip install nvidia-nvml-dev-cu12"

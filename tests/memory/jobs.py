@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Any
 
 from fedexec.devices.emulated import emulated_device
 
@@ -20,7 +21,7 @@ def hold(nbytes, directory=None, keep=False):
     return device.uuid, device.used_bytes()
 
 
-kept = []
+kept: list[Any] = []
 
 
 def touch(nbytes, seconds=0.05):
@@ -30,7 +31,7 @@ def touch(nbytes, seconds=0.05):
     most = 0
     with device.allocate(nbytes):
         while time.monotonic() < end:
-            most = max(most, device.used_bytes())
+            most = max(most, device.used_bytes() or 0)
             time.sleep(0.002)
     return most
 

@@ -126,6 +126,7 @@ def test_a_reused_worker_keeps_its_context_and_its_cache(emulate):
         future = executor.submit(jobs.hold, 100 * MIB)
         future.result()
         assert gpu.used_bytes() == CONTEXT + 100 * MIB
+        assert future.usage is not None
         assert future.usage.end_device_bytes == future.usage.peak_device_bytes == CONTEXT + 100 * MIB
         executor.submit(jobs.hold, 100 * MIB).result()
         assert gpu.used_bytes() == CONTEXT + 100 * MIB
@@ -208,6 +209,7 @@ def test_nothing_of_it_is_in_any_file_system(tmp_path, emulate):
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
     ledger = process.stdout.readline().strip()
     assert os.path.exists(ledger)  # noqa: PTH110
     assert ledger.startswith(f"/proc/{process.pid}/fd/")

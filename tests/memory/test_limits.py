@@ -22,6 +22,7 @@ def test_a_worker_above_its_device_limit_is_replaced(emulate, backend, options):
         pids = []
         for future in futures:
             future.result()
+            assert future.usage is not None
             pids.append(future.usage.worker_pid)
         assert pids[0] == pids[1] == pids[2] != pids[3], "only the third task left too much"
         assert executor.stats().restarts == {"device memory": 1}

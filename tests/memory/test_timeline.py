@@ -26,10 +26,11 @@ def test_the_tutorials_picture(emulate, backend):
         fresh = Capability.FRESH_PROCESS in executor.capabilities
         executor.shutdown()
         timeline.mark("shutdown")
-    left = timeline.residual_bytes(gpu.uuid, "round")
+    left, most = timeline.residual_bytes(gpu.uuid, "round"), timeline.devices[gpu.uuid].peak
+    assert left is not None and most is not None
     assert left == 0 if fresh else CONTEXT + 100 * MIB <= left <= 2 * (CONTEXT + 100 * MIB)
     assert timeline.residual_bytes(gpu.uuid, "shutdown") == 0
-    assert CONTEXT + 100 * MIB <= timeline.devices[gpu.uuid].peak <= 2 * (CONTEXT + 100 * MIB)
+    assert CONTEXT + 100 * MIB <= most <= 2 * (CONTEXT + 100 * MIB)
 
 
 def test_what_others_held_before_is_no_part_of_it(emulate):
@@ -50,9 +51,11 @@ def test_the_host_figure_is_that_of_all_processes():
         while (host.rss_bytes(tasks[0].pid) or 0) < 600 * MIB and not running.done():
             time.sleep(0.01)
         # Less than all of it: what this process shares with others by then counts less in it.
-        assert timeline.mark("during").host_bytes > before + 500 * MIB
+        during = timeline.mark("during").host_bytes
+        assert before is not None and during is not None
+        assert during > before + 500 * MIB
         running.result()
-    assert timeline.host.peak >= before + 500 * MIB
+    assert (timeline.host.peak or 0) >= before + 500 * MIB
 
 
 class SilentDevice(Device):
@@ -100,6 +103,7 @@ def test_futures_know_when_they_ran():
         queued.result()
         cancelled = executor.submit(os.getpid)
         cancelled.cancel()
+    assert future.started is not None and future.ended is not None and queued.started is not None
     assert before <= future.started <= future.ended - 0.1
     assert queued.started >= future.ended
     assert cancelled.done() and (cancelled.started is None) == cancelled.cancelled()
@@ -113,4 +117,5 @@ def test_where_no_pid_is_told_memory_is_back_too_when_the_task_is_done(emulate, 
             future = executor.submit(jobs.touch, 100 * MIB)
             future.result()
             assert gpu.used_bytes() == 0
+        assert future.usage is not None
         assert future.usage.end_device_bytes is None

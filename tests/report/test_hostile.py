@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from planted import strategy, whole, write
@@ -18,7 +19,7 @@ from fedexec._report import UnreadableError, markdown, page, summarize, terminal
 from fedexec._report.schema import GPU_KEY, KEY
 
 NUMBERS = (5, -1, 10**400, 1e308, float("inf"), float("nan"))
-VALUES = (*NUMBERS, True, "x", "\ud800", None, [], [None], {}, {"a": None})
+VALUES: tuple[Any, ...] = (*NUMBERS, True, "x", "\ud800", None, [], [None], {}, {"a": None})
 
 GPU = {
     GPU_KEY: 1, "measured": "2026", "machine": "m", "python": "3", "torch": "2",
@@ -67,7 +68,7 @@ def outcome(file, content):
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: ascii(value)[:12])
 def test_no_value_anywhere_is_more_than_a_line(file, tmp_path, value):
     content = json.loads(whole(tmp_path / "whole.json").read_text())
-    groups = {}
+    groups: dict[str, Any] = {}
     for one in content["benchmarks"]:
         groups.setdefault(one["group"], one)
     content["benchmarks"] = list(groups.values())[:2]
@@ -135,6 +136,8 @@ def test_a_hostile_file_beside_a_good_one_spoils_nothing(file, tmp_path):
 
 class _Inline(HTMLParser):
     """Gathers what a browser would be asked to run or to apply."""
+
+    texts: dict[str, list[str]]
 
     def __init__(self):
         super().__init__()

@@ -125,4 +125,4 @@ def test_a_fixed_number_asks_for_no_memory():
     )
 
 
-test.__test__ = False  # the name of a kind, not of a test
+test.__test__ = False  # type: ignore[attr-defined]  # the name of a kind, not of a test

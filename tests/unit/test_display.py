@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,11 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(capsys, text):
 
 def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
     display = Display(2, quiet=False)
-    found = {"metrics": {"accuracy": 0.625}, "client_loss": 0.25, "client_metrics": {"eval_acc": 0.75}}
+    found: dict[str, Any] = {
+        "metrics": {"accuracy": 0.625},
+        "client_loss": 0.25,
+        "client_metrics": {"eval_acc": 0.75},
+    }
     display.progress(Round(1, loss=0.5, seconds=1.0, **found), 1)
     display.progress(Round(2, loss=0.5, seconds=1.0), 1)
     assert capsys.readouterr().out.splitlines() == [
@@ -59,12 +64,12 @@ class NothingWatched:
     watched = ()
 
 
-NO_STATS = Stats(*[0] * 10, restarts={})
+NO_STATS = Stats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, restarts={})
 
 
 def ending(capsys, rounds, tasks, stats=NO_STATS):
     """Return the title of each column, and the lines below the table."""
-    Display(2, quiet=False).table(rounds, stats, tasks, NothingWatched())
+    Display(2, quiet=False).table(rounds, stats, tasks, NothingWatched())  # type: ignore[arg-type]
     lines = capsys.readouterr().out.splitlines()
     titles = [title.strip() for title in lines[1].strip("┃ ").split("┃")]
     return titles, lines[lines.index(next(line for line in lines if line.startswith("└"))) + 1 :]

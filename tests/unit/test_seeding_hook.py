@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ def test_a_library_that_is_not_imported_yet_tells_where_it_lies(name, monkeypatc
     pytest.importorskip("numpy")
     monkeypatch.delitem(sys.modules, name, raising=False)
     with seeding.seeded(1):
-        assert importlib.util.find_spec(name).loader.get_filename(name).endswith("__init__.py")
+        found: Any = importlib.util.find_spec(name)
+        assert found.loader.get_filename(name).endswith("__init__.py")
 
 
 def test_a_generator_of_another_kind_in_the_place_of_numpys_is_renewed_too():

@@ -18,7 +18,9 @@ def mod(message: Message, context: Context, call_next) -> Message:
 @app.train(mods=[mod])
 @offload
 def train(message: Message, context: Context) -> Message:
-    visits = 1 + (context.state["visits"]["count"] if "visits" in context.state else 0)
+    before = context.state["visits"]["count"] if "visits" in context.state else 0
+    assert isinstance(before, int)
+    visits = before + 1
     context.state["visits"] = MetricRecord({"count": visits})
     metrics = MetricRecord({"num-examples": 1, "inside": os.getpid(), "visits": visits})
     return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message)

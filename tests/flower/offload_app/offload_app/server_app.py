@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -22,7 +23,7 @@ class Watching(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-said = []
+said: list[Any] = []
 
 
 @app.main()

@@ -9,7 +9,7 @@ app = ClientApp()
 
 def prepare(msg: Message, context: Context):
     model = task.Net()
-    model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(msg.content.array_records["arrays"].to_torch_state_dict())
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     node, run = context.node_config, context.run_config
     loaders = task.load_data(

@@ -22,10 +22,10 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = task.test(model.to(device), loader, device)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    FedAvg(fraction_evaluate=config["fraction-evaluate"]).start(
+    FedAvg(fraction_evaluate=float(config["fraction-evaluate"])).start(
         grid=grid,
         initial_arrays=ArrayRecord(task.Net().state_dict()),
         train_config=ConfigRecord({"lr": config["learning-rate"]}),
-        num_rounds=config["num-server-rounds"],
+        num_rounds=int(config["num-server-rounds"]),
         evaluate_fn=evaluate,
     )
