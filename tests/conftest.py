@@ -46,7 +46,9 @@ def pytest_collection_modifyitems(items):
 def _is_thorough(item):
     """Return whether the parameters of a test are none of those that ``thorough_but`` names."""
     marker, call = item.get_closest_marker("thorough_but"), getattr(item, "callspec", None)
-    return bool(marker and call) and {call.id, *map(str, call.params.values())}.isdisjoint(marker.args)
+    if marker is None or call is None:
+        return False
+    return {call.id, *map(str, call.params.values())}.isdisjoint(marker.args)
 
 
 def pytest_runtest_setup(item):
