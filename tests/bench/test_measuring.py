@@ -58,6 +58,7 @@ def test_the_plan_has_every_group():
     assert groups == {"start-up", "overhead", "transport", "round", "footprint", "scaling", "faults"}
 
 
+@pytest.mark.thorough_but("smoke")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_time_left_is_corrected_by_what_parts_took(mode):
     for own in (None, OwnTask("mine:fit", "mine:arguments")):

@@ -10,14 +10,15 @@ import pytest
 from fedexec.testing.suite import AVAILABLE_START_METHODS
 from fedexec.testing.tasks import DEADLINE
 
-pytestmark = pytest.mark.thorough_but("standby")
-
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-pytestmark = pytest.mark.skipif(
-    not PAGES.exists() or "[never]" in PAGES.read_text() or "forkserver" not in AVAILABLE_START_METHODS,
-    reason="needs transparent huge pages, and a template",
-)
+pytestmark = [
+    pytest.mark.thorough_but("standby"),
+    pytest.mark.skipif(
+        not PAGES.exists() or "[never]" in PAGES.read_text() or "forkserver" not in AVAILABLE_START_METHODS,
+        reason="needs transparent huge pages, and a template",
+    ),
+]
 
 LEAVES_GAPS = """
 blocks = [bytes(size) for size in range(600, 30_000, 3)] + [bytes(20 << 20)]

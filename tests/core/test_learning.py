@@ -18,9 +18,10 @@ from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
 
-pytestmark = pytest.mark.thorough_but("standby")
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+pytestmark = [
+    pytest.mark.thorough_but("standby"),
+    pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere"),
+]
 
 
 @pytest.fixture(params=["standby", "process", "pool", "loky"])

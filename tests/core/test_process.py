@@ -21,6 +21,7 @@ needs_peers = pytest.mark.skipif(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("start_method", AVAILABLE_START_METHODS)
 def test_a_process_that_is_stopped_before_it_has_read_its_task_is_replaced(
     create_on, monkeypatch, start_method

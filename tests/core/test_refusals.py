@@ -51,6 +51,7 @@ def ran(*backends):
 needs_seccomp = pytest.mark.skipif(not refusals.AVAILABLE, reason="the filter is one of Linux on x86_64")
 
 
+@pytest.mark.thorough_but("memfd_create")
 @needs_seccomp
 @pytest.mark.parametrize(
     ("call", "error", "warning"),

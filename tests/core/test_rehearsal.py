@@ -17,12 +17,13 @@ from fedexec.errors import PreloadError
 from fedexec.testing.leaks import new_children
 from fedexec.testing.tasks import DEADLINE, poll
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+pytestmark = [
+    pytest.mark.thorough_but("standby"),
+    pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere"),
+]
 
 CACHE = """
 import os
-
-pytestmark = pytest.mark.thorough_but("standby")
 filled = {log!r}
 _data = None
 

@@ -13,6 +13,7 @@ def draw_of_torch():
     return float(torch.rand(1)), torch.randperm(8).tolist()
 
 
+@pytest.mark.thorough
 def test_torch_follows_from_the_seed_whenever_it_is_imported():
     drawn = []
     for preload in ((), ("torch",)):

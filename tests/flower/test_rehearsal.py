@@ -92,6 +92,7 @@ def run(backend="standby", *, start_method=None, **options):
         )  # fmt: skip
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ["standby", "process", "pool"])
 def test_an_apps_cache_is_filled_once_if_it_is_rehearsed(app, backend):
     noted = app()
@@ -149,6 +150,7 @@ def test_an_app_that_fails_in_the_rehearsal_fails_as_it_would_without(app, caplo
     assert len(done.rounds) == 3
 
 
+@pytest.mark.thorough_but("options0-0.4-1")
 @pytest.mark.parametrize(
     ("options", "takes", "hints"), [({}, 0.4, 1), ({"rehearse": True}, 0.4, 0), ({}, 0, 0)]
 )

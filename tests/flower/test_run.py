@@ -117,6 +117,7 @@ def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path)
     assert [sum(task["kind"] == "fit" for task in result["tasks"]) for result in results] == [4, 4]
 
 
+@pytest.mark.thorough
 def test_server_and_clients_run_apart_by_tls_and_a_secret(tmp_path, directory):
     certificates, secret, guess = _write_certificates(tmp_path), tmp_path / "secret", tmp_path / "guess"
     secret.write_bytes(os.urandom(32))

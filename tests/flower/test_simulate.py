@@ -212,6 +212,7 @@ def test_a_client_app_that_is_none(standby, app, says):
         simulate(apps.server, app, num_nodes=2)
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ["inline", "standby"])
 def test_an_app_that_exits_while_it_is_imported_is_one_that_cannot_be_loaded(backend, tmp_path, monkeypatch):
     source = "import argparse\nargparse.ArgumentParser().parse_args(['of', 'another', 'program'])\n"

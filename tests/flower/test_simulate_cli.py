@@ -105,6 +105,7 @@ def test_a_node_that_fails_is_shown():
     assert "1 died" in done.stdout
 
 
+@pytest.mark.thorough
 def test_what_the_apps_own_code_raises_is_shown_with_where():
     config = "num-rounds='many'"
     done = run(*APPS, "--run-config", config)
@@ -113,6 +114,7 @@ def test_what_the_apps_own_code_raises_is_shown_with_where():
     assert done.stderr.splitlines()[-1].startswith("fedexec: error: the ServerApp raised ValueError")
 
 
+@pytest.mark.thorough
 def test_a_strategy_that_would_wait_for_ever_is_one_line():
     done = run(*APPS, "--nodes", "3", "--run-config", "min-nodes=5")
     assert done.returncode == 1

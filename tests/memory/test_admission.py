@@ -49,6 +49,7 @@ def test_auto_runs_as_many_as_a_person_would_compute(emulate, tmp_path, backend,
         assert executor.stats().failed == 0
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ISOLATING)
 def test_auto_never_runs_out_of_memory_and_fills_the_device(emulate, backend):
     emulate()

@@ -82,6 +82,7 @@ def test_a_module_may_ask_for_cuda_where_there_is_none(play, scenario):
     assert (found, complaints) == (["cpu", False, "0"], "")
 
 
+@pytest.mark.thorough_but("an index")
 @pytest.mark.parametrize(
     ("scenario", "variable", "device", "expected"),
     [
