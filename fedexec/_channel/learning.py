@@ -248,17 +248,21 @@ def _named_modules(data: bytes) -> list[str]:
 
 _SUBIMPORT = ("cloudpickle.cloudpickle", "subimport")  # the function that cloudpickle imports modules by
 
+_OnStack = str | tuple[object, object] | None
+"""A value on the stack of a pickle: a string, or (module, name) of a function; None is any other."""
+
 
 def _imported_by(data: bytes) -> Iterator[str]:
     """Yield the modules that unpickling imports, including those of pickles inside the pickle."""
-    memo: dict[int, Any] = {}
-    before, last = None, None  # the last two values on the stack: a string, or (module, name) of a function
+    memo: dict[int, _OnStack] = {}
+    before: _OnStack = None  # the last value on the stack but one
+    last: _OnStack = None
     try:
         for opcode, argument, position in pickletools.genops(data):
             if position is not None and position > SCANNED_BYTES:
                 return
             name = opcode.name
-            value = None
+            value: _OnStack = None
             if name == "MEMOIZE":
                 memo[len(memo)] = last
                 continue

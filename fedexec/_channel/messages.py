@@ -106,7 +106,7 @@ class Delivery:
             views = [memory[start + offset : start + offset + size] for offset, size in message.layout]
         return load_with_main(message.data, views)
 
-    def answer(self, obj: Any) -> bytes:
+    def answer(self, obj: object) -> bytes:
         """Pack a result for :meth:`Parcel.open`.
 
         Parameters

@@ -16,7 +16,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from multiprocessing import reduction
 from typing import Any
@@ -72,7 +72,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.files: set[str] = set()
-        self.of_main: dict[str, Any] = {}
+        self.of_main: dict[str, types.FunctionType | type] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce objects that cloudpickle does not reduce, or not in the way that workers need."""
@@ -100,8 +100,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         return super().reducer_override(obj)
 
-    def _note(self, obj: Any) -> None:
-        name: str = obj.__qualname__
+    def _note(self, obj: types.FunctionType | type) -> None:
+        name = obj.__qualname__
         if vars(sys.modules["__main__"]).get(name) is obj:
             self.of_main[name] = obj
 
@@ -121,14 +121,14 @@ def _send_by_value_if_only_here(name: str) -> None:
         _cloudpickle._PICKLE_BY_VALUE_MODULES.add(name)
 
 
-def _finds(finder: Any, name: str, path: Any) -> bool:
+def _finds(finder: Any, name: str, path: Sequence[str] | None) -> bool:
     try:
         return finder.find_spec(name, path) is not None
     except Exception:  # the finder does not handle such names
         return False
 
 
-def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:
+def dump(obj: object, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:
     """Pickle an object.
 
     Parameters
@@ -155,7 +155,7 @@ def dump(obj: Any, *, with_main: bool = False) -> tuple[bytes, list[memoryview],
     return file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files)
 
 
-def dumps(obj: Any) -> bytes:
+def dumps(obj: object) -> bytes:
     """Pickle an object without buffers beside the pickle, and by value what ``__main__`` defines.
 
     Parameters
@@ -194,7 +194,7 @@ def show_sources(sources: Sources) -> None:
 # ---------------------------------------------------------------- tensors
 
 
-def _is_plain(torch: Any, tensor: Any) -> bool:
+def _is_plain(torch: types.ModuleType, tensor: Any) -> bool:
     return bool(
         tensor.device.type == "cpu"
         and tensor.layout == torch.strided
@@ -207,7 +207,7 @@ def _is_plain(torch: Any, tensor: Any) -> bool:
     )
 
 
-def _reduce_tensor(torch: Any, tensor: Any) -> tuple[Any, ...]:
+def _reduce_tensor(torch: types.ModuleType, tensor: Any) -> tuple[Any, ...]:
     raw = tensor.detach().view(-1).view(torch.uint8).numpy()
     is_parameter = type(tensor) is torch.nn.Parameter
     shape = tuple(tensor.shape)
@@ -230,7 +230,7 @@ def _tensor(buffer: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool
 def _plain_base(cls: type[BaseException]) -> type[BaseException] | None:
     """Return the built-in base of an exception class, if the class pickles as that base does; else None."""
     base = next(ancestor for ancestor in cls.__mro__ if ancestor.__module__ == "builtins")
-    reduces: list[Any] = [base.__reduce__, object.__reduce_ex__]
+    reduces: list[object] = [base.__reduce__, object.__reduce_ex__]
     return base if base is not cls and [cls.__reduce__, cls.__reduce_ex__] == reduces else None
 
 
@@ -244,7 +244,7 @@ def _exception(cls: type[BaseException], base: type[BaseException], args: tuple[
 # ---------------------------------------------------------------- functools.lru_cache
 
 
-def _is_sent_by_value(function: Any) -> bool:
+def _is_sent_by_value(function: object) -> bool:
     name = getattr(function, "__qualname__", None)
     if getattr(function, "__module__", None) in _MAINS:
         return True
@@ -295,11 +295,11 @@ def send_main_by_value() -> None:
         forking_pickler.reducer_override = _reduce_of_main
 
 
-def _is_of_main(obj: Any) -> bool:
+def _is_of_main(obj: object) -> bool:
     return isinstance(obj, types.FunctionType | type) and obj.__module__ in _MAINS
 
 
-def _reduce_of_main(_: Any, obj: Any) -> Any:
+def _reduce_of_main(_: object, obj: object) -> Any:
     if _is_of_main(obj):
         return _load_of_main, (dump(obj, with_main=True)[0],)
     return NotImplemented

@@ -5,6 +5,7 @@ already are not written again: ten clients of a round that get the same weights 
 """
 
 import ctypes
+import functools
 import math
 import os
 import pickle
@@ -45,7 +46,7 @@ class SegmentPool:
 
     def parcel(
         self,
-        obj: Any,
+        obj: object,
         since: float = math.inf,
         device: str | None = None,
         stderr: str | None = None,
@@ -85,25 +86,26 @@ class SegmentPool:
         if learn is not None:
             learn(data)
         layout, size = lay_out(buffers)
-        fields: dict[str, Any] = {
-            "device": device,
-            "stderr": stderr,
-            "seed": seed,
-            "path": path,
-            "learns": learn is not None,
-            "sources": sources,
-        }
+        make = functools.partial(
+            TaskMessage,
+            device=device,
+            stderr=stderr,
+            seed=seed,
+            path=path,
+            learns=learn is not None,
+            sources=sources,
+        )
         if not self._enabled:
             if size >= THRESHOLD:
                 check_room(size)
-            message = TaskMessage(data, tuple(map(bytes, buffers)), **fields)
+            message = make(data, tuple(map(bytes, buffers)))
             return Parcel(pickle.dumps(message), self, None, None)
         back, there = self._borrow(layout, size, buffers, since)
         if back is None or there is None:
             inside = tuple(map(bytes, buffers))
-            message = TaskMessage(data, inside, answer=None if back is None else back.place, **fields)
+            message = make(data, inside, answer=None if back is None else back.place)
             return Parcel(pickle.dumps(message), self, None, back)
-        message = TaskMessage(data, place=there.place, layout=layout, answer=back.place, **fields)
+        message = make(data, place=there.place, layout=layout, answer=back.place)
         return Parcel(pickle.dumps(message), self, there, back)
 
     def disable(self) -> bool:

@@ -134,7 +134,7 @@ class Segment:
         self.users = 0
         self.free_since = 0.0
         self.layout: tuple[tuple[int, int], ...] = ()
-        self.owners: list[weakref.ref[Any]] = []
+        self.owners: list[weakref.ref[object]] = []
         self.read_at = 0.0
         self.kept = False
         self.viewed = False

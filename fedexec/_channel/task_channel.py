@@ -137,7 +137,7 @@ def rehearsal(*, shared_memory: bool) -> bytes:
 
 def _culprit(task: Task) -> str:
     """Name the part of a call that cannot be pickled."""
-    parts: list[tuple[str, Any]] = [("the function itself", task.fn)]
+    parts: list[tuple[str, object]] = [("the function itself", task.fn)]
     parts += [(f"argument {index}", value) for index, value in enumerate(task.args)]
     parts += [(f"argument {name!r}", value) for name, value in task.kwargs.items()]
     for label, value in parts:

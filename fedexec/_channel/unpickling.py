@@ -18,7 +18,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 __all__ = ["call_and_keep_globals", "load_with_main", "loads"]
 
 
-def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
+def load_with_main(data: bytes, buffers: Iterable[object] | None = None) -> Any:
     """Unpickle, in a worker, what ``dump(with_main=True)`` has pickled with the names of ``__main__``.
 
     The functions and classes get these names in the ``__main__`` of this process too. So plain pickle finds
@@ -45,7 +45,7 @@ def load_with_main(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
     return obj
 
 
-def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
+def loads(data: bytes, buffers: Iterable[object] | None = None) -> Any:
     """Unpickle an object without changing a class that already exists in this process.
 
     cloudpickle sets the attributes of a class that it knows to the values that they have in the sender. So a
@@ -131,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
     """
 
     def __init__(
-        self, file: io.BytesIO, *, buffers: Iterable[Any] | None, kept_classes: set[type] | None
+        self, file: io.BytesIO, *, buffers: Iterable[object] | None, kept_classes: set[type] | None
     ) -> None:
         """`kept_classes` are not changed; None stands for all that exist before."""
         super().__init__(file, buffers=buffers)
@@ -148,7 +148,7 @@ class _Unpickler(pickle.Unpickler):
             return self._set_class_state
         return self._set_function_state if named is _cloudpickle._function_setstate else named
 
-    def _find_or_make(self, make: Callable[..., type], *args: Any) -> type:
+    def _find_or_make(self, make: Callable[..., type], *args: object) -> type:
         *_, identity, _ = args
         cls: type | None = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
         if cls is None:
@@ -158,10 +158,10 @@ class _Unpickler(pickle.Unpickler):
             self._kept.add(cls)
         return cls
 
-    def _set_class_state(self, cls: type, state: Any) -> type:
+    def _set_class_state(self, cls: type, state: object) -> type:
         return cls if cls in self._kept else _cloudpickle._class_setstate(cls, state)
 
-    def _set_function_state(self, function: types.FunctionType, state: Any) -> None:
+    def _set_function_state(self, function: types.FunctionType, state: object) -> None:
         _cloudpickle._function_setstate(function, state)
         module = str(function.__globals__.get("__name__"))
         for name, namespace in (("", function.__globals__), (function.__qualname__, vars(function))):

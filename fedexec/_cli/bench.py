@@ -15,16 +15,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from fedexec._bench import machine
 from fedexec._bench.peers import COPY, FORK, contestants
-from fedexec._bench.plan import missing, plan
+from fedexec._bench.plan import Part, missing, plan
 from fedexec._bench.progress import Progress
 from fedexec._bench.result_file import Document, OtherRunError
 from fedexec._bench.running import LIMIT_SECONDS, run_all
 from fedexec._bench.workloads import Workload
 from fedexec._cli import options
+from fedexec._cli.ending import Ending
 from fedexec._cli.own_task import load_own_task
 from fedexec._cli.report import INCOMPLETE
 from fedexec._report import summarize
@@ -100,7 +101,7 @@ def _only(names: str | None, mode: str) -> list[str]:
     return only
 
 
-def _try(job: Workload, arguments: tuple[Any, ...], seconds: float, ending: Any) -> None:
+def _try(job: Workload, arguments: tuple[Any, ...], seconds: float, ending: Ending) -> None:
     """Run the user's task once: one that is broken would fail on every backend.
 
     Raises
@@ -133,7 +134,7 @@ def _warn_if_busy() -> None:
         )
 
 
-def _run(document: Document, parts: list[Any], lines: Progress, *, quiet: bool) -> None:
+def _run(document: Document, parts: list[Part], lines: Progress, *, quiet: bool) -> None:
     """Measure, with a bar where there is a terminal that shows one."""
     with contextlib.ExitStack() as stack:
         if not quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
@@ -146,7 +147,7 @@ def _run(document: Document, parts: list[Any], lines: Progress, *, quiet: bool) 
 def _measure(work: Callable[[], object]) -> int:
     """Return 0, or the exit code of the signal that ended it."""
 
-    def terminate(number: int, frame: FrameType | None) -> Any:
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise _Terminated
 
     before = {

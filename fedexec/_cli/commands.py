@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TypeAlias
 
 from fedexec import __version__
 from fedexec._cli import federation_options, options
@@ -12,6 +12,8 @@ from fedexec._cli.parser import Parser
 from fedexec.errors import FedexecError
 
 __all__ = ["make_parser"]
+
+_Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 _ABOUT = "Federated learning with every client in a process of its own, whose memory ends with it."
 _EPILOG = """\
@@ -43,7 +45,7 @@ def make_parser() -> Parser:
 
 
 def _command(
-    commands: Any,
+    commands: _Commands,
     name: str,
     summary: str,
     about: str,
@@ -92,7 +94,7 @@ def _need(extra: str, *packages: str) -> None:
             raise FedexecError(f"{package} is not installed. Install it with: pip install 'fedexec[{extra}]'")
 
 
-def _run(commands: Any) -> None:
+def _run(commands: _Commands) -> None:
     run = _command(
         commands,
         "run",
@@ -118,7 +120,7 @@ fedexec run --backend loky --max-workers 2
     run.add_argument("--processes", action="store_true", help="one process per client, as in the tutorial")
 
 
-def _server(commands: Any) -> None:
+def _server(commands: _Commands) -> None:
     server = _command(
         commands,
         "server",
@@ -141,7 +143,7 @@ fedexec server --clients 20 --available-clients 10   # begin when 10 are there
     server.add_argument("--address", default=options.ADDRESS, help="where to listen (default: %(default)s)")
 
 
-def _client(commands: Any) -> None:
+def _client(commands: _Commands) -> None:
     client = _command(
         commands,
         "client",
@@ -161,7 +163,7 @@ fedexec client --address server.example:8080 --clients 20 --first 10 \\
     federation_options.add_client(client)
 
 
-def _simulate(commands: Any) -> None:
+def _simulate(commands: _Commands) -> None:
     simulate = _command(
         commands,
         "simulate",
@@ -181,7 +183,7 @@ fedexec simulate my_app.server:app my_app.client:app --max-workers auto
     options.add_output(simulate)
 
 
-def _probe(commands: Any) -> None:
+def _probe(commands: _Commands) -> None:
     probe = _command(
         commands,
         "probe",
@@ -200,7 +202,7 @@ fedexec probe --calibrate                 # on a machine with a GPU
     options.add_executor(probe)
 
 
-def _bench(commands: Any) -> None:
+def _bench(commands: _Commands) -> None:
     bench = _command(
         commands,
         "bench",
@@ -218,7 +220,7 @@ fedexec report fedexec-bench.json --html report.html
     options.add_bench(bench)
 
 
-def _report(commands: Any) -> None:
+def _report(commands: _Commands) -> None:
     report = _command(
         commands,
         "report",
@@ -234,7 +236,7 @@ fedexec report before.json after.json     # the second compared with the first
     options.add_report(report)
 
 
-def _backends(commands: Any) -> None:
+def _backends(commands: _Commands) -> None:
     backends = _command(
         commands,
         "backends",
@@ -249,7 +251,7 @@ fedexec backends --json
     backends.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _doctor(commands: Any) -> None:
+def _doctor(commands: _Commands) -> None:
     doctor = _command(
         commands,
         "doctor",

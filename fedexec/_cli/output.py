@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,11 @@ def as_npz(*arrays: npt.NDArray[Any], **named: npt.NDArray[Any]) -> memoryview:
     return file.getbuffer()
 
 
-def as_dicts(records: list[Any]) -> list[dict[str, Any]]:
+class _Record(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def as_dicts(records: Iterable[_Record]) -> list[dict[str, Any]]:
     """Return records as JSON knows them."""
     return [record.as_dict() for record in records]
 

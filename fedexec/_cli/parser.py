@@ -4,9 +4,12 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedexec._system.visible import visible
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["Parser", "nearest"]
 
@@ -50,14 +53,14 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2."""
         self.exit(2, f"{self.prog}: error: {visible(message)} (see {self.prog} --help)\n")
 
-    def _print_message(self, message: str, file: Any = None) -> None:
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         """Write; of standard output also tell whether nobody reads it, which argparse would not mind."""
         if file is sys.stdout and file is not None:
             file.write(message)
         else:
             super()._print_message(message, file)
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         """Refuse a command or a value that is none of those that there are."""
         if action.choices is None or value in action.choices:
             return

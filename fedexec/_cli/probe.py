@@ -21,6 +21,7 @@ from fedexec._system.machine import available_cores
 from fedexec._system.sizes import format_size
 from fedexec._system.visible import visible
 from fedexec._workload import jobs
+from fedexec._workload.data import DataSpec
 from fedexec.errors import DeviceError, FedexecError
 from fedexec.executor import Executor
 from fedexec.interface import Hooks
@@ -78,7 +79,7 @@ def _built_in(arguments: argparse.Namespace) -> _Task:
     return _Task("the built-in job's fit", functools.partial(_fit, data), jobs.PRELOAD)
 
 
-def _fit(data: Any) -> None:
+def _fit(data: DataSpec) -> None:
     config = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
     jobs.train(jobs.prepare(data), config, data=data, client=0)
 

@@ -1,7 +1,6 @@
 """The table and the lines that end a run: what was measured in each round, what failed, and what it cost."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from rich.table import Table
 
@@ -78,7 +77,7 @@ def failure_line(rounds: list[Round], tasks: list[TaskRecord]) -> str | None:
     return visible(f"{number} tasks failed; the first: {who_failed(failures[0])}: {failures[0]['reason']}")
 
 
-def who_failed(failure: Mapping[str, Any]) -> str:
+def who_failed(failure: Mapping[str, object]) -> str:
     """Return whose failure one of a round is."""
     return "the server" if failure["client"] is None else f"client {failure['client']}"
 
@@ -94,7 +93,7 @@ def measured(current: Round) -> str:
     return "".join(f"{name} {_shown(value)}  " for name, value in values.items() if _shown(value) is not None)
 
 
-def _accuracy(metrics: Mapping[str, Any]) -> Any:
+def _accuracy(metrics: Mapping[str, object]) -> object:
     """Return the accuracy, whatever an app has called it; None if there is none."""
     names = sorted((name for name in metrics if "acc" in name.lower()), key=lambda name: name != "accuracy")
     return metrics[names[0]] if names else None

@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
 from flwr.serverapp import ServerApp
 
@@ -98,7 +97,7 @@ def command(arguments: argparse.Namespace) -> int:
         timeline.mark("shutdown")
         display.table(simulation.rounds, simulation.stats, simulation.tasks, timeline)
         _warn_if_nothing_was_learnt(simulation)
-        arrays: dict[str, Any] = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
+        arrays = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
         result = {
             "fedexec": __version__,
             "app": {"server": app.server, "client": app.client, "run_config": app.run_config},

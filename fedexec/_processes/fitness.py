@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedexec._worker.seeding import when_imported
@@ -203,7 +204,7 @@ def no_torch_threads() -> Iterator[None]:
     threads only when they compute.
     """
 
-    def set_one_thread(torch: Any) -> None:
+    def set_one_thread(torch: ModuleType) -> None:
         if hasattr(torch, "set_num_threads"):
             torch.set_num_threads(1)
 
@@ -266,7 +267,7 @@ def _may_have_gpu() -> bool:
 
 def _started_by_torch() -> str | None:
     """Return the kind of GPU ("cuda" or "xpu") that torch has initialized in this process."""
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     for name in ("cuda", "xpu"):
         is_initialized = getattr(getattr(torch, name, None), "is_initialized", None)
         if is_initialized is not None and is_initialized():
@@ -280,7 +281,7 @@ def _may_have_touched_gpu() -> bool:
 
 def _gpu_trouble() -> str | None:
     """Return why this process, a forked child, cannot use a GPU."""
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     for name, is_there in (("cuda", _may_have_gpu), ("xpu", lambda: any(Path("/dev/dri").glob("render*")))):
         is_in_bad_fork = getattr(getattr(torch, name, None), "_is_in_bad_fork", None)
         if is_in_bad_fork is not None and is_in_bad_fork() and is_there():

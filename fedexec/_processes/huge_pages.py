@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
 
 __all__ = ["collapse", "make_room", "reserve_arenas"]
 
@@ -110,7 +109,7 @@ def _fill_gaps(malloc: Callable[[int], int], free: Callable[[int], None], top: i
             size = size * 7 // 8 if size > 1024 else size - 16
 
 
-def _c_library() -> Any:
+def _c_library() -> ctypes.CDLL:
     library = ctypes.CDLL(None)
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     library.malloc.argtypes, library.malloc.restype = (ctypes.c_size_t,), ctypes.c_size_t

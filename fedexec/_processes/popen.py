@@ -62,7 +62,7 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
     return True
 
 
-def _packed(process: BaseProcess, popen: Any) -> bytes:
+def _packed(process: BaseProcess, popen: "ForkedPopen | SpawnedPopen") -> bytes:
     """Pickle the process object and its preparation, without the caller's ``__main__``."""
     buffer = io.BytesIO()
     set_spawning_popen(popen)

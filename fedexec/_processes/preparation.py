@@ -26,7 +26,7 @@ def tracker_fd() -> int:
     return fd
 
 
-def preparation(name: str) -> dict[str, Any]:
+def preparation(name: str) -> dict[str, object]:
     """Return what multiprocessing tells a new process about its parent, without the parent's ``__main__``.
 
     There are two differences from multiprocessing's own function. This one does not fix the start method of

@@ -8,11 +8,11 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import wait
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 
 import psutil
 
@@ -22,12 +22,14 @@ _LOOKS, _SECONDS = 2, 1.0  # A process counts as stopped if this many looks, thi
 _PIPE_BYTES = 4096  # Any empty pipe holds this much, so the writer does not wait for the reader.
 
 
-def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf) -> list[Any]:
+def await_answer(
+    objects: Sequence[Connection | socket.socket | int], pid: int | None, seconds: float = math.inf
+) -> Sequence[object]:
     """Wait until something can be read.
 
     Parameters
     ----------
-    objects : list
+    objects : sequence
         Descriptors, connections, sentinels.
     pid : int or None
         The process that is to answer.
@@ -36,7 +38,7 @@ def await_answer(objects: list[Any], pid: int | None, seconds: float = math.inf)
 
     Returns
     -------
-    list
+    sequence
         The objects that can be read; empty if the process stays stopped, or the time is over.
     """
     stopped_looks, end = 0, time.monotonic() + seconds

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = [
     "AMOUNT",
@@ -41,14 +41,14 @@ class Kind:
     """
 
     name: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[object], bool]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
-def _is_whole(most: int) -> Callable[[Any], bool]:
+def _is_whole(most: int) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
@@ -83,7 +83,7 @@ def mapping_of(kind: Kind) -> Kind:
 TEXTS = mapping_of(TEXT)
 
 
-def check(content: Mapping[str, Any], kinds: Mapping[str, Kind], place: str = "") -> None:
+def check(content: Mapping[str, object], kinds: Mapping[str, Kind], place: str = "") -> None:
     """Hold what stands under some names, as far as it is there, to their kinds.
 
     Raises
@@ -109,7 +109,7 @@ def load(text: str) -> Any:
         raise ValueError(f"it is nested deeper than {DEEPEST}") from None
     except ValueError as exc:
         raise ValueError(f"that is no JSON: {exc}") from exc
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    waiting: list[tuple[tuple[str, ...], object]] = [((), content)]
     while waiting:
         place, value = waiting.pop()
         where = "".join(place).removeprefix(".")
@@ -141,6 +141,6 @@ def _check_text(where: str, found: Iterable[str]) -> None:
             raise ValueError(f"{where}: {ascii(text)[:SHOWN]} is no text") from None
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."

@@ -86,7 +86,7 @@ class GpuRun:
         return {"file": self.label, "datetime": self.when, "machine": self.facts, "results": self.results}
 
 
-def _shown(name: str, value: Any, unit: str = "") -> list[tuple[str, str]]:
+def _shown(name: str, value: object, unit: str = "") -> list[tuple[str, str]]:
     """Write one figure, or each of a mapping; the unit stands in the innermost name that has one."""
     unit = next((each for each in ("bytes", "seconds", "share") if name.endswith(each)), unit)
     title = name.removesuffix("_bytes").removesuffix("_share").replace("_", " ").strip()

@@ -201,7 +201,7 @@ def parts_of(name: str) -> tuple[str, str, list[str]]:
     return group.replace("_", "-"), strategy, rest
 
 
-def _has(what: str, found: Any, *keys: str) -> None:
+def _has(what: str, found: object, *keys: str) -> None:
     if found is not None and not (isinstance(found, dict) and all(key in found for key in keys)):
         raise ValueError(f"not whole: {what}")
 
@@ -254,7 +254,7 @@ def _check_timeline(found: Mapping[str, Any]) -> None:
 _T = TypeVar("_T", Record, Course)
 
 
-def _read(cls: type[_T], content: Any, choices: Mapping[str, tuple[str, ...]]) -> _T:
+def _read(cls: type[_T], content: object, choices: Mapping[str, tuple[str, ...]]) -> _T:
     if not isinstance(content, dict):
         raise ValueError("what fedexec records is not there")
     schema = content.get("schema")

@@ -93,7 +93,7 @@ def states() -> dict[str, Any]:
     return saved
 
 
-def _loaded(name: str) -> Any:
+def _loaded(name: str) -> ModuleType | None:
     """Return a module that is imported completely; else None, because torch crashes if it is used before."""
     module = sys.modules.get(name)
     return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
@@ -175,7 +175,7 @@ def call_seeded(seed: int, call: Callable[[], object]) -> object:
 
 
 @contextlib.contextmanager
-def when_imported(actions: Mapping[str, Callable[[Any], None]]) -> Iterator[None]:
+def when_imported(actions: Mapping[str, Callable[[ModuleType], None]]) -> Iterator[None]:
     """Act on libraries as soon as they have been imported, before anybody uses them.
 
     Parameters
@@ -193,22 +193,22 @@ def when_imported(actions: Mapping[str, Callable[[Any], None]]) -> Iterator[None
             sys.meta_path.remove(finder)
 
 
-def _seed_numpy(module: Any, seed: int) -> None:
+def _seed_numpy(module: ModuleType, seed: int) -> None:
     module.seed(seed % 2**32)
 
 
-def _seed_torch(module: Any, seed: int) -> None:
+def _seed_torch(module: ModuleType, seed: int) -> None:
     if hasattr(module, "manual_seed"):  # false while torch is being imported
         module.manual_seed(seed % 2**63)
 
 
-_SEEDERS: dict[str, Callable[[Any, int], None]] = {"numpy.random": _seed_numpy, "torch": _seed_torch}
+_SEEDERS: dict[str, Callable[[ModuleType, int], None]] = {"numpy.random": _seed_numpy, "torch": _seed_torch}
 
 
 class _Finder(MetaPathFinder):
     """Finds a library through the other finders, and has an action follow its import."""
 
-    def __init__(self, actions: Mapping[str, Callable[[Any], None]]) -> None:
+    def __init__(self, actions: Mapping[str, Callable[[ModuleType], None]]) -> None:
         self._actions = actions
 
     def find_spec(
@@ -228,7 +228,7 @@ class _Finder(MetaPathFinder):
 class _ActingLoader(Loader):
     """Loads a library with the library's own loader, and then runs the action."""
 
-    def __init__(self, loader: Any, action: Callable[[Any], None]) -> None:
+    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
         self._loader = loader
         self._action = action
 
