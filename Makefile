@@ -9,7 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Three at once on two cores, because tests wait a quarter of their time.
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # Each promise once on each backend.
 test: .venv/installed

@@ -50,6 +50,7 @@ def test_a_task_of_the_users_is_measured(fedexec, place):
     assert "test_round[standby/loud:fit]" in compared.stdout
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(start, fedexec, place):
     process = start("bench", *OWN, "--json", "own.json")
     file = place / "own.json"

@@ -18,7 +18,7 @@ def found(group, strategy):
     return benchmark["extra_info"][KEY]
 
 
-@pytest.mark.thorough_but("ppe-spawn", "plain-loky")
+@pytest.mark.thorough_but("plain-loky")
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_computes_what_our_baseline_does(name):
     if reason := contestants()[name].missing:

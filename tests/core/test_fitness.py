@@ -181,6 +181,7 @@ def threads_and_a_sum():
     return torch.get_num_threads(), float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())
 
 
+@pytest.mark.thorough_but("3")
 @pytest.mark.parametrize("threads_per_worker", [1, 3])
 def test_a_number_of_threads_that_an_import_tells_torch_stays(modules, warnings_of, threads_per_worker):
     pytest.importorskip("torch")

@@ -31,6 +31,7 @@ def test_no_task_is_lost_when_any_process_is_killed(backend):
     assert (report.lost, report.wrong, report.left) == (0, [], [])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["process", "pool", "loky", "standby"])
 def test_no_task_is_lost_when_any_process_is_stopped(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")

@@ -115,6 +115,7 @@ class ExecutorMachine(RuleBasedStateMachine):
         assert self.resolved == dict.fromkeys(self.given, 1)
 
 
+@pytest.mark.thorough_but("standby", "inline")
 @pytest.mark.parametrize("backend", ["inline", "process", "pool", "loky", "standby"])
 def test_every_future_resolves_once_whatever_is_done(backend):
     pytest.importorskip("loky" if backend == "loky" else "fedexec")

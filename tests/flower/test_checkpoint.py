@@ -148,6 +148,7 @@ def test_a_spoilt_checkpoint_is_named_and_gives_way_to_the_one_before(tmp_path, 
         latest(tmp_path)
 
 
+@pytest.mark.thorough
 def test_of_many_damaged_files_none_is_read_and_the_one_before_always_is(tmp_path):
     chance = random.Random(7)
     before, newest = save(tmp_path, 1, 2)

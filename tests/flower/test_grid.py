@@ -236,6 +236,7 @@ def test_replies_can_be_pulled_once(standby):
     assert grid.pull_messages(ids) == []
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_messages_that_are_never_pulled_are_no_failures_and_keep_no_content(backend, caplog):
     with fedexec.create_executor(backend, max_workers=2) as executor:

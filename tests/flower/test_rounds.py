@@ -112,6 +112,7 @@ def test_another_seed_samples_other_clients():
     assert sampled[0] != sampled[1]
 
 
+@pytest.mark.thorough_but("process")
 @pytest.mark.parametrize("backend", ["process", "pool", "loky"])
 @pytest.mark.parametrize(
     ("how", "reason"),

@@ -65,6 +65,7 @@ def test_every_backend_gives_the_same_bits_as_the_tutorials_way(backend, learn, 
         assert left | {"seconds": 0} == right | {"seconds": 0}
 
 
+@pytest.mark.thorough
 def test_device_memory_falls_to_nothing_between_rounds(tmp_path):
     file = tmp_path / "run.json"
     done = succeed("run", *SMALL, "--device", "emulated:24GiB", "--json", str(file))

@@ -245,6 +245,7 @@ def test_what_nobody_has_asked_for_is_not_read():
     assert len(sent) < 2_000, "so much the buffers of the connection hold"
 
 
+@pytest.mark.thorough
 def test_a_thousand_silent_strangers_keep_nobody_out():
     strangers: list[Stranger] = []
 

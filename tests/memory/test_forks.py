@@ -167,6 +167,7 @@ def test_what_starts_cuda_in_a_template_is_noticed_and_can_be_hidden(play):
     assert all("it had torch start cuda" in found[name][0] for name in STARTS_CUDA)
 
 
+@pytest.mark.thorough
 def test_a_warm_up_that_starts_cuda_gives_way_to_fresh_interpreters(play):
     body = """
     def warm_up():
