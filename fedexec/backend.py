@@ -26,8 +26,8 @@ from typing import Any
 
 from fedexec._channel.stderr import rehearse as rehearse_stderr
 from fedexec._channel.task_channel import TaskChannel, rehearsal
-from fedexec._scheduling.limits import Limits
-from fedexec._system.machine import SIGKILL
+from fedexec._scheduling.worker_limits import Limits
+from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.ending import end_with_caller
 from fedexec._worker.running import run
 from fedexec._worker.setup import WorkerSetup, device_environment, preload, setup
@@ -40,7 +40,7 @@ if sys.platform != "win32":  # Windows has the names for a backend that runs tas
     from fedexec._processes.launcher import Launcher
     from fedexec._processes.mp_context import WorkerContext, WorkerProcess, end_process, exit_code
     from fedexec._processes.resource_trackers import start_tracker_apart
-    from fedexec._processes.stopped import await_answer, await_reader, start_watching
+    from fedexec._processes.stopped_processes import await_answer, await_reader, start_watching
     from fedexec._processes.worker_pipe import await_beginning, receive, serve
 
 __all__ = [

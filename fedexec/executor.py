@@ -29,7 +29,7 @@ from fedexec._scheduling.settings_checks import (
     require_open_files,
     warn_of_no_effect,
 )
-from fedexec._system.machine import SIGKILL
+from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.seeding import call_seeded
 from fedexec.devices.device import is_emulated
 from fedexec.interface import Capability, Hooks, Task, function_name, once

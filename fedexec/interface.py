@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from fedexec._system.machine import SIGKILL
+from fedexec._system.available_resources import SIGKILL
 from fedexec.settings import Settings
 
 __all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedexec._system import setting_values
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
+from fedexec._system.control_characters import visible
 from fedexec._system.setting_values import AUTO, LARGEST
 from fedexec._system.sizes import parse_size
-from fedexec._system.visible import visible
 from fedexec.errors import SettingsError
 
 __all__ = [

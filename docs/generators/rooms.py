@@ -37,7 +37,7 @@ ROOMS = (
     Box("_cli _workload", 20, 60, 205, 84, SAND, ("the commands, and the job", "that fedexec run trains")),
     Box(
         "flower", 240, 60, 415, 84, SAND,
-        ("offload · simulation · grpc", "Flower's messages are answered: simulation/client_app.py"),
+        ("offload · simulation · grpc", "a ServerApp's messages: simulation/grid.py, client_app.py"),
     ),
     Box("_bench _report", 670, 60, 190, 84, SAND, ("what is measured, and", "how it is judged")),
     Box("executor.py", 20, 184, 400, 66, GREEN, ("a concurrent.futures.Executor",)),

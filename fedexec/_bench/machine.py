@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexec import __version__
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 from fedexec._system.sizes import format_size
 from fedexec.memory import host
 

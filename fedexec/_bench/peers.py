@@ -23,7 +23,7 @@ from fedexec._bench import tasks
 from fedexec._bench.workloads import Workload
 from fedexec._registry import load
 from fedexec._report.schema import FRESH, REUSED, THREAD
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 from fedexec._worker.threads import THREAD_VARIABLES
 from fedexec.interface import Capability
 

@@ -7,7 +7,7 @@ from typing import Any
 from fedexec._bench.peers import COPY, FORK, TUTORIAL, Contestant, contestants
 from fedexec._bench.workloads import BUILT_IN, OwnTask
 from fedexec._report.schema import THREAD, name_of
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 
 __all__ = ["MODES", "Part", "State", "missing", "plan"]
 

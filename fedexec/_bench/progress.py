@@ -2,7 +2,7 @@
 
 from typing import TextIO
 
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = ["Progress", "time_left"]
 

@@ -14,7 +14,7 @@ from fedexec._bench.peers import Caller, contestants
 from fedexec._bench.plan import Part
 from fedexec._bench.workloads import workload
 from fedexec._report.schema import THREAD, VARIES, Record
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 from fedexec._worker.threads import THREAD_VARIABLES
 
 __all__ = ["Session"]

@@ -16,7 +16,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from fedexec._system.machine import available_bytes
+from fedexec._system.available_resources import available_bytes
 from fedexec._system.sizes import format_size
 from fedexec.errors import TransferError
 

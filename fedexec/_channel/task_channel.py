@@ -13,11 +13,11 @@ from typing import Any
 
 import cloudpickle
 
-from fedexec._channel.learning import Learner
 from fedexec._channel.messages import Reply, ReplyKind
 from fedexec._channel.segment_pool import Parcel, SegmentPool
 from fedexec._channel.segments import supported
 from fedexec._channel.stderr import Relay
+from fedexec._channel.template_learning import Learner
 from fedexec._channel.unpickling import loads
 from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
 from fedexec.interface import Outcome, Task
@@ -94,7 +94,7 @@ class TaskChannel:
         return now if self._path_has_changed else None
 
     def learning(self) -> dict[str, Any]:
-        """Return what the template has learnt; see :meth:`fedexec._channel.learning.Learner.report`."""
+        """Return what the template has learnt, as the learner reports it."""
         return {} if self._learner is None else self._learner.report()
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ def _say_less(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 _before, sys.excepthook = sys.excepthook, _say_less
-from fedexec._cli.ending import Ending  # noqa: E402  # what this imports takes a while itself
+from fedexec._cli.signals import Ending  # noqa: E402  # what this imports takes a while itself
 
 sys.excepthook = _before
 

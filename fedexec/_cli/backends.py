@@ -4,7 +4,7 @@ import argparse
 import json
 
 from fedexec._registry import backends
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = ["command"]
 

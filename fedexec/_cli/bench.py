@@ -25,14 +25,14 @@ from fedexec._bench.result_file import Document, OtherRunError
 from fedexec._bench.running import LIMIT_SECONDS, run_all
 from fedexec._bench.workloads import Workload
 from fedexec._cli import options
-from fedexec._cli.ending import Ending
-from fedexec._cli.own_task import load_own_task
 from fedexec._cli.report import INCOMPLETE
+from fedexec._cli.signals import Ending
+from fedexec._cli.user_task import load_own_task
 from fedexec._report import summarize
 from fedexec._report.reading import is_busy
+from fedexec._system.available_resources import available_cores
+from fedexec._system.control_characters import visible
 from fedexec._system.error_text import one_line
-from fedexec._system.machine import available_cores
-from fedexec._system.visible import visible
 from fedexec.errors import FedexecError, WorkerError
 from fedexec.executor import create_executor
 

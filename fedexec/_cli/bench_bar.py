@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from fedexec._bench.progress import Progress, time_left
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = ["BenchBar"]
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedexec._cli.run_summary import ending_lines, failure_line, measured, rounds_table, who_failed
 from fedexec._scheduling.futures import Stats
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings

@@ -14,8 +14,8 @@ import psutil
 
 from fedexec import __version__
 from fedexec._system import leftovers
+from fedexec._system.control_characters import visible
 from fedexec._system.sizes import format_size
-from fedexec._system.visible import visible
 from fedexec.devices.discovery import find_devices
 from fedexec.errors import DeviceError, SettingsError
 from fedexec.memory import host

@@ -2,8 +2,8 @@
 
 import argparse
 
+from fedexec._cli.number_arguments import above_zero, clients, count, positive
 from fedexec._cli.options import ADDRESS, add_quiet
-from fedexec._cli.readers import above_zero, clients, count, positive
 
 __all__ = ["add_checkpoint", "add_client", "add_federation", "add_hosting", "add_simulation"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexec import settings
-from fedexec._cli.readers import above_zero, clients, count
+from fedexec._cli.number_arguments import above_zero, clients, count
 from fedexec._system import files
 from fedexec._workload.data import DATASETS, PARTITIONS, DataSpec
 from fedexec._workload.jobs import PRELOAD

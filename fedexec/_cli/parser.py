@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedexec._cli import options
-from fedexec._cli.ending import Ending
 from fedexec._cli.output import stdout_as_stderr
-from fedexec._cli.own_task import load_own_task
+from fedexec._cli.signals import Ending
+from fedexec._cli.user_task import load_own_task
 from fedexec._scheduling.admission import Footprint
+from fedexec._system.available_resources import available_cores
+from fedexec._system.control_characters import visible
 from fedexec._system.error_text import one_line
 from fedexec._system.find_by_name import split_name
-from fedexec._system.machine import available_cores
 from fedexec._system.sizes import format_size
-from fedexec._system.visible import visible
 from fedexec._workload import jobs
 from fedexec._workload.data import DataSpec
 from fedexec.errors import DeviceError, FedexecError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedexec._cli import options
 from fedexec._cli.output import as_json, write
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = ["INCOMPLETE", "command"]
 

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from fedexec._report.numbers import count
 from fedexec._scheduling.futures import Stats
+from fedexec._system.control_characters import visible
 from fedexec._system.sizes import format_size
-from fedexec._system.visible import visible
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
 

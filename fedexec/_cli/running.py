@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from fedexec import settings
 from fedexec._cli.commands import make_parser
-from fedexec._cli.ending import Ending
 from fedexec._cli.options import UsageError
+from fedexec._cli.signals import Ending
+from fedexec._system.control_characters import show_in_log, visible
 from fedexec._system.files import IS_FULL
-from fedexec._system.visible import show_in_log, visible
 from fedexec.errors import FedexecError, SettingsError
 
 __all__ = ["CLOSED", "is_output_closed", "run"]

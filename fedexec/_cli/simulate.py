@@ -14,11 +14,11 @@ from flwr.serverapp import ServerApp
 from fedexec import __version__
 from fedexec._cli import options
 from fedexec._cli.display import Display
+from fedexec._cli.number_arguments import MOST_CLIENTS
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
-from fedexec._cli.readers import MOST_CLIENTS
 from fedexec._cli.running import CLOSED, is_output_closed
+from fedexec._system.control_characters import visible
 from fedexec._system.error_text import one_line
-from fedexec._system.visible import visible
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (

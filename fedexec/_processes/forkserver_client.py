@@ -26,13 +26,13 @@ from multiprocessing import process, util
 from multiprocessing.forkserver import MAXFDS_TO_SEND
 from typing import Any
 
-from fedexec._channel.learning import Lesson
 from fedexec._channel.pickling import dumps
+from fedexec._channel.template_learning import Lesson
 from fedexec._processes import forkserver_main
 from fedexec._processes.forker import Service
 from fedexec._processes.leaving import has_ended
 from fedexec._processes.preparation import preparation, sys_path, tracker_fd
-from fedexec._processes.stopped import await_answer, is_stopped, kill_if_stopped
+from fedexec._processes.stopped_processes import await_answer, is_stopped, kill_if_stopped
 from fedexec._system import forks
 from fedexec._system.ownership import VARIABLE, Mark
 from fedexec._worker.threads import THREAD_VARIABLES

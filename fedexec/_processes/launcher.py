@@ -11,8 +11,8 @@ from multiprocessing import resource_tracker, spawn
 if sys.platform == "linux":
     import fcntl
 
-from fedexec._channel.learning import Learner, Lesson
 from fedexec._channel.pickling import dumps
+from fedexec._channel.template_learning import Learner, Lesson
 from fedexec._processes.forker import Service
 from fedexec._processes.forkserver_client import Template, UnfitTemplateError
 from fedexec._processes.mp_context import WorkerProcess
@@ -103,7 +103,7 @@ class Launcher:
         Parameters
         ----------
         renew : callable
-            Replaces waiting workers; see :class:`fedexec._channel.learning.Learner`.
+            Replaces waiting workers; see :class:`fedexec._channel.template_learning.Learner`.
 
         Returns
         -------

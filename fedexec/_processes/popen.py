@@ -18,7 +18,7 @@ from fedexec._processes.forker import inherited_fd
 from fedexec._processes.forkserver_client import Template, end_if_stopped
 from fedexec._processes.leaving import has_ended
 from fedexec._processes.preparation import preparation, tracker_fd
-from fedexec._processes.stopped import await_reader
+from fedexec._processes.stopped_processes import await_reader
 from fedexec._system import forks
 
 __all__ = ["UNKNOWN_EXITCODE", "ForkedPopen", "ServedPopen", "SpawnedPopen", "WorkerPopen", "kill_group"]

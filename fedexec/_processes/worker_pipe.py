@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from fedexec._processes.mp_context import end_process
-from fedexec._processes.stopped import await_answer
+from fedexec._processes.stopped_processes import await_answer
 from fedexec._worker.running import run
 
 __all__ = ["BEGUN", "await_beginning", "receive", "serve"]

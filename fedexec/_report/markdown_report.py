@@ -8,7 +8,7 @@ from fedexec._report.gpu import GpuRun
 from fedexec._report.reading import Run
 from fedexec._report.summary import Comparison, Summary
 from fedexec._report.table import Row
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = [
     "ANSWERS", "CHANGES", "ON_A_GPU", "TITLE", "answers", "changes", "gpu_line", "machine_line", "markdown",

@@ -9,10 +9,10 @@ from fedexec._report import numbers
 from fedexec._report.comparison import Change, compare
 from fedexec._report.gpu import GpuRun
 from fedexec._report.reading import Run, UnreadableError, read
-from fedexec._report.reasons import with_reasons
 from fedexec._report.schema import SCHEMA
 from fedexec._report.table import Row, rows, workloads
 from fedexec._report.verdict import Verdict, decide
+from fedexec._report.verdict_reasons import with_reasons
 
 __all__ = ["Comparison", "Section", "Summary", "summarize"]
 

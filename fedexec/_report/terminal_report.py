@@ -18,7 +18,7 @@ from fedexec._report.markdown_report import (
 from fedexec._report.numbers import NOT_MEASURED
 from fedexec._report.summary import Comparison, Section, Summary
 from fedexec._report.table import Row
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 __all__ = ["NARROWEST", "terminal"]
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 from fedexec.devices.device import Device
 from fedexec.interface import Outcome, Task, Usage
 from fedexec.memory import host

@@ -4,7 +4,7 @@ import functools
 
 from fedexec._scheduling.admission import Admission
 from fedexec._scheduling.deadline import TaskDeadline
-from fedexec._system.machine import SIGKILL
+from fedexec._system.available_resources import SIGKILL
 from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
 from fedexec.interface import Backend, Capability, Outcome, Task
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fedexec._system.machine import SIGKILL
+from fedexec._system.available_resources import SIGKILL
 from fedexec.interface import Task
 
 __all__ = ["TaskDeadline"]

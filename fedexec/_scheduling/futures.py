@@ -70,7 +70,7 @@ class Stats:
         Number of workers that were replaced because of a limit, by cause ("host memory" or "device memory").
     learning : mapping of str to object
         Modules that the template has learnt; see :meth:`Learner.report
-        <fedexec._channel.learning.Learner.report>`. Empty if workers are not forked from a template.
+        <fedexec._channel.template_learning.Learner.report>`. Empty if workers are not forked from a template.
     """
 
     submitted: int

@@ -2,7 +2,7 @@
 
 import logging
 
-from fedexec._system.machine import open_files
+from fedexec._system.available_resources import open_files
 from fedexec.devices.device import Device
 from fedexec.devices.discovery import find_devices
 from fedexec.errors import SettingsError

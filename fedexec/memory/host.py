@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from fedexec._system.machine import available_bytes, total_bytes
+from fedexec._system.available_resources import available_bytes, total_bytes
 
 __all__ = [
     "available_bytes",

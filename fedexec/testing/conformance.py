@@ -9,7 +9,7 @@ from fedexec.testing.pickling import PicklingConformance
 from fedexec.testing.preloads import PreloadConformance
 from fedexec.testing.randomness import RandomnessConformance
 from fedexec.testing.scripts import ScriptConformance
-from fedexec.testing.surroundings import SurroundingsConformance
+from fedexec.testing.unusual_environments import SurroundingsConformance
 from fedexec.testing.usage import UsageConformance
 
 __all__ = ["ExecutorConformance"]

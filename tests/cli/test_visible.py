@@ -13,7 +13,7 @@ import pytest
 
 from fedexec._cli import main
 from fedexec._system import leftovers
-from fedexec._system.visible import visible
+from fedexec._system.control_characters import visible
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m"

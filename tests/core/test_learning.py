@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedexec._channel import learning
+from fedexec._channel import template_learning
 from fedexec._processes.forkserver_client import Template
 from fedexec.errors import WorkerDiedError
 from fedexec.testing.leaks import new_children
@@ -101,7 +101,7 @@ def test_many_tasks_of_a_kind_wait_for_what_one_of_them_has_imported(create, pac
 
 
 def test_what_a_call_names_is_learnt_before_it_first_runs(create, package, monkeypatch):
-    monkeypatch.setattr(learning, "WORTH_MODULES", 1)
+    monkeypatch.setattr(template_learning, "WORTH_MODULES", 1)
     log = package("named", "def task():\n    return os.getpid()")
     monkeypatch.delitem(sys.modules, "named", raising=False)
     named = importlib.import_module("named")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedexec._system import machine
+from fedexec._system import available_resources
 from fedexec._worker import seeding
 
 
@@ -55,7 +55,7 @@ def test_garbage_bounds_nothing(text, tmp_path, monkeypatch):
     for file in ("cpu.max", "memory.max", "memory.current"):
         (tmp_path / file).write_text(text)
     (tmp_path / "membership").write_text("0::/")
-    monkeypatch.setattr(machine, "TOP", str(tmp_path))
-    monkeypatch.setattr(machine, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert machine.available_cores() >= 1
-    assert machine.available_bytes() > 0
+    monkeypatch.setattr(available_resources, "TOP", str(tmp_path))
+    monkeypatch.setattr(available_resources, "MEMBERSHIP", str(tmp_path / "membership"))
+    assert available_resources.available_cores() >= 1
+    assert available_resources.available_bytes() > 0

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import fedexec
-from fedexec._system.machine import available_cores
+from fedexec._system.available_resources import available_cores
 from fedexec._system.sizes import format_size, parse_size
 from fedexec.settings import DEFAULT_BACKEND, resolve, unknown_variables
 

@@ -9,7 +9,7 @@ import pytest
 from fedexec._channel import segments
 from fedexec._channel.messages import Delivery
 from fedexec._channel.segment_pool import SegmentPool
-from fedexec._system import machine
+from fedexec._system import available_resources
 from fedexec.errors import TransferError
 from fedexec.settings import resolve
 from fedexec.testing.refusals import without_warnings
@@ -24,7 +24,7 @@ MAX, USED = "memory.max", "memory.current"
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
     """Return a function that writes the files of control groups, and makes them this process's."""
-    monkeypatch.setattr(machine, "_affinity", lambda: 8)
+    monkeypatch.setattr(available_resources, "_affinity", lambda: 8)
     monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
 
     def write(membership, mounts="", **files):
@@ -34,9 +34,9 @@ def plant(tmp_path, monkeypatch):
             file.write_text(text)
         (tmp_path / "membership").write_text(membership)
         (tmp_path / "mounts").write_text(mounts.format(here=tmp_path / "top"))
-        monkeypatch.setattr(machine, "MOUNTS", str(tmp_path / "mounts"))
-        monkeypatch.setattr(machine, "TOP", str(tmp_path / "top"))
-        monkeypatch.setattr(machine, "MEMBERSHIP", str(tmp_path / "membership"))
+        monkeypatch.setattr(available_resources, "MOUNTS", str(tmp_path / "mounts"))
+        monkeypatch.setattr(available_resources, "TOP", str(tmp_path / "top"))
+        monkeypatch.setattr(available_resources, "MEMBERSHIP", str(tmp_path / "membership"))
 
     return write
 
@@ -65,7 +65,7 @@ def plant(tmp_path, monkeypatch):
 )
 def test_a_quota_bounds_the_cores(plant, membership, files, cores):
     plant(membership, **files)
-    assert machine.available_cores() == cores
+    assert available_resources.available_cores() == cores
     assert resolve(environ={}).max_workers == cores
 
 
@@ -90,8 +90,8 @@ def test_a_quota_bounds_the_cores(plant, membership, files, cores):
 )
 def test_a_limit_bounds_the_memory(plant, membership, files, total, available):
     plant(membership, **{name: str(n * MIB) if isinstance(n, int) else n for name, n in files.items()})
-    assert machine.total_bytes() == total * MIB
-    assert machine.available_bytes() == available * MIB
+    assert available_resources.total_bytes() == total * MIB
+    assert available_resources.available_bytes() == available * MIB
 
 
 def mounted(root, place, kind="cgroup2", options="rw"):
@@ -117,8 +117,9 @@ ELSEWHERE = mounted("/", "a\\040place")
 def test_a_group_is_found_where_it_is_mounted(plant, membership, mounts, group):
     limits = {MAX: f"{600 * MIB}", USED: f"{500 * MIB}", "cpu.max": "100000 100000"}
     plant(membership, mounts, **{f"{group}/{name}": text for name, text in limits.items()})
-    assert machine.available_cores() == 1
-    assert (machine.total_bytes(), machine.available_bytes()) == (600 * MIB, 100 * MIB)
+    assert available_resources.available_cores() == 1
+    assert available_resources.total_bytes() == 600 * MIB
+    assert available_resources.available_bytes() == 100 * MIB
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_group_of_version_1_is_found_where_it_is_mounted(plant, root, place, g
     mounts = mounted("/", "memory", "cgroup", "rw,memory") + mounted(root, place, "cgroup", "rw,cpu,cpuacct")
     quota = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
     plant(membership, mounts, **{f"{place}/{group}/{name}": text for name, text in quota.items()})
-    assert machine.available_cores() == 2
+    assert available_resources.available_cores() == 2
 
 
 @pytest.mark.parametrize(
@@ -152,14 +153,14 @@ def test_a_group_of_version_1_is_found_where_it_is_mounted(plant, root, place, g
 def test_a_group_that_is_not_ours_bounds_nothing(plant, membership, mounts, group):
     limits = {MAX: f"{600 * MIB}", USED: f"{500 * MIB}", "cpu.max": "100000 100000"}
     plant(membership, mounts, **{f"{group}/{name}": text for name, text in limits.items()})
-    assert machine.available_cores() == 8
-    assert machine.total_bytes() > 600 * MIB
+    assert available_resources.available_cores() == 8
+    assert available_resources.total_bytes() > 600 * MIB
 
 
 @pytest.mark.parametrize("text", ["max", "9223372036854771712", "garbage", ""])
 def test_no_limit_bounds_nothing(plant, text):
     plant("0::/", **{"memory.max": text, "memory.current": "0", "memory.limit_in_bytes": text})
-    assert machine.total_bytes() > 900 * MIB
+    assert available_resources.total_bytes() > 900 * MIB
 
 
 @pytest.mark.skipif(not segments.supported(), reason="memory cannot be shared here")
@@ -186,7 +187,7 @@ def test_what_does_not_fit_is_not_sent_in_a_message_either(plant):
 
 def test_a_container_is_seen_for_real(tmp_path):
     (tmp_path / "cpu.max").write_text("100000 100000")
-    code = "import fedexec._system.machine as m; print(m.available_cores())"
+    code = "import fedexec._system.available_resources as m; print(m.available_cores())"
     script = f"mount --bind {tmp_path} /sys/fs/cgroup && {sys.executable} -c '{code}'"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "Traceback" not in done.stderr:
