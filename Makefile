@@ -28,9 +28,9 @@ test-touched: .venv/installed
 	touched=$$($(BIN)/python tests/touched.py) && \
 	    if [ -n "$$touched" ]; then $(PYTEST) -m thorough $$touched $(ARGS) || [ $$? = 5 ]; fi  # 5: they have none
 
-# Lines and branches of the core that `make test` runs in the caller's process; workers are not followed.
+# Lines and branches that `make test` runs in the callers' processes; workers are not followed.
 coverage: .venv/installed
-	$(PYTEST) -m "not thorough" --cov fedexec --cov fedexec_backends --cov-branch --cov-report term:skip-covered $(ARGS)
+	$(PYTEST) -m "not thorough" --cov $(ARGS)
 
 soak: .venv/installed
 	$(BIN)/python tests/faults/soak.py
