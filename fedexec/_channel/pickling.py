@@ -83,7 +83,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _reduce_tensor(torch, obj)
         if _is_of_main(obj):
             self._note(obj)
-        elif isinstance(obj, types.FunctionType | type):
+        elif isinstance(obj, types.FunctionType | type) and obj.__module__:  # exec() can leave it None
             _send_by_value_if_only_here(obj.__module__)
         if type(obj) is types.FunctionType:
             self.files.add(obj.__code__.co_filename)

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from fedexec import __version__
+from fedexec._registry import load_chosen
 from fedexec._system import leftovers
 from fedexec._system.control_characters import visible
 from fedexec._system.sizes import format_size
 from fedexec.devices.discovery import find_devices
-from fedexec.errors import DeviceError, SettingsError
+from fedexec.errors import BackendUnavailableError, DeviceError, SettingsError, UnknownBackendError
 from fedexec.memory import host
 from fedexec.settings import FORK_IS_SAFE, resolve, unknown_variables
 
@@ -83,8 +84,9 @@ def _variables() -> Iterator[Finding]:
     """Look at what the environment says."""
     unknown = unknown_variables(os.environ)
     try:
-        resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
-    except SettingsError as exc:
+        settings = resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
+        load_chosen(settings)
+    except (SettingsError, UnknownBackendError, BackendUnavailableError) as exc:
         yield Finding("environment", str(exc), is_wrong=True)
     for variable, advice in unknown.items():
         yield Finding("environment", f"{variable} is no setting of fedexec; {advice}", is_wrong=True)

@@ -68,14 +68,17 @@ def seconds(value: Any) -> float:
     except (ValueError, TypeError):
         raise SettingsError(f"must be a number of seconds, got {value!r}") from None
     if not 0 < number < float("inf"):
-        raise SettingsError(f"must be greater than 0 seconds, got {value!r}")
+        raise SettingsError(f"must be greater than 0 seconds and finite, got {value!r}")
     return number
 
 
 def modules(value: str | Iterable[str]) -> tuple[str, ...]:
     """Read names of modules: an iterable, or a string with commas."""
-    names = value.split(",") if isinstance(value, str) else value
-    return tuple(name.strip() for name in names if name.strip())
+    try:
+        names = [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
+    except (AttributeError, TypeError):
+        raise SettingsError(f"must be names of modules, got {value!r}") from None
+    return tuple(name for name in names if name)
 
 
 def start_method(value: object) -> str:

@@ -42,6 +42,11 @@ class PicklingConformance(Suite):
         result = executor.submit(twice, lambda x: x + offset).result(DEADLINE)
         assert result(1) == 15
 
+    def test_functions_of_a_namespace_without_a_name_can_be_tasks(self, executor: Executor) -> None:
+        namespace: dict[str, Any] = {}
+        exec("def double(x):\n    return 2 * x", namespace)
+        assert executor.submit(namespace["double"], 4).result(DEADLINE) == 8
+
     def test_local_classes_come_back(self, executor: Executor) -> None:
         class Local:
             value = 3

@@ -177,3 +177,10 @@ def test_what_the_environment_says_wrongly_is_found(capsys, monkeypatch):
     found = [each["says"] for each in json.loads(capsys.readouterr().out) if each["about"] == "environment"]
     assert "(FEDEXEC_MAX_WORKERS)" in found[0]
     assert found[1] == "FEDEXEC_TIMEOUTS is no setting of fedexec; did you mean FEDEXEC_TIMEOUT?"
+
+
+def test_a_backend_in_the_environment_that_does_not_exist_is_found(capsys, monkeypatch):
+    monkeypatch.setenv("FEDEXEC_BACKEND", "lokky")
+    assert main(["doctor", "--json"]) == 1
+    (found,) = (each for each in json.loads(capsys.readouterr().out) if each["about"] == "environment")
+    assert "'lokky'" in found["says"] and "'loky'" in found["says"]

@@ -166,3 +166,9 @@ def test_a_variable_that_is_no_setting_is_named_once_with_the_one_that_was_meant
     ]
     unknown = unknown_variables({"FEDEXEC_XYZZY": "1"})
     assert unknown["FEDEXEC_XYZZY"].startswith("known: FEDEXEC_BACKEND, FEDEXEC_MAX_WORKERS")
+
+
+@pytest.mark.parametrize("preload", [["json", 5], 5, [None]])
+def test_a_preload_that_names_no_modules_is_an_error(preload):
+    with pytest.raises(fedexec.SettingsError, match="names of modules"):
+        resolve({"preload": preload}, environ={})
