@@ -101,7 +101,13 @@ def call_and_keep_globals(data: bytes) -> None:
     unpickler = _Unpickler(io.BytesIO(data), buffers=None, kept_classes=_classes_of_initializers)
     fn = unpickler.load()
     before = {name: dict(namespace) for name, namespace in unpickler.namespaces.items()}
+    main = vars(
+        sys.modules["__main__"]
+    )  # of this process: `sys.modules[__name__].model = model` sets it there
+    main_before = dict(main)
     fn()
+    replaced = {key: value for key, value in main.items() if main_before.get(key, main) is not value}
+    _set_by_initializers.setdefault(("__main__", ""), {}).update(replaced)
     for name, namespace in unpickler.namespaces.items():
         was = before[name]
         kept = {key: value for key, value in namespace.items() if _may_have_changed(was.get(key, was), value)}

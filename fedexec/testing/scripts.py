@@ -60,6 +60,7 @@ class ScriptConformance(Suite):
         """As in a ``ProcessPoolExecutor``, although functions of ``__main__`` travel by value."""
         out, err, code = self.run_script(
             """
+            import sys
             from fedexec import create_executor
 
             replaced = None
@@ -80,9 +81,10 @@ class ScriptConformance(Suite):
                 Model.weights = value
                 task.attribute = value
                 set_another()
+                sys.modules[__name__].by_module = value
 
             def task():
-                return replaced, changed, Model.weights, task.attribute, created, factor
+                return replaced, changed, Model.weights, task.attribute, created, by_module, factor
 
             with create_executor(max_workers=1, initializer=initialize, initargs=("set",)) as executor:
                 print(executor.submit(task).result())
@@ -92,7 +94,9 @@ class ScriptConformance(Suite):
             temp,
         )
         assert (err, code) == ("", 0)
-        assert out == [f"('set', {{'value': 'set'}}, 'set', 'set', 'created', {factor})" for factor in (1, 2)]
+        assert out == [
+            f"('set', {{'value': 'set'}}, 'set', 'set', 'created', 'set', {factor})" for factor in (1, 2)
+        ]
 
     @staticmethod
     def need_threads_at_the_end() -> None:
