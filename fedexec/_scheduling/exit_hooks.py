@@ -19,6 +19,7 @@ class _Drainable(Protocol):
 
 
 _schedulers: "weakref.WeakSet[_Drainable]" = weakref.WeakSet()
+_lock = threading.Lock()  # A set cannot be listed while another thread adds to it.
 _interpreter_ends = False
 _FIRST = 1 << 30  # exit priority in multiprocessing, whose own hooks have at most 15; the highest runs first
 
@@ -31,7 +32,8 @@ def register(scheduler: _Drainable) -> None:
     scheduler : object
         Has the methods ``close()`` and ``join()``.
     """
-    _schedulers.add(scheduler)
+    with _lock:
+        _schedulers.add(scheduler)
 
 
 def interpreter_ends() -> bool:
@@ -69,6 +71,8 @@ def _drain_with_children(_: int) -> None:  # the key is the pid: a forked proces
 
 def _forget_in_child() -> None:
     """Forget the executors of the parent in a forked process, because their threads do not exist there."""
+    global _lock
+    _lock = threading.Lock()  # The parent may have held it when it forked.
     _schedulers.clear()
 
 
@@ -79,7 +83,8 @@ if hasattr(os, "register_at_fork"):
 def _drain() -> None:
     global _interpreter_ends
     _interpreter_ends = True
-    schedulers = list(_schedulers)
+    with _lock:
+        schedulers = list(_schedulers)
     for scheduler in schedulers:
         scheduler.close()
     for scheduler in schedulers:

@@ -85,7 +85,8 @@ def offload(fn: Any = None, /, *, executor: Executor | None = None) -> Any:
         # Everything else is found by reference, because this function may be pickled by value.
         return _run(fn, holder, args, kwargs)
 
-    _offloaded.add(fn)
+    with _lock:  # A set cannot be listed while another thread adds to it.
+        _offloaded.add(fn)
     return offloaded
 
 

@@ -71,7 +71,8 @@ def test_a_worker_killed_while_it_is_handed_a_task_has_not_begun_it(create, back
     assert executor.stats().worker_deaths == 0
 
 
-started: weakref.WeakSet[_Worker] = weakref.WeakSet()  # workers of the test that runs
+# Workers of the test that runs. They are listed while a pool's thread adds to them, which no WeakSet allows.
+started: list[weakref.ref[_Worker]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def note_workers(monkeypatch):
 
     def start_and_note(self):
         start(self)
-        started.add(self)
+        started.append(weakref.ref(self))
 
     monkeypatch.setattr(_Worker, "start", start_and_note)
     yield
@@ -89,7 +90,8 @@ def note_workers(monkeypatch):
 
 def workers():
     """Return the pids of the pool's workers."""
-    return {worker.pid for worker in started if worker.exitcode is None}
+    found = (worker() for worker in started)
+    return {worker.pid for worker in found if worker is not None and worker.exitcode is None}
 
 
 def test_a_worker_killed_just_after_its_answer_does_not_hold_up_the_next(create, backend):
