@@ -334,9 +334,9 @@ class Backend(ABC):
         ----------
         task : Task
         number : int
-            Number of the signal. At the time limit it is SIGTERM, so that the worker can write its stacks to
-            stderr and the task can clean up; SIGKILL follows if the worker does not end, and comes at once in
-            all other cases.
+            Number of the signal. At the time limit, and from ``Executor.terminate_workers``, it is SIGTERM, so
+            that the worker can write its stacks to stderr and the task can clean up; SIGKILL follows if the
+            worker does not end. In all other cases it is SIGKILL at once.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
 

@@ -28,7 +28,7 @@ SECONDS = 240  # that a script or a command may take on a busy machine
 PAGES = {page.name: page for page in pages()}
 WITH_PYTHON = [name for name, page in PAGES.items() if page.of("python")]
 WITH_SHELL = [name for name, page in PAGES.items() if page.of("sh", "bash")]
-DEAR = {"docs/tutorial.md", "docs/how-to/flower-app.md", "docs/how-to/deployments.md"}  # they train
+EXPENSIVE = {"docs/tutorial.md", "docs/how-to/flower-app.md", "docs/how-to/deployments.md"}  # they train
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def run(command, place, allowed=(0,)):
 # ---------------------------------------------------------------- Python
 
 
-@pytest.mark.thorough_but(*(name for name in WITH_PYTHON if name not in DEAR))
+@pytest.mark.thorough_but(*(name for name in WITH_PYTHON if name not in EXPENSIVE))
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python_runs(name, place):
     blocks = PAGES[name].of("python")
@@ -114,7 +114,7 @@ def test_the_backend_that_is_shown_runs_where_it_is_installed(tmp_path):
 # ---------------------------------------------------------------- shell
 
 
-@pytest.mark.thorough_but(*(name for name in WITH_SHELL if name not in DEAR))
+@pytest.mark.thorough_but(*(name for name in WITH_SHELL if name not in EXPENSIVE))
 @pytest.mark.parametrize("name", WITH_SHELL)
 def test_shell_commands_are_what_there_is_and_those_that_are_marked_run(name, place):
     for block in PAGES[name].of("sh", "bash"):
