@@ -3,17 +3,18 @@
 Plug-ins register in the entry-point group ``fedexec.backends``, as ``name = "module:Class"``.
 """
 
-import difflib
 import importlib.util
 import sys
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, distributions
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedexec._system.find_by_name import find_attribute, split_name
 from fedexec.errors import BackendUnavailableError, UnknownBackendError
 from fedexec.interface import Backend, Capability
 from fedexec.settings import Settings
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["BackendInfo", "backends", "load", "load_chosen"]
 
@@ -123,7 +124,9 @@ _BUILTIN = {
 }
 
 
-def _plugins() -> dict[str, EntryPoint]:
+def _plugins() -> "dict[str, EntryPoint]":
+    from importlib.metadata import distributions  # takes as long as the rest of `import fedexec`
+
     # Do not use `entry_points`: it fails on bytes, Path objects and None in sys.path, which import ignores.
     path = [entry for entry in sys.path if isinstance(entry, str)]
     entries: dict[str, EntryPoint] = {}
@@ -170,6 +173,8 @@ def load(name: str) -> type[Backend]:
     if info is None:
         entry = _plugins().get(name)
         if entry is None:
+            import difflib
+
             known = tuple(known.name for known in backends())
             nearest = difflib.get_close_matches(name, known, n=1)
             raise UnknownBackendError(name, known, nearest[0] if nearest else None)

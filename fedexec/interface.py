@@ -4,6 +4,8 @@
 many tasks run at once, time limits, retries. A :class:`Backend` decides only *where a task runs*.
 """
 
+from __future__ import annotations
+
 import enum
 import functools
 import itertools
@@ -11,10 +13,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedexec._system.available_resources import SIGKILL
-from fedexec.settings import Settings
+
+if TYPE_CHECKING:  # Workers import this module, but not the settings.
+    from fedexec.settings import Settings
 
 __all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]
 

@@ -6,7 +6,6 @@ key in an app's configuration (``executor-`` and its name with hyphens) and its 
 """
 
 import dataclasses
-import difflib
 import functools
 import logging
 import os
@@ -294,6 +293,8 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     for variable in environ:
         name = variable.removeprefix(PREFIX)
         if name not in (variable, *known):
+            import difflib
+
             matches = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {PREFIX}{matches[0]}?" if matches else "known: {}"
             unknown[variable] = advice.format(", ".join(PREFIX + each for each in known))

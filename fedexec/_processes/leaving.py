@@ -15,8 +15,6 @@ import weakref
 from multiprocessing import process, util
 from typing import Any
 
-import psutil
-
 __all__ = [
     "ToDoAtExit",
     "continue_without_parent",
@@ -145,7 +143,9 @@ def has_ended(pid: int, *, wait: bool = False) -> bool:
             return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
         except ChildProcessError:
             return False
-    while True:  # macOS before Python 3.13
+    import psutil  # on macOS before Python 3.13
+
+    while True:
         try:
             process = psutil.Process(pid)
             ended = process.status() == psutil.STATUS_ZOMBIE

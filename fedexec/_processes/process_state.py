@@ -5,7 +5,6 @@ belongs to the process and is cheap to read, not the variables of modules.
 """
 
 import contextlib
-import decimal
 import gc
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from fedexec._processes import fitness
 __all__ = ["difference", "process_state", "tidied"]
 
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+_DECIMAL_DEFAULT = (28, "ROUND_HALF_EVEN")  # what decimal begins with, if an import is the first to load it
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -31,8 +31,8 @@ def process_state() -> dict[str, object]:
     dict of str to object
         Each key ends the sentence "it changes ...".
     """
-    torch = sys.modules.get("torch")
-    context = decimal.getcontext()
+    torch, decimal = sys.modules.get("torch"), sys.modules.get("decimal")
+    context = decimal.getcontext() if decimal else None
     return {
         "the working directory": _directory(),
         "the file mode creation mask": _mask(),
@@ -46,7 +46,7 @@ def process_state() -> dict[str, object]:
         "its limits": [resource.getrlimit(limit) for limit in _LIMITS],
         "its priority": os.getpriority(os.PRIO_PROCESS, 0),
         "how garbage is collected": (gc.isenabled(), gc.get_threshold()),
-        "the precision of decimal numbers": (context.prec, context.rounding),
+        "the precision of decimal numbers": (context.prec, context.rounding) if context else _DECIMAL_DEFAULT,
         "torch's default type": str(getattr(torch, "get_default_dtype", lambda: "torch.float32")()),
     }
 

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-import psutil
-
 __all__ = ["await_answer", "await_reader", "is_stopped", "kill_if_stopped", "start_watching"]
 
 _LOOKS, _SECONDS = 2, 1.0  # A process counts as stopped if this many looks, this far apart, find it stopped.
@@ -142,6 +140,8 @@ def is_stopped(pid: int | None) -> bool:
     bool
         False if `pid` is None or the process cannot be examined.
     """
+    import psutil
+
     try:
         return pid is not None and psutil.Process(pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:

@@ -3,8 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 
-import psutil
-
 from fedexec.devices.device import Device
 from fedexec.errors import WorkerMemoryError
 from fedexec.interface import Task
@@ -52,6 +50,8 @@ class LimitEnforcer:
         self._thread.join()
 
     def _watch(self) -> None:
+        import psutil
+
         measurements = 0
         while not self._over.wait(INTERVAL_SECONDS):
             tasks = [task for task in self._running() if task.pid is not None]

@@ -11,12 +11,14 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedexec._worker import imports
+
+if TYPE_CHECKING:  # importlib.abc imports the whole of importlib.resources
+    from importlib.abc import Loader
 
 __all__ = [
     "call_seeded",
@@ -205,7 +207,7 @@ def _seed_torch(module: ModuleType, seed: int) -> None:
 _SEEDERS: dict[str, Callable[[ModuleType, int], None]] = {"numpy.random": _seed_numpy, "torch": _seed_torch}
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds a library through the other finders, and has an action follow its import."""
 
     def __init__(self, actions: Mapping[str, Callable[[ModuleType], None]]) -> None:
@@ -220,15 +222,16 @@ class _Finder(MetaPathFinder):
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _ActingLoader(spec.loader, self._actions[name])
+                    loader = _ActingLoader(spec.loader, self._actions[name])
+                    spec.loader = cast("Loader", loader)
                 return spec
         return None
 
 
-class _ActingLoader(Loader):
+class _ActingLoader:
     """Loads a library with the library's own loader, and then runs the action."""
 
-    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: "Loader", action: Callable[[ModuleType], None]) -> None:
         self._loader = loader
         self._action = action
 

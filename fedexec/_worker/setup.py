@@ -1,5 +1,7 @@
 """Sets up a worker before its first task: number of threads, preload, initializer."""
 
+from __future__ import annotations
+
 import functools
 import os
 import pickle
@@ -8,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fedexec._channel import initargs
 from fedexec._channel.messages import Reply, ReplyKind
@@ -23,7 +26,9 @@ from fedexec.devices import device
 from fedexec.errors import PreloadError
 from fedexec.interface import Hooks
 from fedexec.memory import host
-from fedexec.settings import Settings
+
+if TYPE_CHECKING:
+    from fedexec.settings import Settings
 
 __all__ = ["WorkerSetup", "device_environment", "environment", "preload", "prepare", "setup"]
 
@@ -47,7 +52,7 @@ class WorkerSetup:
     initializer: bytes | None
 
     @classmethod
-    def of(cls, settings: Settings, hooks: Hooks) -> "WorkerSetup":
+    def of(cls, settings: Settings, hooks: Hooks) -> WorkerSetup:
         """Collect what the settings and hooks ask of a worker.
 
         Parameters

@@ -5,9 +5,11 @@ at the first use. If the driver stops answering, values are None, and one warnin
 no exception is raised.
 """
 
+import ctypes
 import itertools
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ __all__ = ["NvmlDevice", "devices"]
 
 log = logging.getLogger("fedexec")
 
+_LIBRARY = "libnvidia-ml.so.1"
 _END = ("-1", "NoDevFiles")  # names after these are hidden; Slurm writes the second if a job has no GPU
 _NO_PIDS = (0, 0xFFFFFFFF)  # no process has such a number
 
@@ -227,8 +230,10 @@ _warned: set[str] = set()
 def _call(function: str, *args: Any) -> Any:
     """Call a function of pynvml. NVML is started once in each process, and once more in a forked process."""
     global _started_in
+    if "pynvml" not in sys.modules and not _driver_is_installed():
+        raise _AbsentError(f"there is no NVIDIA driver: {_LIBRARY} is not found")
     try:
-        import pynvml
+        import pynvml  # takes as long as a fifth of an executor's start, so not where it would be of no use
     except ImportError:
         raise _AbsentError("nvidia-ml-py is not installed: pip install 'fedexec[gpu]'") from None
     absent = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
@@ -243,6 +248,17 @@ def _call(function: str, *args: Any) -> Any:
         raise kind(f"the NVIDIA driver does not answer ({function}: {exc})") from exc
     except getattr(pynvml, "NVMLLibraryMismatchError", ()) as exc:  # not in the oldest pynvml
         raise _SilentError(f"the NVIDIA driver is too old ({function})") from exc
+
+
+def _driver_is_installed() -> bool:
+    """Return whether the driver's library can be loaded; True where this is not known without pynvml."""
+    if sys.platform != "linux":
+        return True
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return False
+    return True
 
 
 def _try(function: str, *args: Any) -> Any:

@@ -11,8 +11,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from fedexec._system.available_resources import available_bytes, total_bytes
 
 __all__ = [
@@ -38,6 +36,8 @@ def rss_bytes(pid: int) -> int | None:
     int or None
         None if the process has ended.
     """
+    import psutil  # not in workers, which would take longer to start
+
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -85,6 +85,8 @@ def tree_bytes(measure: Callable[[int], int | None] = pss_bytes, root: int | Non
     total = measure(root)
     if total is None:
         return None
+    import psutil
+
     try:
         descendants = psutil.Process(root).children(recursive=True)
     except psutil.Error:

@@ -220,3 +220,10 @@ def test_what_exceeds_the_hard_limit_of_open_files_is_refused_at_the_start():
     assert done.returncode == 1
     assert "max_workers=24 needs up to 608 file descriptors on backend 'pool'" in done.stderr
     assert "this process may have 300 (ulimit -Hn)" in done.stderr
+
+
+def test_the_machines_memory_is_what_psutil_says():
+    psutil = pytest.importorskip("psutil")
+    total, available = available_resources._memory()
+    assert total == psutil.virtual_memory().total
+    assert available == pytest.approx(psutil.virtual_memory().available, rel=0.2)
