@@ -338,7 +338,7 @@ class Backend(ABC):
         ----------
         task : Task
         number : int
-            Number of the signal. At the time limit, and from ``Executor.terminate_workers``, it is SIGTERM, so
+            Number of the signal. At the time limit, and by ``Executor.terminate_workers``, it is SIGTERM, so
             that the worker can write its stacks to stderr and the task can clean up; SIGKILL follows if the
             worker does not end. In all other cases it is SIGKILL at once.
         """
