@@ -75,6 +75,7 @@ def behind_head(*argv, cwd=None, errors=False):
         os.close(writing)
 
 
+@pytest.mark.thorough_but("argv0-", "argv0-1", "argv3-")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "argv",

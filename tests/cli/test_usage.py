@@ -118,6 +118,7 @@ def test_a_bad_key_of_an_app_s_config_is_named(capsys, key, value):
     assert f"(executor-{key})" in line
 
 
+@pytest.mark.thorough_but("argv0-1", "argv3-2")
 @pytest.mark.parametrize(
     ("argv", "code"),
     [

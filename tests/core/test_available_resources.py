@@ -209,6 +209,7 @@ def run_with_limit(backend, hard):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.thorough_but("standby", "inline")
 @pytest.mark.parametrize("backend", ["standby", "process", "pool", "loky", "inline"])
 def test_the_soft_limit_of_open_files_is_raised_for_many_workers(backend):
     done = run_with_limit(backend, 4096)

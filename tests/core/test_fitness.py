@@ -130,6 +130,7 @@ def test_a_warm_up_that_imports_nothing_is_named_by_its_function(warnings_of):
     assert "imported builtins.exec: it left 1 thread(s)" in warning
 
 
+@pytest.mark.thorough_but("nvidia0")
 @pytest.mark.parametrize("file", ["nvidia0", "nvidia-uvm", "nvidiactl", "kfd", "dri/renderD128"])
 def test_a_file_of_a_gpu_that_is_open_is_named(file, modules, tmp_path, warnings_of):
     # MOCK: this machine may have no GPU, so the files of GPUs are looked for in another directory.

@@ -153,17 +153,18 @@ UNFIT = {
     "thread": (leave_a_thread, r"1 thread\(s\)"),
     "process": (start_a_process, "leaves processes running"),
     "directory": (lambda: os.chdir("/"), "changes the working directory"),
-    "hangs": (lambda: time.sleep(99), "it was not done after 1.5 s"),
+    "hangs": (lambda: time.sleep(99), "it was not done after 5 s"),
     "ends": (lambda: os._exit(3), "it ended the process with 3"),
 }
 
 
+@pytest.mark.thorough_but("thread-standby", "hangs-standby", "ends-standby")
 @pytest.mark.parametrize("create", ["standby"], indirect=True)  # the template is the same everywhere
 @pytest.mark.parametrize("kind", UNFIT)
 def test_a_rehearsal_that_makes_the_template_unfit_changes_nothing_and_says_so(create, kind, caplog):
     call, said = UNFIT[kind]
     before, here = new_children(), os.getcwd()  # noqa: PTH109
-    executor = create(preload_timeout=1.5)
+    executor = create(preload_timeout=5 if kind == "hangs" else DEADLINE)
     assert not executor.rehearse(call)
     (record,) = [each for each in caplog.records if "leaves in memory" in each.message]
     assert re.search(said, record.message)

@@ -132,6 +132,7 @@ def hostile_clients(address, number):
 HONEST = range(len(FITS), 50)  # they are the majority
 
 
+@pytest.mark.thorough_but("True")
 @pytest.mark.parametrize("evaluate", [False, True])
 def test_with_twenty_kinds_of_hostile_clients_a_server_ends_with_the_weights_of_the_honest(evaluate):
     averages = []

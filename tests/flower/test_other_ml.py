@@ -18,7 +18,7 @@ def weights(simulation):
     return [array.numpy() for array in simulation.result.arrays.values()]
 
 
-@pytest.mark.thorough_but("sklearn-other_ml_sklearn")
+@pytest.mark.thorough_but("numpy")
 @pytest.mark.parametrize(("library", "app"), [("numpy", "other_ml"), ("sklearn", "other_ml_sklearn")])
 def test_another_library_learns_the_digits_and_knows_no_torch(library, app):
     pytest.importorskip(library)

@@ -85,6 +85,7 @@ def test_the_same_seed_shuffles_and_trains_the_same_in_all_workers(app, referenc
         assert weights(run()) == weights(reference)
 
 
+@pytest.mark.thorough
 def test_without_isolation_the_weights_are_the_same_where_nothing_is_shuffled(app, standby, reference):
     with started(app, "inline") as run:
         unshuffled = weights(run(shuffle=False))

@@ -30,6 +30,7 @@ def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.mark.thorough
 def test_the_default_run_learns_the_digits_in_time(tmp_path):
     file = tmp_path / "run.json"
     started = time.monotonic()

@@ -24,7 +24,7 @@ APP = str(Path(__file__).parent / "quickstart_app")
 pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
 
 
-@pytest.mark.thorough_but("--resume needs --checkpoint DIR", "seed=0; this one has seed=3")
+@pytest.mark.thorough_but("seed=0; this one has seed=3")
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -84,6 +84,7 @@ def test_an_address_in_use_is_one_line():
     assert f"127.0.0.1:{port}" in done.stderr
 
 
+@pytest.mark.thorough_but("argv0-0.0-2", "argv0-1.0-15", "argv2-1.0-2", "argv4-0.0-15")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0.0, 1.0])
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_a_strategy_that_overrides_start_is_listened_to_once(inline):
     assert vars(Mine)["start"] is original
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_nodes_that_are_only_registered(inline):
     def peak(num_nodes, fraction):
         config = {"num-rounds": 3, "fraction": fraction}

@@ -201,6 +201,7 @@ address = "127.0.0.1:9093"
 """
 
 
+@pytest.mark.thorough_but("2 nodes (flag)")
 @pytest.mark.parametrize(
     ("settings", "flags", "said"),
     [
@@ -226,6 +227,7 @@ def test_a_number_of_nodes_beyond_all_bounds_is_a_usage_error(tmp_path):
     assert "options.num-supernodes in pyproject.toml must be at most 1,000,000" in done.stderr
 
 
+@pytest.mark.thorough_but("'many'")
 @pytest.mark.parametrize("number", ["0", "'many'", "true", "2.5"])
 def test_a_number_of_nodes_that_is_none_is_a_usage_error(tmp_path, number):
     done = run(directory(tmp_path, settings=FEDERATION.format(number=number)))

@@ -20,6 +20,7 @@ ISOLATING = ["process", "pool", "standby", "loky"]
 FIND_DEVICES = "fedexec._scheduling.settings_checks.find_devices"
 
 
+@pytest.mark.thorough_but("standby")
 @pytest.mark.parametrize("backend", ISOLATING)
 @pytest.mark.parametrize(
     ("nbytes", "expected"),

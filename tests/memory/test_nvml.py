@@ -127,6 +127,7 @@ def test_choices(driver):
     assert dict(zip(choices, driver(GPU_A + GPU_B, body), strict=True)) == choices
 
 
+@pytest.mark.thorough_but("GPU-aaaa", "0,,1", "0,0")
 @pytest.mark.parametrize(
     ("choice", "name", "problem"),
     [

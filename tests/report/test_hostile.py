@@ -65,6 +65,7 @@ def outcome(file, content):
     return None
 
 
+@pytest.mark.thorough_but("nan", "None", "[", "'x'")
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: ascii(value)[:12])
 def test_no_value_anywhere_is_more_than_a_line(file, tmp_path, value):
     content = json.loads(whole(tmp_path / "whole.json").read_text())
