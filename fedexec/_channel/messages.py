@@ -99,12 +99,12 @@ class Delivery:
         """
         message = self._message
         if message.place is None:
-            return load_with_main(message.data, map(bytearray, message.buffers))
+            return load_with_main(message.data, map(bytearray, message.buffers), is_task=True)
         end = max(offset + size for offset, size in message.layout)
         self._memory, start = message.place.open(end, write=False)
         with memoryview(self._memory) as memory:
             views = [memory[start + offset : start + offset + size] for offset, size in message.layout]
-        return load_with_main(message.data, views)
+        return load_with_main(message.data, views, is_task=True)
 
     def answer(self, obj: object) -> bytes:
         """Pack a result for :meth:`Parcel.open`.

@@ -98,6 +98,94 @@ class ScriptConformance(Suite):
             f"('set', {{'value': 'set'}}, 'set', 'set', 'created', 'set', {factor})" for factor in (1, 2)
         ]
 
+    def test_what_an_initializer_has_made_sees_the_globals_of_the_task(self, temp: Path) -> None:
+        """Methods of a model, and a decorator's cache, work on the globals that the task itself sees."""
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            import functools
+            from fedexec import create_executor
+
+            scale, offset, model, is_warm = 1, 0, None, False
+
+            class Model:
+                def predict(self):
+                    return scale, offset
+
+            def cached(function):
+                cache = {}
+
+                @functools.wraps(function)
+                def call(key):
+                    if key not in cache:
+                        cache[key] = function(key)
+                    return cache[key]
+
+                return call
+
+            @cached
+            def load(key):
+                return key, is_warm
+
+            def initialize():
+                global model, is_warm
+                model, is_warm = Model(), True
+                load("data")
+
+            def task():
+                global scale, is_warm
+                scale, is_warm = 2, False
+                return model.predict(), Model().predict(), offset, load("data"), load("other")
+
+            with create_executor(max_workers=1, initializer=initialize) as executor:
+                for offset in (3, 4):
+                    print(executor.submit(task).result())
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == [
+            f"((2, {offset}), (2, {offset}), {offset}, ('data', True), ('other', False))" for offset in (3, 4)
+        ]
+
+    def test_what_an_initializer_has_set_stays_with_its_function(self, temp: Path) -> None:
+        """Functions may share a name, as those of one decorator, or have no module, as those of attrs."""
+        self.need(Capability.ISOLATED)
+        out, err, code = self.run_script(
+            """
+            from fedexec import create_executor
+
+            def cached(function):
+                def call():
+                    if call.cache is None:
+                        call.cache = function()
+                    return call.cache
+
+                call.cache = None
+                return call
+
+            def written(source, **names):
+                exec(source, names)
+                return names["written"]
+
+            first = cached(lambda: "first")
+            second = cached(lambda: "second")
+            third = written("def written(): return names", names=["third"])
+            fourth = written("def written(): return names", names=["fourth"])
+
+            def initialize():
+                first(), third()
+
+            def task():
+                return first(), second(), third(), fourth()
+
+            with create_executor(max_workers=1, initializer=initialize) as executor:
+                print(executor.submit(task).result())
+            """,
+            temp,
+        )
+        assert (out, err, code) == (["('first', 'second', ['third'], ['fourth'])"], "", 0)
+
     @staticmethod
     def need_threads_at_the_end() -> None:
         """Skip the test if CPython itself cannot pass it."""
