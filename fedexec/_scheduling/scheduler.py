@@ -73,7 +73,7 @@ class Scheduler:
         self._killing = False
         self._broken: InitializerError | PreloadError | None = None
         self._counts: Counter[str] = Counter()
-        self._backend_ended = threading.Event()
+        self._backend_ended = False
         self._limit_enforcer: LimitEnforcer | None = None
         if settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
             end = self._attempts.end_for_memory
@@ -114,6 +114,11 @@ class Scheduler:
                 self._changed.notify_all()  # not notify(): the one thread could be waiting for something else
             elif len(self._slots) < self._settings.max_workers:
                 self._open_slot()
+            if self._closing and (task, future) in self._queue:
+                # A signal handler has shut the executor down since the check above.
+                self._queue.remove((task, future))
+                self._counts["submitted"] -= 1
+                raise RuntimeError("cannot schedule new futures after shutdown")
         return future
 
     def close(self, *, cancel_futures: bool = False, kill: int = 0) -> None:
@@ -177,7 +182,8 @@ class Scheduler:
         """Wait until all tasks are done and the backend has ended.
 
         A done-callback runs in a slot and cannot wait for its own slot: there this waits for the other slots
-        only. Slots that wait here at the same time do not wait for each other.
+        only. Slots that wait here at the same time do not wait for each other. A signal handler may have
+        interrupted a method here that has the lock: waiting for the condition releases it.
         """
         if self._is_forked_copy():
             return
@@ -190,7 +196,7 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._slots <= self._joining)
                 self._joining.discard(me)
                 return
-        self._backend_ended.wait()
+            self._changed.wait_for(lambda: self._backend_ended)
         for thread in threads:
             if thread is not me:
                 thread.join()
@@ -388,7 +394,9 @@ class Scheduler:
         try:
             self._backend.shutdown()
         finally:
-            self._backend_ended.set()
+            with self._lock:
+                self._backend_ended = True
+                self._changed.notify_all()
 
 
 def _copy_of(error: InitializerError | PreloadError) -> Exception:

@@ -172,6 +172,30 @@ class CallerDeaths(Suite):
         assert err.count("Traceback") == 1, err
         assert err.strip().endswith("KeyboardInterrupt"), err
 
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+    def test_a_signal_handler_may_end_the_workers_while_the_script_submits(self, temp: Path) -> None:
+        out, err, code = self.run_script(
+            """
+            import signal
+            from fedexec import create_executor
+
+            signal.signal(signal.SIGALRM, lambda *_: executor.kill_workers())
+            for _ in range(5):
+                executor = create_executor(max_workers=1)
+                executor.submit(int).result()
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                futures = []
+                try:
+                    while True:
+                        futures.append(executor.submit(int))
+                except RuntimeError as exc:
+                    print(exc, all(future.done() for future in futures))
+            """,
+            temp,
+        )
+        assert (err, code) == ("", 0)
+        assert out == ["cannot schedule new futures after shutdown True"] * 5
+
     # ------------------------------------------------------------ a regular end
 
     @pytest.mark.parametrize("how", ["shutdown", "kill_workers", "deaths"])
