@@ -330,8 +330,8 @@ class _Worker:
         return True
 
     def end(self) -> None:
-        """Wait for the worker's end, and kill the worker if that takes longer than LEAVE_SECONDS."""
-        self.process.join(LEAVE_SECONDS)
+        """Wait for the worker's end, and kill the worker if it takes longer than LEAVE_SECONDS to leave."""
+        self.process.join(max(0.0, self._left_at + LEAVE_SECONDS - time.monotonic()))
         end_process(self.process)
         self.process.join()
         self.process.close()

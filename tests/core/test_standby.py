@@ -115,6 +115,18 @@ def stay():
     return os.getpid()
 
 
+def test_workers_that_do_not_end_are_waited_for_together(create, monkeypatch):
+    from fedexec_backends import standby
+
+    monkeypatch.setattr(standby, "LEAVE_SECONDS", 2.0)
+    executor = create(max_workers=1, standby=5, initializer=time.sleep, initargs=(3600,))
+    eventually(lambda: len(children()) == 6)
+    start = time.monotonic()
+    executor.kill_workers()
+    assert time.monotonic() - start < 6
+    assert not children()
+
+
 def test_a_waiting_worker_that_is_stopped_is_given_no_task_however_large(create):
     executor = create(max_workers=1, shared_memory=False)
     eventually(lambda: len(children()) == 2)
