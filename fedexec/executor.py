@@ -314,7 +314,10 @@ class Executor(concurrent.futures.Executor):
         """
         self._scheduler.close(cancel_futures=True, kill=signal.SIGTERM)
         killing = threading.Timer(GRACE_SECONDS, self._scheduler.close, kwargs={"kill": SIGKILL})
-        killing.start()
+        try:
+            killing.start()
+        except RuntimeError:  # no thread can be started: in a function of atexit CPython 3.12 starts none
+            self._scheduler.close(kill=SIGKILL)
         self._scheduler.join()
         killing.cancel()
 

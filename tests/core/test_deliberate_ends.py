@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -31,6 +32,24 @@ def test_who_was_ended_on_purpose_did_not_run_out_of_memory(backend, how):
     assert error.is_deliberate
     for told in (str(error), str(pickle.loads(pickle.dumps(error)))):
         assert told.endswith("Its executor was told to end it.") and GUESS not in told
+
+
+def ignore_sigterm(begun):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begun.touch()
+    time.sleep(60)
+
+
+def test_workers_are_ended_at_once_if_no_thread_can_wait_for_them(monkeypatch, tmp_path):
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")  # as in CPython 3.12
+
+    with create_executor("standby", max_workers=1) as executor:
+        future = executor.submit(ignore_sigterm, tmp_path / "begun")
+        poll((tmp_path / "begun").exists, "it runs")
+        monkeypatch.setattr(threading.Timer, "start", start)
+        executor.terminate_workers()
+        assert isinstance(future.exception(0), WorkerDiedError)
 
 
 def kill_myself():
