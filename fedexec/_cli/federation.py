@@ -5,7 +5,6 @@ bounds what runs at once on this machine, whatever Flower samples.
 """
 
 import argparse
-import functools
 import secrets
 
 from fedexec._cli import options
@@ -14,7 +13,9 @@ from fedexec._cli.job_process import job_executor, prepare_process, told
 from fedexec._cli.output import as_dicts, as_json, write
 from fedexec._cli.secret import read_authority, read_secret
 from fedexec._cli.serving import serve_job
-from fedexec.flower.grpc import ClientHost, RecordingExecutor
+from fedexec.executor import Executor
+from fedexec.flower import TaskRecord, TaskRecorder
+from fedexec.flower.grpc import ClientHost
 
 __all__ = ["client", "run", "server"]
 
@@ -25,13 +26,15 @@ def run(arguments: argparse.Namespace) -> int:
     # Whoever else is on this machine stays out.
     secret = read_secret(arguments.client_secret) or secrets.token_bytes(32)
     if arguments.processes:
-        return serve_job(arguments, spec, functools.partial(ClientProcesses, arguments, secret), secret)
+        return serve_job(
+            arguments, spec, lambda executor, recorder: ClientProcesses(arguments, secret, recorder), secret
+        )
 
     authority = arguments.certificates[0] if arguments.certificates else None
 
-    def hosting(tasks: RecordingExecutor) -> ClientHost:
+    def hosting(executor: Executor, recorder: TaskRecorder) -> ClientHost:
         return ClientHost(
-            clients_of(tasks, spec, range(arguments.clients), secret),
+            clients_of(executor, recorder, spec, range(arguments.clients), secret),
             server_address=arguments.address,
             root_certificates=read_authority(authority, "--certificates"),
             connect_timeout=arguments.connect_timeout,
@@ -43,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 def server(arguments: argparse.Namespace) -> int:
     """The server alone."""
     spec = options.data_spec(arguments)
-    return serve_job(arguments, spec, lambda tasks: Elsewhere(), read_secret(arguments.client_secret))
+    secret = read_secret(arguments.client_secret)
+    return serve_job(arguments, spec, lambda executor, recorder: Elsewhere(), secret)
 
 
 def client(arguments: argparse.Namespace) -> int:
@@ -61,9 +65,9 @@ def client(arguments: argparse.Namespace) -> int:
     secret = read_secret(arguments.client_secret)
     prepare_process(arguments.address)
     with job_executor(arguments, spec) as executor:
-        tasks = RecordingExecutor(executor)
+        recorder = TaskRecorder()
         host = ClientHost(
-            clients_of(tasks, spec, range(arguments.first, last), secret),
+            clients_of(executor, recorder, spec, range(arguments.first, last), secret),
             server_address=arguments.address,
             root_certificates=root,
             connect_timeout=arguments.connect_timeout,
@@ -75,13 +79,13 @@ def client(arguments: argparse.Namespace) -> int:
         except Exception as exc:
             raise told(exc) from exc
         if not arguments.quiet:
-            print(_summary(tasks, arguments.first, last - 1))
-        result = {"tasks": as_dicts(tasks.records), "stats": executor.stats().as_dict()}
+            print(_summary(recorder.tasks, arguments.first, last - 1))
+        result = {"tasks": as_dicts(recorder.tasks), "stats": executor.stats().as_dict()}
         write((report, lambda: as_json(result)))
     return 0
 
 
-def _summary(tasks: RecordingExecutor, first: int, last: int) -> str:
-    failed = sum(task.error is not None for task in tasks.records)
+def _summary(tasks: list[TaskRecord], first: int, last: int) -> str:
+    failed = sum(task.error is not None for task in tasks)
     counted = f", {failed} of them failed" if failed else ""
-    return f"{len(tasks.records)} tasks done for clients {first} to {last}{counted}"
+    return f"{len(tasks)} tasks done for clients {first} to {last}{counted}"

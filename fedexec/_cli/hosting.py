@@ -14,8 +14,9 @@ from fedexec._cli import options
 from fedexec._scheduling.settings_checks import uses_limits
 from fedexec._workload import jobs
 from fedexec._workload.data import DataSpec
-from fedexec.flower import TaskRecord
-from fedexec.flower.grpc import ExecutorClient, RecordingExecutor
+from fedexec.executor import Executor
+from fedexec.flower import TaskRecord, TaskRecorder
+from fedexec.flower.grpc import ExecutorClient
 from fedexec.settings import unknown_variables
 
 __all__ = ["ClientProcesses", "Elsewhere", "Hosting", "clients_of"]
@@ -57,16 +58,17 @@ class Elsewhere:
 
 
 def clients_of(
-    tasks: RecordingExecutor, spec: DataSpec, indices: range, secret: bytes | None
+    executor: Executor, recorder: TaskRecorder, spec: DataSpec, indices: range, secret: bytes | None
 ) -> list[ExecutorClient]:
     """Make clients of the built-in job, which work on an executor."""
     return [
         ExecutorClient(
-            tasks,
+            executor,
             fit=functools.partial(jobs.train, data=spec, client=index),
             evaluate=functools.partial(jobs.test, data=spec, client=index),
             index=index,
             secret=secret,
+            recorder=recorder,
         )
         for index in indices
     ]
@@ -81,14 +83,14 @@ class ClientProcesses:
         Of the command that serves.
     secret : bytes
         What clients must know.
-    tasks : RecordingExecutor
-        Whose records get those of the clients' tasks.
+    recorder : TaskRecorder
+        Gets the records of the clients' tasks, too.
     """
 
-    def __init__(self, arguments: argparse.Namespace, secret: bytes, tasks: RecordingExecutor) -> None:
+    def __init__(self, arguments: argparse.Namespace, secret: bytes, recorder: TaskRecorder) -> None:
         self._arguments = arguments
         self._secret = secret
-        self._tasks = tasks
+        self._recorder = recorder
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -119,7 +121,7 @@ class ClientProcesses:
         for process in self._processes:
             output, _ = process.communicate()
             rows = json.loads(output)["tasks"] if output else []
-            self._tasks.records += [TaskRecord.from_dict(row) for row in rows]
+            self._recorder.tasks += [TaskRecord.from_dict(row) for row in rows]
 
     def kill(self) -> None:
         """End them; their workers notice."""

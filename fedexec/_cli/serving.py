@@ -21,8 +21,8 @@ from fedexec._cli.secret import read_tls
 from fedexec._workload import jobs
 from fedexec._workload.data import DataSpec
 from fedexec.executor import Executor
-from fedexec.flower import Round
-from fedexec.flower.grpc import ClientHost, FedAvgMp, RecordingExecutor, executor_evaluate_fn, serve
+from fedexec.flower import Round, TaskRecorder
+from fedexec.flower.grpc import ClientHost, FedAvgMp, executor_evaluate_fn, serve
 from fedexec.flower.grpc.address import free_address
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
@@ -33,6 +33,7 @@ STARTING_SECONDS = 60.0  # that workers may take, once a round
 ENDING_SECONDS = 5.0  # that a worker may take which has exceeded its time
 
 Certificates = tuple[bytes, bytes, bytes]
+MakeHosting = Callable[[Executor, TaskRecorder], Hosting]
 
 _NOTED = (
     "rounds", "epochs", "batch_size", "learning_rate", "fit_clients", "available_clients",
@@ -43,7 +44,7 @@ _NOTED = (
 def serve_job(
     arguments: argparse.Namespace,
     spec: DataSpec,
-    hosting: Callable[[RecordingExecutor], Hosting],
+    hosting: MakeHosting,
     secret: bytes | None,
 ) -> int:
     """Serve the rounds that the command line asks for, and write what it names.
@@ -94,7 +95,7 @@ def serve_job(
         executor.shutdown()
         timeline.mark("shutdown")
         weights, result = job.weights(), job.result()
-        display.table(job.strategy.rounds, executor.stats(), job.tasks.records, timeline)
+        display.table(job.strategy.rounds, executor.stats(), job.recorder.tasks, timeline)
     write((weights_file, lambda: as_npz(*weights)), (report, lambda: as_json(result)))
     return 0
 
@@ -115,7 +116,7 @@ class _ServedJob:
     ) -> None:
         self._arguments, self._spec, self._executor = arguments, spec, executor
         self._resuming, self._display, self._timeline = resuming, display, timeline
-        self.tasks = RecordingExecutor(executor)
+        self.recorder = TaskRecorder()
         self.host: Hosting = Elsewhere()
 
     def stop(self) -> None:
@@ -125,18 +126,18 @@ class _ServedJob:
 
     def serve(
         self,
-        hosting: Callable[[RecordingExecutor], Hosting],
+        hosting: MakeHosting,
         certificates: Certificates | None,
         secret: bytes | None,
     ) -> None:
         """Serve until all rounds are done, and the clients of this machine have ended."""
         arguments, spec = self._arguments, self._spec
-        initial = self.tasks.call(jobs.prepare, spec, kind="prepare", client=None, server_round=None)
+        initial = self.recorder.result_of(self._executor.submit(jobs.prepare, spec), kind="prepare")
         if self._resuming.last is not None:
             initial = self._resuming.last.weights
         if arguments.address is None:  # as late as possible: until the server listens, it may be taken
             arguments.address = free_address()
-        self.host = hosting(self.tasks)
+        self.host = hosting(self._executor, self.recorder)
         shared = isinstance(self.host, ClientHost)
         self.strategy = self._make_strategy(initial)
         serve(
@@ -166,7 +167,7 @@ class _ServedJob:
             "settings": self._executor.settings.as_dict() | {"data": self._spec.as_dict()} | own,
             "resumed_from": last.server_round if last is not None else None,
             "rounds": as_dicts(self.strategy.rounds),
-            "tasks": as_dicts(self.tasks.records),
+            "tasks": as_dicts(self.recorder.tasks),
             "stats": self._executor.stats().as_dict(),
             "memory": self._timeline.as_dict(),
             "weights_sha256": digest(self.weights()),
@@ -195,7 +196,9 @@ class _ServedJob:
             seed=spec.seed,
             on_progress=self._progress,
             on_waiting=self._wait,
-            evaluate_fn=executor_evaluate_fn(self.tasks, functools.partial(jobs.test, data=spec)),
+            evaluate_fn=executor_evaluate_fn(
+                self._executor, functools.partial(jobs.test, data=spec), recorder=self.recorder
+            ),
             on_fit_config_fn=lambda server_round: dict(training),
             initial_parameters=ndarrays_to_parameters(initial),
         )

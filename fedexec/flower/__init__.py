@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedexec.flower.simulation.run_recorder import RunRecorder
     from fedexec.flower.simulation.simulate import Simulation, app_executor, simulate
     from fedexec.flower.simulation.strategy_hooks import TooFewNodesError
+    from fedexec.flower.task_recorder import TaskRecorder
 
 __all__ = [
     "AppDirectoryError",
@@ -38,6 +39,7 @@ __all__ = [
     "RunRecorder",
     "Simulation",
     "TaskRecord",
+    "TaskRecorder",
     "TooFewNodesError",
     "app_executor",
     "app_settings",
@@ -58,5 +60,6 @@ __getattr__ = importer(
         "simulation.nodes": ("NodeConfigError",),
         "simulation.simulate": ("Simulation", "app_executor", "simulate"),
         "simulation.strategy_hooks": ("TooFewNodesError",),
+        "task_recorder": ("TaskRecorder",),
     },
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedexec.interface import Usage
 
-__all__ = ["Round", "TaskRecord", "cost_of"]
+__all__ = ["Round", "TaskRecord"]
 
 Scalar = bool | bytes | float | int | str
 
@@ -103,19 +103,3 @@ class TaskRecord:
         """
         usage = row["usage"]
         return cls(**row | {"usage": None if usage is None else Usage(**usage)})
-
-
-def cost_of(future: object) -> dict[str, Any]:
-    """Return those fields of a :class:`TaskRecord` that a future of fedexec provides.
-
-    Parameters
-    ----------
-    future : object
-        Any future, or None; the values are None unless it is fedexec's.
-
-    Returns
-    -------
-    dict
-        ``usage``, ``started`` and ``ended``.
-    """
-    return {name: getattr(future, name, None) for name in ("usage", "started", "ended")}

@@ -5,11 +5,11 @@ import functools
 import numpy as np
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 
+from fedexec.flower import TaskRecorder
 from fedexec.flower.grpc import (
     ClientHost,
     ExecutorClient,
     FedAvgMp,
-    RecordingExecutor,
     executor_evaluate_fn,
     serve,
 )
@@ -28,16 +28,17 @@ def federate(
     kinds=None,
     **strategy_options,
 ):
-    """Run a whole federation in this process; return its strategy and what its tasks cost."""
-    tasks = RecordingExecutor(executor)
+    """Run a whole federation in this process; return its strategy and the recorder of its tasks."""
+    recorder = TaskRecorder()
     address = free_address()
     host = ClientHost(
         [
             (kinds or {}).get(index, ExecutorClient)(
-                tasks,
+                executor,
                 fit=functools.partial(fit, client=index),
                 evaluate=functools.partial(client_evaluate, client=index),
                 index=index,
+                recorder=recorder,
             )
             for index in range(clients)
         ],
@@ -47,12 +48,13 @@ def federate(
     options.setdefault(
         "initial_parameters", ndarrays_to_parameters([np.zeros((3, 2), np.float32), np.ones(4, np.float32)])
     )
-    strategy = FedAvgMp(evaluate_fn=executor_evaluate_fn(tasks, server_evaluate), **options)
+    evaluate_fn = executor_evaluate_fn(executor, server_evaluate, recorder=recorder)
+    strategy = FedAvgMp(evaluate_fn=evaluate_fn, **options)
     try:
         serve(strategy, address=address, num_rounds=rounds, max_clients=clients, on_ready=host.start)
     finally:
         host.join()
-    return strategy, tasks
+    return strategy, recorder
 
 
 def weights(strategy):

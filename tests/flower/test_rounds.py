@@ -20,7 +20,6 @@ from fedexec.flower.grpc import (
     ClientHost,
     ExecutorClient,
     FedAvgMp,
-    RecordingExecutor,
     RoundFailedError,
     ServerUnreachableError,
     serve,
@@ -36,8 +35,8 @@ BACKENDS = ["inline", "process", "pool", "loky"]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_fit_and_evaluate_goes_through_the_executor(backend):
     with fedexec.create_executor(backend, max_workers=2) as executor:
-        strategy, tasks = federate(executor, clients=4, evaluate_clients=2)
-    kinds = [record.kind for record in tasks.records]
+        strategy, recorder = federate(executor, clients=4, evaluate_clients=2)
+    kinds = [record.kind for record in recorder.tasks]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"fit": 8, "evaluate": 4, "server evaluate": 3}
     assert executor.stats().succeeded == 15
     assert [round_.server_round for round_ in strategy.rounds] == [0, 1, 2]
@@ -140,8 +139,8 @@ def test_a_client_that_fails_is_one_failure_and_lives_on(backend, how, reason):
 def test_a_server_evaluation_that_dies_is_tried_again_then_reported(tmp_path, times, tried, lost):
     evaluate = functools.partial(jobs.evaluate_or_die, directory=tmp_path, times=times)
     with fedexec.create_executor("process", max_workers=1) as executor:
-        strategy, tasks = federate(executor, clients=2, rounds=2, server_evaluate=evaluate)
-    assert sum(record.kind == "server evaluate" for record in tasks.records) == tried
+        strategy, recorder = federate(executor, clients=2, rounds=2, server_evaluate=evaluate)
+    assert sum(record.kind == "server evaluate" for record in recorder.tasks) == tried
     assert [round_.loss is None for round_ in strategy.rounds] == [bool(lost), False, False]
     reasons = [failure["reason"] for failure in strategy.rounds[0].failures]
     assert len(reasons) == lost
@@ -182,10 +181,9 @@ def test_workers_do_not_know_flower():
 
     for backend in ("process", "pool", "loky"):
         with fedexec.create_executor(backend) as executor:
-            tasks = RecordingExecutor(executor)
             address = free_address()
             host = ClientHost(
-                [ExecutorClient(tasks, fit=functools.partial(jobs.fit, client=0), index=0)],
+                [ExecutorClient(executor, fit=functools.partial(jobs.fit, client=0), index=0)],
                 server_address=address,
             )
             strategy = Watching(
@@ -236,6 +234,6 @@ def test_signal_handlers_are_the_callers_again_after_serving():
 
 def test_fifty_clients_share_one_executor_and_one_process():
     with fedexec.create_executor("inline", max_workers=2) as executor:
-        strategy, tasks = federate(executor, clients=50, rounds=1)
+        strategy, recorder = federate(executor, clients=50, rounds=1)
     assert strategy.rounds[1].clients == list(range(50))
-    assert sum(record.kind == "fit" for record in tasks.records) == 50
+    assert sum(record.kind == "fit" for record in recorder.tasks) == 50

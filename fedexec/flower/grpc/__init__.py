@@ -9,7 +9,7 @@ from fedexec._system.lazy_names import importer
 
 if TYPE_CHECKING:
     from fedexec.flower.grpc.address import AddressError, split_address
-    from fedexec.flower.grpc.client import ExecutorClient, RecordingExecutor
+    from fedexec.flower.grpc.client import ExecutorClient
     from fedexec.flower.grpc.client_auth import RefusedError
     from fedexec.flower.grpc.client_host import ClientHost, ServerUnreachableError
     from fedexec.flower.grpc.result_checks import RoundFailedError
@@ -21,7 +21,6 @@ __all__ = [
     "ClientHost",
     "ExecutorClient",
     "FedAvgMp",
-    "RecordingExecutor",
     "RefusedError",
     "RoundFailedError",
     "ServerUnreachableError",
@@ -34,7 +33,7 @@ __getattr__ = importer(
     __name__,
     {
         "address": ("AddressError", "split_address"),
-        "client": ("ExecutorClient", "RecordingExecutor"),
+        "client": ("ExecutorClient",),
         "client_auth": ("RefusedError",),
         "client_host": ("ClientHost", "ServerUnreachableError"),
         "result_checks": ("RoundFailedError",),

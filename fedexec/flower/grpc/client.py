@@ -29,9 +29,9 @@ from flwr.common import (
 from fedexec._system.error_text import one_line
 from fedexec.executor import Executor
 from fedexec.flower.grpc.client_auth import CHALLENGE, PROOF, REFUSED, prove
-from fedexec.flower.history import TaskRecord, cost_of
+from fedexec.flower.task_recorder import TaskRecorder
 
-__all__ = ["ExecutorClient", "RecordingExecutor", "decoded", "failed_evaluation", "failed_fit"]
+__all__ = ["ExecutorClient", "decoded", "failed_evaluation", "failed_fit", "require_executor"]
 
 log = logging.getLogger("fedexec.flower")
 
@@ -42,53 +42,6 @@ Fit = Callable[[NDArrays, Config], tuple[NDArrays, int, Config]]
 Evaluate = Callable[[NDArrays, Config], tuple[float, int, Config]]
 
 
-class RecordingExecutor:
-    """Runs tasks and records the cost of each; the clients and the server of a process share it.
-
-    Parameters
-    ----------
-    executor : concurrent.futures.Executor
-        Any executor; only fedexec's reports what a task cost.
-    """
-
-    def __init__(self, executor: concurrent.futures.Executor) -> None:
-        if not callable(getattr(executor, "submit", None)):
-            raise TypeError(f"executor must be an executor, got {executor!r}")
-        self.executor = executor
-        self.records: list[TaskRecord] = []
-        self._lock = threading.Lock()
-
-    def call(
-        self, fn: Callable[..., Any], *args: Any, kind: str, client: int | None, server_round: int | None
-    ) -> Any:
-        """Run ``fn(*args)`` on the executor and wait for it.
-
-        Parameters
-        ----------
-        fn : callable
-        *args : object
-        kind : str
-            Purpose of the task, for its record.
-        client : int or None
-            None for the server.
-        server_round : int or None
-
-        Returns
-        -------
-        object
-            What `fn` returns; an exception of `fn` is raised here.
-        """
-        executor = self.executor
-        if isinstance(executor, Executor) and client is not None:
-            executor = executor.with_options(tag=f"client {client}")
-        future = executor.submit(fn, *args)
-        error = future.exception()
-        text = None if error is None else one_line(error)
-        with self._lock:
-            self.records.append(TaskRecord(kind, client, server_round, text, **cost_of(future)))
-        return future.result()
-
-
 class ExecutorClient(NumPyClient):
     """A NumPyClient that does its work on an executor.
 
@@ -96,7 +49,7 @@ class ExecutorClient(NumPyClient):
 
     Parameters
     ----------
-    executor : concurrent.futures.Executor or RecordingExecutor
+    executor : concurrent.futures.Executor
         Shared by all clients of a machine, so that its ``max_workers`` limits how many tasks run at once.
     fit : callable
         ``fit(parameters, config) -> (parameters, num_examples, metrics)``, as NumPyClient's.
@@ -107,6 +60,9 @@ class ExecutorClient(NumPyClient):
         but a run is reproducible only if clients are sampled and averaged in a fixed order.
     secret : bytes, optional
         Shared with the server, which admits only clients that know it; see :func:`fedexec.flower.grpc.serve`.
+    recorder : TaskRecorder, optional
+        Records what each task costs, if the executor is fedexec's; the clients and the server of a process
+        may share it.
 
     Raises
     ------
@@ -116,17 +72,22 @@ class ExecutorClient(NumPyClient):
 
     def __init__(
         self,
-        executor: concurrent.futures.Executor | RecordingExecutor,
+        executor: concurrent.futures.Executor,
         *,
         fit: Fit,
         evaluate: Evaluate | None = None,
         index: int | None = None,
         secret: bytes | None = None,
+        recorder: TaskRecorder | None = None,
     ) -> None:
         if not callable(fit) or not (evaluate is None or callable(evaluate)):
             name, wrong = ("evaluate", evaluate) if callable(fit) else ("fit", fit)
             raise TypeError(f"{name} must be a function, got {wrong!r}")
-        self._tasks = executor if isinstance(executor, RecordingExecutor) else RecordingExecutor(executor)
+        require_executor(executor)
+        if isinstance(executor, Executor) and index is not None:
+            executor = executor.with_options(tag=f"client {index}")
+        self._executor = executor
+        self._recorder = recorder or TaskRecorder()
         self._fit = fit
         self._evaluate = evaluate
         self._secret = secret
@@ -221,8 +182,8 @@ class ExecutorClient(NumPyClient):
     ) -> Any:
         config = dict(config)  # With Flower's own class, each worker would have to import Flower.
         server_round = config.get("server_round")
-        result = self._tasks.call(
-            fn, parameters, config, kind=kind, client=self.index,
+        result = self._recorder.result_of(
+            self._executor.submit(fn, parameters, config), kind=kind, client=self.index,
             server_round=server_round if isinstance(server_round, int) else None,
         )  # fmt: skip
         match result:
@@ -232,6 +193,17 @@ class ExecutorClient(NumPyClient):
                         raise TypeError(f"{kind}: metric {name!r} is a {type(metric).__name__}, not a scalar")
                 return result
         raise TypeError(f"{kind} must return what NumPyClient.{kind} does; got {result!r:.80}")
+
+
+def require_executor(executor: object) -> None:
+    """Raise TypeError if an argument is no executor.
+
+    Parameters
+    ----------
+    executor : object
+    """
+    if not callable(getattr(executor, "submit", None)):
+        raise TypeError(f"executor must be an executor, got {executor!r}")
 
 
 _decoding = threading.Lock()

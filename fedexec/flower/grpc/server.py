@@ -1,7 +1,6 @@
 """The server of the tutorial's way: it evaluates on an executor, and a failed round ends the run."""
 
 import concurrent.futures
-import functools
 import logging
 from collections.abc import Callable
 
@@ -11,9 +10,10 @@ from flwr.server.strategy import Strategy
 
 from fedexec.errors import WorkerError
 from fedexec.flower.grpc.address import check_listening
-from fedexec.flower.grpc.client import Evaluate, RecordingExecutor
+from fedexec.flower.grpc.client import Evaluate, require_executor
 from fedexec.flower.grpc.client_auth import STRANGERS, AdmittedClients
 from fedexec.flower.grpc.service import start_service
+from fedexec.flower.task_recorder import TaskRecorder
 
 __all__ = ["executor_evaluate_fn", "serve"]
 
@@ -30,7 +30,7 @@ EvaluateFn = Callable[[int, NDArrays, Config], tuple[float, Config]]
 
 
 def executor_evaluate_fn(
-    executor: concurrent.futures.Executor | RecordingExecutor, evaluate: Evaluate
+    executor: concurrent.futures.Executor, evaluate: Evaluate, *, recorder: TaskRecorder | None = None
 ) -> EvaluateFn:
     """Make a strategy's ``evaluate_fn`` from a function that is to run in a worker.
 
@@ -38,27 +38,30 @@ def executor_evaluate_fn(
 
     Parameters
     ----------
-    executor : concurrent.futures.Executor or RecordingExecutor
+    executor : concurrent.futures.Executor
     evaluate : callable
         ``evaluate(parameters, config) -> (loss, num_examples, metrics)``, as a client's.
+    recorder : TaskRecorder, optional
+        Records what each evaluation costs, if the executor is fedexec's.
 
     Returns
     -------
     callable
         ``evaluate_fn(server_round, parameters, config) -> (loss, metrics)``.
     """
-    tasks = executor if isinstance(executor, RecordingExecutor) else RecordingExecutor(executor)
+    require_executor(executor)
+    tasks = recorder or TaskRecorder()
 
     def evaluate_fn(server_round: int, parameters: NDArrays, config: Config) -> tuple[float, Config]:
-        call = functools.partial(
-            tasks.call, evaluate, parameters, config,
-            kind="server evaluate", client=None, server_round=server_round,
-        )  # fmt: skip
+        def evaluated() -> tuple[float, int, Config]:
+            future = executor.submit(evaluate, parameters, config)
+            return tasks.result_of(future, kind="server evaluate", server_round=server_round)
+
         try:
-            loss, _, metrics = call()
+            loss, _, metrics = evaluated()
         except WorkerError as exc:
             log.warning("round %s: server evaluation is tried again: %s", server_round, str(exc))
-            loss, _, metrics = call()
+            loss, _, metrics = evaluated()
         return float(loss), metrics
 
     return evaluate_fn

@@ -16,13 +16,8 @@ from flwr.serverapp import Grid
 
 from fedexec.errors import InitializerError, PreloadError
 from fedexec.executor import Executor
-from fedexec.flower.flower_internals import (
-    ErrorCode,
-    Run,
-    empty_run,
-    stamp,
-)
-from fedexec.flower.history import TaskRecord, cost_of
+from fedexec.flower.flower_internals import ErrorCode, Run, empty_run, stamp
+from fedexec.flower.history import TaskRecord
 from fedexec.flower.record_packing import Packed, pack
 from fedexec.flower.simulation.client_app import Answer, AppRef, MessageTask, run
 from fedexec.flower.simulation.module_caches import Refills
@@ -338,11 +333,10 @@ class ExecutorGrid(Grid):
                 return False
             pending.answer, pending.fatal = answer, fatal
             error = None if answer.error is None else answer.error[1]
-            start = pending.round.start if pending.round is not None else 1
-            record = TaskRecord(
-                pending.kind, pending.partition, pending.server_round, error, start=start, **cost_of(future)
-            )
-            self.recorder.answered(record, pending.round, failed=failed and error is not None)
+            record = self.recorder.answered(
+                pending.kind, pending.partition, pending.server_round, error, future, pending.round,
+                failed=failed,
+            )  # fmt: skip
             self._advise(record, answer.filled)
         if failed and error is not None:
             log.warning("%s: %s", pending.where, str(error))

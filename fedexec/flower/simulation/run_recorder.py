@@ -9,11 +9,12 @@ from flwr.app import ArrayRecord, Message
 
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.round_recorder import Progress, RoundRecorder
+from fedexec.flower.task_recorder import TaskRecorder
 
 __all__ = ["RunRecorder", "server_round_of"]
 
 
-class RunRecorder:
+class RunRecorder(TaskRecorder):
     """Records one run, which may start several strategies; it can be used from many threads.
 
     Attributes
@@ -34,12 +35,11 @@ class RunRecorder:
     """
 
     def __init__(self, on_progress: Progress = lambda round_, done, planned: None) -> None:
-        self.tasks: list[TaskRecord] = []
+        super().__init__()
         self.result: Any = None
         self.arrays: ArrayRecord | None = None
         self._on_progress = on_progress
-        self._lock = threading.RLock()  # guards all attributes and each start
-        self._starts: list[RoundRecorder] = []
+        self._starts: list[RoundRecorder] = []  # the lock guards each of them, too
         self._of_thread = threading.local()  # its attribute `start`: the start that this thread is in
 
     @property
@@ -118,26 +118,41 @@ class RunRecorder:
                 current.clients.append(partition)
             return current
 
-    def answered(self, record: TaskRecord, current: Round | None, *, failed: bool) -> None:
+    def answered(
+        self,
+        kind: str,
+        client: int,
+        server_round: int | None,
+        error: str | None,
+        future: object,
+        current: Round | None,
+        *,
+        failed: bool,
+    ) -> TaskRecord:
         """Note the outcome of a message.
 
         Parameters
         ----------
-        record : TaskRecord
+        kind, client, server_round, error, future
+            As in :meth:`ended`; the client is a partition.
         current : Round or None
             Result of :meth:`sent`; None if the message could not be sent.
         failed : bool
             Whether an error counts as a failure: not if no caller has waited for the reply.
+
+        Returns
+        -------
+        TaskRecord
         """
         with self._lock:
-            self.tasks.append(record)
-            if current is None:
-                start = self._start_of(record.kind, record.server_round)
-                current = start.round(record.server_round, record.kind)
+            start = 1 if current is None else current.start
+            record = self.ended(kind, client, server_round, error, future, start=start)
+            current = current or self._start_of(kind, server_round).round(server_round, kind)
             recorder = self._starts[current.start - 1]
-            if failed:
-                recorder.failed(current, record.client, record.error)
-            recorder.answered(current, record.kind)
+            if failed and error is not None:
+                recorder.failed(current, client, error)
+            recorder.answered(current, kind)
+        return record
 
     def evaluated(
         self, server_round: int, loss: float | None, metrics: Mapping[str, Any], *, closes: bool = False
