@@ -115,6 +115,18 @@ def test_strategies_in_threads_at_once_are_kept_apart(inline):
     assert [entry for entry in told if entry[0] == 2] == of_each(2, 2)
 
 
+def test_a_message_to_no_node_is_recorded_in_the_start_it_was_sent_in(inline):
+    class Lost(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            content = RecordDict({"config": ConfigRecord({"server-round": server_round})})
+            grid.send_and_receive([Message(content, 12345, "train")])
+            return super().configure_train(server_round, arrays, config, grid)
+
+    run, _ = simulated(inline, lambda grid, context: [start(grid, 1, Lost), start(grid, 1, Lost)])
+    assert [record.start for record in run.tasks if record.error] == [1, 2]
+    assert [failure["client"] for current in run.rounds for failure in current.failures] == [-1, -1]
+
+
 def test_what_was_written_before_rounds_told_their_start_is_read():
     round_row, task_row = Round(1).as_dict(), TaskRecord("train", 0, 1, None).as_dict()
     for row in (round_row, task_row):

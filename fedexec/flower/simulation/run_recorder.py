@@ -145,9 +145,8 @@ class RunRecorder(TaskRecorder):
         TaskRecord
         """
         with self._lock:
-            start = 1 if current is None else current.start
-            record = self.ended(kind, client, server_round, error, future, start=start)
             current = current or self._start_of(kind, server_round).round(server_round, kind)
+            record = self.ended(kind, client, server_round, error, future, start=current.start)
             recorder = self._starts[current.start - 1]
             if failed and error is not None:
                 recorder.failed(current, client, error)
