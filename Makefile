@@ -12,7 +12,7 @@ run: .venv/installed
 # Three at once on two cores, because tests wait a quarter of their time.
 PYTEST = $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-# Each promise once on each backend.
+# The suites once on each backend, and one case of each other promise.
 test: .venv/installed
 	$(PYTEST) -m "not thorough" $(ARGS)
 
@@ -28,9 +28,11 @@ test-touched: .venv/installed
 	touched=$$($(BIN)/python tests/touched.py) && \
 	    if [ -n "$$touched" ]; then $(PYTEST) -m thorough $$touched $(ARGS) || [ $$? = 5 ]; fi  # 5: they have none
 
-# Lines and branches that `make test` runs in the callers' processes; workers are not followed.
+# Lines and branches that `make test` runs in the callers' processes; workers are not followed. Coverage itself
+# fails where sys.path has objects that are no text, so the test with such a path is left out.
 coverage: .venv/installed
-	$(PYTEST) -m "not thorough" --cov $(ARGS)
+	$(PYTEST) -m "not thorough" --cov $(ARGS) --deselect \
+	    tests/core/test_registry.py::test_a_plugin_is_found_though_the_path_has_what_import_ignores
 
 soak: .venv/installed
 	$(BIN)/python tests/faults/soak.py
