@@ -28,6 +28,7 @@ __all__ = ["measure", "run_all"]
 
 GRACE_SECONDS = 8.0  # to end in order
 LIMIT_SECONDS = {"smoke": 300.0, "quick": 300.0, "full": 3600.0}  # of one part; a hang is a failure
+_HAS_ENDED = (ProcessLookupError, PermissionError)  # the second on macOS, as long as it is not reaped
 
 
 def run_all(document: Document, parts: Sequence[Part], progress: Progress) -> None:
@@ -251,7 +252,7 @@ class _Child:
 
     def kill(self) -> None:
         """Kill it, and whoever it has left behind."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(*_HAS_ENDED):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         assert self._process.stdout is not None
@@ -271,7 +272,7 @@ class _Child:
 
     def _pass(self) -> None:
         self._passed = True
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(*_HAS_ENDED):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _tell(self, text: str) -> None:

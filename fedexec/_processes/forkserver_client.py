@@ -30,7 +30,7 @@ from fedexec._channel.pickling import dumps
 from fedexec._channel.template_learning import Lesson
 from fedexec._processes import forkserver_main
 from fedexec._processes.forker import Service
-from fedexec._processes.leaving import has_ended
+from fedexec._processes.leaving import end_group, has_ended
 from fedexec._processes.preparation import preparation, sys_path, tracker_fd
 from fedexec._processes.stopped_processes import await_answer, is_stopped, kill_if_stopped
 from fedexec._system import forks
@@ -337,7 +337,7 @@ class Template:
                 os.kill(self._process.pid, signal.SIGCONT)  # A stopped process would not end.
             if has_ended(self._process.pid, wait=True):
                 # End what an import has started there (a Manager, a pool). Workers have groups of their own.
-                os.killpg(self._process.pid, signal.SIGKILL)
+                end_group(self._process.pid)
             self._process.wait()
             self._process = None
 

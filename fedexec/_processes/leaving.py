@@ -110,18 +110,30 @@ def end_what_is_left(pid: int) -> None:
     end_group(0)
 
 
-def end_group(pid: int) -> None:
-    """Kill a process group if it exists.
+def end_group(pid: int, number: int = signal.SIGKILL) -> bool:
+    """Send a signal to a process group if it exists.
 
     Parameters
     ----------
     pid : int
         The group's leader.
+    number : int
+        The signal; SIGKILL by default.
+
+    Returns
+    -------
+    bool
+        Whether the group exists.
     """
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)
     except ProcessLookupError:
-        pass
+        return False
+    except PermissionError:
+        if sys.platform == "linux":
+            raise
+        # macOS says so of a group whose processes have all ended, as long as they are not reaped.
+    return True
 
 
 def has_ended(pid: int, *, wait: bool = False) -> bool:

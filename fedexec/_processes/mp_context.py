@@ -17,7 +17,8 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from fedexec._processes.popen import UNKNOWN_EXITCODE, WorkerPopen, kill_group
+from fedexec._processes.leaving import end_group
+from fedexec._processes.popen import UNKNOWN_EXITCODE, WorkerPopen
 from fedexec._worker.ending import leave
 
 __all__ = ["WorkerContext", "WorkerProcess", "end_process", "exit_code"]
@@ -118,7 +119,7 @@ def end_process(process: BaseProcess, number: int = signal.SIGKILL) -> None:
         The signal; SIGKILL by default.
     """
     pid = process.pid
-    if pid is not None and process.exitcode is None and not kill_group(pid, number):
+    if pid is not None and process.exitcode is None and not end_group(pid, number):
         process.kill()  # The worker is too young to lead a process group.
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from fedexec._processes.forker import inherited_fd
 from fedexec._processes.forkserver_client import Template, end_if_stopped
-from fedexec._processes.leaving import has_ended
+from fedexec._processes.leaving import end_group, has_ended
 from fedexec._processes.preparation import preparation, tracker_fd
 from fedexec._processes.stopped_processes import await_reader
 from fedexec._system import forks
 
-__all__ = ["UNKNOWN_EXITCODE", "ForkedPopen", "ServedPopen", "SpawnedPopen", "WorkerPopen", "kill_group"]
+__all__ = ["UNKNOWN_EXITCODE", "ForkedPopen", "ServedPopen", "SpawnedPopen", "WorkerPopen"]
 
 _util: Any = util  # gives access to underscored names, which type checkers do not know
 UNKNOWN_EXITCODE = 255  # as in multiprocessing: exit code of a worker whose template died first
@@ -38,28 +38,6 @@ def _lifeline() -> tuple[int, int]:
     with forks.no_fork():
         reading, writing = os.pipe()
         return reading, forks.hold(writing)
-
-
-def kill_group(pid: int, number: int = signal.SIGKILL) -> bool:
-    """Send a signal to a process group.
-
-    Parameters
-    ----------
-    pid : int
-        The group's leader.
-    number : int
-        The signal; SIGKILL by default.
-
-    Returns
-    -------
-    bool
-        Whether the group exists.
-    """
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _packed(process: BaseProcess, popen: "ForkedPopen | SpawnedPopen") -> bytes:
@@ -119,7 +97,7 @@ class ForkedPopen(popen_forkserver.Popen):
                     try:
                         self.returncode = read_signed(self._status_fd)
                     except (OSError, EOFError):  # The template died first, so the code is unknown.
-                        kill_group(self.pid)
+                        end_group(self.pid)
                         self.returncode = UNKNOWN_EXITCODE
         return self.returncode
 
@@ -202,7 +180,7 @@ class SpawnedPopen(popen_spawn_posix.Popen):
             ended = self.returncode is None and has_ended(self.pid, wait=flag != os.WNOHANG)
             with self._reaping:
                 if self.returncode is None and has_ended(self.pid):
-                    kill_group(self.pid)  # ends what the worker's task left running
+                    end_group(self.pid)  # ends what the worker's task left running
                 code = super().poll(os.WNOHANG)
             if code is not None or not ended or flag == os.WNOHANG:
                 return code

@@ -4,6 +4,7 @@ What is imported before is the standard library's and psutil's own business; wha
 the system that :func:`pretend` names. It shows what can be seen so, and is no test on that system.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -65,6 +66,8 @@ def pretend(platform):
         _have_no_library_of_everything()
         for name in NO_MODULES_OF_WINDOWS.split():
             sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
+    else:
+        _refuse_to_signal_zombies()
     if hasattr(os, "process_cpu_count"):  # as it is where there is no sched_getaffinity
         os.process_cpu_count = os.cpu_count
     sys.platform = platform
@@ -87,3 +90,24 @@ def _have_no_library_of_everything():
         load(self, name, *arguments, **options)
 
     ctypes.CDLL.__init__ = init
+
+
+def _refuse_to_signal_zombies():
+    """Let os.killpg leave zombies out, as macOS does: a group of nothing else may not be signalled."""
+    psutil = sys.modules["psutil"]
+    send = os.killpg
+
+    def is_alive(pid, group):
+        try:
+            return os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    def killpg(pgid, number):
+        group = pgid or os.getpgrp()
+        send(group, 0)  # raises ProcessLookupError if there is no such group
+        if not any(is_alive(pid, group) for pid in (group, *psutil.pids())):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        send(group, number)
+
+    os.killpg = killpg
