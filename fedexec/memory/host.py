@@ -8,6 +8,7 @@ template with which workers share pages is part of the cost.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def peak_and_rss() -> tuple[int | None, int | None]:
     try:
         file = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None, None
+        return None, None if sys.platform == "linux" else rss_bytes(os.getpid())
     try:
         status = os.read(file, 1 << 16)
     finally:

@@ -43,6 +43,7 @@ NOT_OF_OLD_MACOS = {
     "socket": "SO_PEERCRED",
     "fcntl": "F_SETSIG F_OFD_SETLK F_OFD_SETLKW F_OFD_GETLK",
 }
+NO_DIRECTORIES_OF_MACOS = ("/proc", "/sys", "/dev/shm")
 USED = (
     "argparse atexit concurrent.futures ctypes email faulthandler functools importlib.metadata "
     "ipaddress json logging mmap multiprocessing multiprocessing.managers "
@@ -68,6 +69,7 @@ def pretend(platform):
             sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     else:
         _refuse_to_signal_zombies()
+        _hide_files()
     if hasattr(os, "process_cpu_count"):  # as it is where there is no sched_getaffinity
         os.process_cpu_count = os.cpu_count
     sys.platform = platform
@@ -111,3 +113,34 @@ def _refuse_to_signal_zombies():
         send(group, number)
 
     os.killpg = killpg
+
+
+def _hide_files():
+    """Let only psutil find files of Linux; on macOS it finds out the same without them."""
+    psutil = os.path.dirname(sys.modules["psutil"].__file__)  # noqa: PTH120 (pathlib would ask os.stat)
+
+    def is_hidden(path):
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return False
+        path, frame = os.fsdecode(path), sys._getframe(2)
+        if not path.startswith(NO_DIRECTORIES_OF_MACOS):
+            return False
+        while frame is not None and not frame.f_code.co_filename.startswith(psutil):
+            frame = frame.f_back
+        return frame is None
+
+    def refuse(event, arguments):
+        if event in ("open", "os.listdir", "os.scandir") and is_hidden(arguments[0]):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), arguments[0])
+
+    def hiding(look):
+        def look_elsewhere(path, *arguments, **options):
+            if is_hidden(path):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            return look(path, *arguments, **options)
+
+        return look_elsewhere
+
+    sys.addaudithook(refuse)
+    for name in ("stat", "lstat", "readlink"):
+        setattr(os, name, hiding(getattr(os, name)))

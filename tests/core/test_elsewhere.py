@@ -194,3 +194,14 @@ print(has_ended(child.pid), has_ended(child.pid, wait=True), has_ended(1), has_e
 def test_whether_a_child_has_ended_is_known_before_it_is_reaped(variables, as_on_macos):
     printed = run(WAITS_FOR_AN_END, **(as_on_macos if variables else {}))
     assert printed.split() == ["False", "True", "True", *["False"] * 4]
+
+
+READS_MEMORY = """
+from fedexec.memory import host
+peak, resident = host.peak_and_rss()
+print(peak, resident // 1_000_000 > 0, host.reset_peak())
+"""
+
+
+def test_as_on_macos_a_worker_knows_what_it_holds_so_that_memory_limit_is_kept(as_on_macos):
+    assert run(READS_MEMORY, **as_on_macos).split() == ["None", "True", "False"]
