@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from fedexec._worker import ending, seeding
 from fedexec.testing.tasks import Gate
 
@@ -129,7 +131,7 @@ _leaked: list[bytearray] = []
 
 def resident() -> int:
     """Return the resident set of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 def leak(size: int, value: Any = None) -> tuple[Any, int, int]:

@@ -1,8 +1,9 @@
 """Conformance tests of tasks that start threads and processes of their own."""
 
-import os
 import time
 from pathlib import Path
+
+import psutil
 
 from fedexec.interface import Capability
 from fedexec.testing import bad_tasks, tasks
@@ -137,8 +138,6 @@ class ChildrenConformance(Suite):
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,8 +1,9 @@
 """Counts of what an executor may leave behind: processes, descriptors, threads, files, semaphores."""
 
 import os
+import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,20 @@ def living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
     alive = set()
     for process in processes:
         try:
-            if not process.is_running():
-                continue
-            threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # A zombie's threads may still live.
-            if process.status() != psutil.STATUS_ZOMBIE or len(threads) > 1:
+            if process.is_running() and (
+                process.status() != psutil.STATUS_ZOMBIE or _has_living_threads(process.pid)
+            ):
                 alive.add(process)
-        except (psutil.NoSuchProcess, OSError):
+        except psutil.NoSuchProcess:
             pass
     return alive
+
+
+def _has_living_threads(zombie: int) -> bool:
+    try:
+        return len(list(Path(f"/proc/{zombie}/task").iterdir())) > 1
+    except OSError:  # It is reaped, or there is no /proc.
+        return False
 
 
 def memory_of(processes: Iterable[psutil.Process]) -> set[int]:
@@ -56,6 +63,17 @@ def still_named(inodes: set[int]) -> set[Path]:
         except FileNotFoundError:
             pass
     return named
+
+
+def _descriptors() -> Iterator[str]:
+    """Yield number and target of each open descriptor; only Linux gives the target a name."""
+    directory = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    for entry in list(directory.iterdir()):
+        try:
+            target = entry.readlink() if sys.platform == "linux" else os.fstat(int(entry.name)).st_ino
+            yield f"{entry.name} -> {target}"
+        except OSError:
+            pass  # the descriptor that lists the directory
 
 
 @dataclass(frozen=True)
@@ -84,15 +102,9 @@ class HeldResources:
     @classmethod
     def now(cls, temp: Path) -> "HeldResources":
         """Measure this process and the temporary directory `temp`."""
-        descriptors = set()
-        for link in Path("/proc/self/fd").iterdir():
-            try:
-                descriptors.add(f"{link.name} -> {link.readlink()}")
-            except OSError:
-                pass  # the descriptor that lists the directory
         return cls(
             frozenset(new_children()),
-            frozenset(descriptors),
+            frozenset(_descriptors()),
             frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
             frozenset(mapped_shared_memory(os.getpid())),
             frozenset(str(path) for path in temp.rglob("*")),
