@@ -18,7 +18,10 @@ from fedexec._cli import main
 from fedexec._system import leftovers
 from fedexec._system.ownership import VARIABLE, Mark
 
-pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
+finds_leftovers = pytest.mark.skipif(
+    not (Path("/dev/shm").is_dir() and Path("/proc/net/unix").exists()),
+    reason="without /dev/shm and /proc nothing is found",
+)
 
 
 @pytest.fixture
@@ -41,6 +44,7 @@ def names(found):
     return sorted(path.name for paths in found.values() for path in paths)
 
 
+@finds_leftovers
 def test_files_that_do_not_tell_whose_they_are_are_named_and_left_alone(shared, tmp_path, capsys):
     for name in ("sem.mp-abc", "sem.mp-def", "sem.loky-1-xyz", "psm_12", "other"):
         (shared / name).touch()
@@ -77,6 +81,7 @@ def test_a_symbolic_link_is_not_followed(shared, tmp_path):
     assert (target / "precious").exists() and (tmp_path / "pymp-link").is_symlink()
 
 
+@finds_leftovers
 def test_a_semaphore_in_use_is_no_leftover():
     before = leftovers.shared_memory()
     lock = multiprocessing.get_context("spawn").Semaphore()
@@ -86,6 +91,7 @@ def test_a_semaphore_in_use_is_no_leftover():
     del lock
 
 
+@finds_leftovers
 def test_a_socket_in_use_is_no_leftover(shared, tmp_path):
     directory = tmp_path / "pymp-used"
     directory.mkdir()
@@ -97,6 +103,7 @@ def test_a_socket_in_use_is_no_leftover(shared, tmp_path):
     assert names(leftovers.suspects()) == ["pymp-used"]
 
 
+@finds_leftovers
 def test_living_executors_are_no_leftovers():
     with fedexec.create_executor("standby", max_workers=1) as executor:
         worker, template = executor.submit(lambda: (os.getpid(), os.getppid())).result()
@@ -104,6 +111,7 @@ def test_living_executors_are_no_leftovers():
         assert not {worker, template} & {each.pid for each in leftovers.find()}
 
 
+@finds_leftovers
 def test_a_process_whose_caller_is_gone_is_found_and_ended(shared, capsys):
     # Played by a process with a template's mark: a real one ends with its caller.
     own = Mark.own()
@@ -144,6 +152,7 @@ def test_what_a_task_or_a_preload_starts_bears_no_mark():
         assert future.result().stdout == "False\n"
 
 
+@finds_leftovers
 @pytest.mark.parametrize("other", ["boot", "namespace"])
 def test_a_mark_of_another_machine_or_container_proves_nothing(other):
     own = Mark.own()
