@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import sys
+import types
 
 # Of `signal`: all else that is named like a signal goes.
 SIGNALS_OF_WINDOWS = "SIGABRT SIGFPE SIGILL SIGINT SIGSEGV SIGTERM SIG_DFL SIG_IGN"
@@ -41,7 +42,7 @@ NOT_OF_OLD_MACOS = {
     "mmap": "MAP_POPULATE",
     "select": "epoll",
     "socket": "SO_PEERCRED",
-    "fcntl": "F_SETSIG F_OFD_SETLK F_OFD_SETLKW F_OFD_GETLK",
+    "fcntl": "F_SETSIG F_GETPIPE_SZ F_SETPIPE_SZ F_OFD_SETLK F_OFD_SETLKW F_OFD_GETLK",
 }
 NO_DIRECTORIES_OF_MACOS = ("/proc", "/sys", "/dev/shm")
 USED = (
@@ -117,14 +118,14 @@ def _refuse_to_signal_zombies():
 
 def _hide_files():
     """Let only psutil find files of Linux; on macOS it finds out the same without them."""
-    psutil = os.path.dirname(sys.modules["psutil"].__file__)  # noqa: PTH120 (pathlib would ask os.stat)
+    psutil = os.path.dirname(importlib.import_module("psutil").__file__ or "")  # noqa: PTH120 (asks no os.stat)
 
     def is_hidden(path):
         if not isinstance(path, (str, bytes, os.PathLike)):
             return False
-        path, frame = os.fsdecode(path), sys._getframe(2)
-        if not path.startswith(NO_DIRECTORIES_OF_MACOS):
+        if not os.fsdecode(path).startswith(NO_DIRECTORIES_OF_MACOS):
             return False
+        frame: types.FrameType | None = sys._getframe(2)
         while frame is not None and not frame.f_code.co_filename.startswith(psutil):
             frame = frame.f_back
         return frame is None
