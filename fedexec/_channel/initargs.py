@@ -80,12 +80,18 @@ class _AnyWorker:
 
     @staticmethod
     def DupFd(fd: int) -> "_InProc":  # noqa: N802
+        opened_by = _InProc(os.getpid(), fd)
+        if not os.path.exists(opened_by.path):  # noqa: PTH110
+            raise RuntimeError(
+                "workers find queues, pipes and shared values in /proc, which this system does not have: "
+                "use multiprocessing.Manager()"
+            )
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise RuntimeError(
                 "a pipe that goes both ways is a socket, which only one process could inherit: "
                 "use two of Pipe(duplex=False)"
             )
-        return _InProc(os.getpid(), fd)
+        return opened_by
 
 
 class _InProc:

@@ -141,14 +141,15 @@ class SurroundingsConformance(Suite):
             with create_executor(max_workers=2, preload=["json"]) as executor:
                 futures = [executor.submit(np.add, np.ones(500_000), number) for number in range(4)]
                 print([float(future.result(30)[-1]) for future in futures])
-                print(executor.rehearse(abs, -1) in (True, False))
+                if hasattr(os, "waitid"):  # Without a template there is nothing to rehearse, which is said.
+                    assert executor.rehearse(abs, -1) in (True, False)
             print(len(opened))
             """,
             temp,
         )
         if err == "too few descriptors are allowed here\n":
             pytest.skip(err.strip())
-        assert (out, err, code) == (["[1.0, 2.0, 3.0, 4.0]", "True", "5000"], "", 0)
+        assert (out, err, code) == (["[1.0, 2.0, 3.0, 4.0]", "5000"], "", 0)
 
     def test_it_works_in_a_directory_that_was_removed(self, temp: Path) -> None:
         (temp / "probe").mkdir()
@@ -219,6 +220,8 @@ class SurroundingsConformance(Suite):
 
     def test_a_preload_is_refused_where_no_interpreter_can_be_started_either(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
+        if "forkserver" not in AVAILABLE_START_METHODS:
+            pytest.skip("nothing is forked here")
         out, err, code = self.run_script(
             f"""
             import multiprocessing, os, pathlib, sys
@@ -242,6 +245,8 @@ class SurroundingsConformance(Suite):
         assert "'/nonexistent/python' cannot be executed" in out[0]
 
     def test_initargs_may_hold_locks_queues_and_pipes(self, temp: Path) -> None:
+        if not Path("/proc/self/fd").is_dir():
+            pytest.skip("workers find queues and pipes in /proc")
         out, err, code = self.run_script(
             """
             import multiprocessing
@@ -280,7 +285,7 @@ class SurroundingsConformance(Suite):
             import multiprocessing
             from fedexec import create_executor
 
-            for shared in multiprocessing.get_context("fork").Queue(), multiprocessing.Pipe()[0]:
+            for shared in multiprocessing.get_context("fork").Lock(), multiprocessing.Pipe()[0]:
                 try:
                     create_executor(initializer=print, initargs=(shared,))
                 except RuntimeError as exc:
@@ -290,7 +295,7 @@ class SurroundingsConformance(Suite):
         )
         assert (err, code) == ("", 0)
         assert "get_context('spawn')" in out[0]
-        assert "duplex=False" in out[1]
+        assert ("duplex=False" if Path("/proc/self/fd").is_dir() else "Manager()") in out[1]
 
 
 def _value_and_threads() -> tuple[int, list[str]]:
