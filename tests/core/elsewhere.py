@@ -69,6 +69,7 @@ def pretend(platform):
         for name in NO_MODULES_OF_WINDOWS.split():
             sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     else:
+        _start_interpreters()
         _refuse_to_signal_zombies()
         _hide_files()
     if hasattr(os, "process_cpu_count"):  # as it is where there is no sched_getaffinity
@@ -93,6 +94,12 @@ def _have_no_library_of_everything():
         load(self, name, *arguments, **options)
 
     ctypes.CDLL.__init__ = init
+
+
+def _start_interpreters():
+    """Let multiprocessing start processes by "spawn" unless it is told otherwise."""
+    context = sys.modules["multiprocessing.context"]
+    context._default_context._default_context = context._concrete_contexts["spawn"]
 
 
 def _refuse_to_signal_zombies():
