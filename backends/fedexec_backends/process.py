@@ -46,7 +46,7 @@ from fedexec.backend import (
 __all__ = ["ProcessBackend"]
 
 _MANAGER_GONE = (ConnectionError, EOFError, FileNotFoundError)
-_SOCKET = "socket"
+_SOCKET, _PID = "socket", "pid"
 _LONGEST_PATH = 90  # bytes of a directory's path, because a socket's path may have 103 bytes on macOS
 _AFTER_THE_SOCKET = -100  # exit priority; multiprocessing removes a Manager's socket at priority 0
 _MANAGERS = 5  # how many Managers in a row may be killed as soon as they start
@@ -262,12 +262,20 @@ def _is_of_this_user(connection: Connection) -> bool:
 
 def _peer(connection: Connection) -> tuple[int | None, int]:
     """Return pid and user id of the process at the other end; None and this user if that is unknown."""
-    if not hasattr(socket, "SO_PEERCRED"):  # The key and the socket's private directory have to suffice.
-        return None, os.geteuid()
     with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+        if not hasattr(socket, "SO_PEERCRED"):  # The key and the socket's private directory have to suffice.
+            return _pid_beside(peer.getpeername()), os.geteuid()
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", credentials)
     return pid, uid
+
+
+def _pid_beside(address: str) -> int | None:
+    """Return what the Manager has noted beside its socket; None if it has ended, or for its own end."""
+    try:
+        return int(Path(address).with_name(_PID).read_text()) if address else None
+    except (OSError, ValueError):
+        return None
 
 
 class _Manager(SyncManager):
@@ -313,6 +321,7 @@ def _prepare_manager(directory: Path | None) -> None:
         end_with_caller()
     else:
         directory.mkdir(0o700)
+        (directory / _PID).write_text(str(os.getpid()))
         util.Finalize(None, _remove, (directory,), exitpriority=_AFTER_THE_SOCKET)
         end_with_caller(functools.partial(_remove, directory))
 
@@ -325,10 +334,11 @@ def _new_directory() -> Path:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a Manager's socket and its directory if they exist, and nothing else."""
+    """Remove a Manager's socket, its note and their directory if they exist, and nothing else."""
     for _ in range(2):  # The Manager's main thread may create the socket just after the first attempt.
-        with contextlib.suppress(OSError):
-            (directory / _SOCKET).unlink()
+        for name in (_SOCKET, _PID):
+            with contextlib.suppress(OSError):
+                (directory / name).unlink()
         with contextlib.suppress(OSError):
             directory.rmdir()
 

@@ -129,8 +129,9 @@ import fedexec
 executor = fedexec.create_executor("process", max_workers=1)
 assert executor.submit(abs, -1).result(60) == 1
 for line in sys.stdin:
-    if line == "kill the Manager\\n":
-        os.kill(executor._scheduler._backend._manager._process.pid, signal.SIGKILL)
+    if line.endswith("the Manager\\n"):
+        number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[line.split()[0]]
+        os.kill(executor._scheduler._backend._manager._process.pid, number)
         assert executor.submit(abs, -2).result(60) == 2
     elif line == "shut down\\n":
         executor.shutdown()
@@ -170,10 +171,11 @@ def test_as_on_macos_a_managers_socket_goes_with_its_caller_and_nothing_else_doe
     assert [path.name for path in temp.iterdir()] == ["somebody's"]
 
 
-def test_as_on_macos_a_managers_socket_goes_with_the_manager_and_with_the_executor(uses_a_manager):
+@pytest.mark.parametrize("do", ["kill", "stop"])
+def test_as_on_macos_a_managers_socket_goes_with_the_manager_and_with_the_executor(uses_a_manager, do):
     script, _ = uses_a_manager
     (first,) = tell(script, "")
-    (second,) = tell(script, "kill the Manager")
+    (second,) = tell(script, f"{do} the Manager")
     assert first != second
     assert tell(script, "shut down") == []
 
