@@ -9,8 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 run: .venv/installed
 	$(BIN)/fedexec run $(ARGS)
 
-# Three at once on two cores, because tests wait a quarter of their time.
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+# Four at once on two cores, because tests wait a third of their time.
+PYTEST = $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 # The suites once on each backend, and one case of each other promise.
 test: .venv/installed

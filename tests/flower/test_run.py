@@ -53,7 +53,7 @@ def test_the_default_run_learns_the_digits_in_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.npz"]
 
 
-@pytest.mark.thorough_but("standby-true")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("backend", "learn"),
     [("standby", "true"), ("standby", "false"), ("pool", "true"), ("loky", "true"), ("inline", "true")],
