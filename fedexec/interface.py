@@ -344,6 +344,13 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot end a running task")
 
+    def kill_waiting(self) -> None:
+        """End at once the workers that run no task, and those that start later.
+
+        The executor calls this from any thread before or during :meth:`shutdown` if it was told to end all
+        workers. By default there are no such workers.
+        """
+
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced because of a limit, by cause: see :class:`~fedexec.Stats`."""
         return {}

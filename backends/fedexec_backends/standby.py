@@ -9,6 +9,7 @@ With ``start_method="spawn"``, or if the template is unfit to be forked, the wai
 interpreters that have imported the preload. They take longer to start, and make the same promises.
 """
 
+import contextlib
 import functools
 import os
 import signal
@@ -89,6 +90,7 @@ class StandbyBackend(IsolatingBackend):
         self._running: dict[int, _Worker] = {}  # task id -> its worker
         self._generation = 0  # number of times that workers have been renewed
         self._closing = False
+        self._killing = False
         self._keeper = threading.Thread(target=self._maintain_workers, name="fedexec-standby", daemon=True)
 
     def start(self) -> None:
@@ -129,7 +131,18 @@ class StandbyBackend(IsolatingBackend):
         with self._lock:
             worker = self._running.get(task.id)
         if worker is not None:
-            end_process(worker.process, number)
+            # Before a task begins, for example during the initializer, it has nothing to clean up; and the
+            # worker would write its stacks to the caller's stderr.
+            end_process(worker.process, number if worker.has_begun else signal.SIGKILL)
+
+    def kill_waiting(self) -> None:
+        """End the waiting workers at once, also those that are still in their initializer."""
+        with self._lock:
+            self._killing = True
+            workers = [worker for worker in self._idle_workers if isinstance(worker, _Worker)]
+            workers += self._leaving
+        for worker in workers:
+            worker.kill()
 
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced, by cause."""
@@ -146,6 +159,8 @@ class StandbyBackend(IsolatingBackend):
         for worker in workers:
             worker.leave()
         for worker in workers + self._leaving:
+            if self._killing:  # perhaps it was started after `kill_waiting`
+                worker.kill()
             worker.end()
         self._idle_workers.clear()
         self._leaving.clear()
@@ -272,6 +287,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process: WorkerProcess = context.Process(target=service.serve, args=(theirs,))
         self.served = 0
+        self.has_begun = False  # whether it has begun a task
         self.device: str | None = None  # device that the worker uses since its first task
         self._left_at = 0.0
         with theirs:
@@ -297,12 +313,12 @@ class _Worker:
             The worker has ended instead of answering. _NotBegunError: it had not begun, so another worker may
             run the task.
         """
-        begun = False
+        self.has_begun = False
         try:
             with await_reader(self.process.pid, len(message)):
                 self.connection.send_bytes(message)
             await_beginning(self.connection, self.process)
-            begun = True
+            self.has_begun = True
             reply = receive(self.connection, self.process)
         except (OSError, EOFError):
             # The worker may only have closed its end of the connection, but it can no longer answer.
@@ -311,13 +327,18 @@ class _Worker:
         else:
             self.served += 1
             return reply
-        error = WorkerDiedError if begun else _NotBegunError
+        error = WorkerDiedError if self.has_begun else _NotBegunError
         raise error(self.process.pid, exit_code(self.process), task.name)
 
     def leave(self) -> None:
         """Close the connection, so that the worker ends after its answer, or without a further task."""
         self.connection.close()
         self._left_at = time.monotonic()
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        with contextlib.suppress(ValueError):  # It has ended, and its process object is closed.
+            end_process(self.process)
 
     def is_gone(self) -> bool:
         """Return whether the worker has ended; kill it if it takes longer than LEAVE_SECONDS."""

@@ -19,6 +19,7 @@ from fedexec._scheduling.admission import Admission, Footprint
 from fedexec._scheduling.attempts import Attempts
 from fedexec._scheduling.futures import Future, Stats
 from fedexec._scheduling.limit_enforcer import LimitEnforcer
+from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.seeding import derive
 from fedexec.devices.device import Device
 from fedexec.errors import (
@@ -149,6 +150,8 @@ class Scheduler:
         if kill and Capability.KILLS_ONE in self._backend.capabilities:
             for task in running:
                 self._attempts.kill(task, kill)
+        if kill == SIGKILL:
+            self._backend.kill_waiting()
         if unused:
             self._end_backend()
 

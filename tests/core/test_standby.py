@@ -122,9 +122,23 @@ def test_workers_that_do_not_end_are_waited_for_together(create, monkeypatch):
     executor = create(max_workers=1, standby=5, initializer=time.sleep, initargs=(3600,))
     eventually(lambda: len(children()) == 6)
     start = time.monotonic()
-    executor.kill_workers()
+    executor.shutdown()
     assert time.monotonic() - start < 6
     assert not children()
+
+
+@pytest.mark.parametrize("how", ["kill_workers", "terminate_workers"])
+def test_initializers_are_not_waited_for_when_all_workers_are_to_end(create, monkeypatch, how, capfd):
+    from fedexec_backends import standby
+
+    monkeypatch.setattr(standby, "LEAVE_SECONDS", 3600.0)
+    executor = create(max_workers=1, standby=3, initializer=time.sleep, initargs=(3600,))
+    future = executor.submit(int)
+    eventually(lambda: len(children()) == 5)
+    getattr(executor, how)()
+    assert future.done()
+    assert not children()
+    assert capfd.readouterr() == ("", "")  # no stacks of workers that have not begun a task
 
 
 def test_a_waiting_worker_that_is_stopped_is_given_no_task_however_large(create):
