@@ -96,7 +96,6 @@ def command(arguments: argparse.Namespace) -> int:
         executor.shutdown()
         timeline.mark("shutdown")
         display.table(simulation.rounds, simulation.stats, simulation.tasks, timeline)
-        _warn_if_nothing_was_learnt(simulation)
         arrays = {name: array.numpy() for name, array in (simulation.arrays or {}).items()}
         result = {
             "fedexec": __version__,
@@ -116,15 +115,17 @@ def command(arguments: argparse.Namespace) -> int:
     )
     if weights_file is not None and not arrays:
         raise FedexecError("--save: this app's strategy left no weights")
+    _require_progress(simulation)
     return 0
 
 
-def _warn_if_nothing_was_learnt(simulation: Simulation) -> None:
+def _require_progress(simulation: Simulation) -> None:
+    """Raise FedexecError if all was in vain, so that a script notices; what there is has been written."""
     trained = [task for task in simulation.tasks if task.kind.partition(".")[0] == "train"]
     if trained and all(task.error for task in trained):
-        log.warning("no client has trained without an error: the weights are those at the start")
-    elif simulation.tasks and all(task.error for task in simulation.tasks):
-        log.warning("no task has ended without an error")
+        raise FedexecError("no client has trained without an error: the weights are those at the start")
+    if simulation.tasks and all(task.error for task in simulation.tasks):
+        raise FedexecError("no task has ended without an error")
 
 
 def _app(arguments: argparse.Namespace) -> FlowerApp:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import re
 import subprocess
 import sys
 import textwrap
@@ -53,15 +54,16 @@ def test_two_apps_by_name_with_progress_and_a_table(tmp_path):
         assert [weights[name].shape for name in weights] == [(3, 2), (4,)]
 
 
-@pytest.mark.parametrize(("culprits", "says"), [("0,1", True), ("0", False)])
-def test_weights_that_no_client_has_trained_are_called_so(culprits, says):
+@pytest.mark.parametrize(("culprits", "failed"), [("0,1", True), ("0", False)])
+def test_a_run_in_which_no_client_has_trained_has_failed(culprits, failed):
     config = f"num-rounds=1 how='raise' culprits='{culprits}'"
     done = run(
         "flower.apps:server", "flower.apps:faulty", "--nodes", "2", "--backend", "inline",
         "--run-config", config,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert ("no client has trained without an error" in done.stderr) is says
+    assert ("no client has trained without an error" in done.stderr) is failed
+    assert done.returncode == int(failed)
+    assert re.search(r"ValueError: no data today \(.*/apps.py, line \d+\)", done.stderr)
 
 
 def test_a_directory_its_config_and_what_overrides_it(tmp_path):

@@ -330,7 +330,8 @@ def _run(app: ClientApp, task: MessageTask) -> Answer:
         after = pack(context.state).to_bytes() if context.state else b""
     except (Exception, SystemExit) as exc:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        return Answer(error=(code, one_line(exc)), traceback=traceback.format_exc())
+        reason = f"{one_line(exc)}{place_of(exc)}"
+        return Answer(error=(code, reason), traceback=traceback.format_exc())
     return Answer(packed, state=None if after == task.state else after, filled=module_caches.filled(before))
 
 
