@@ -1,7 +1,7 @@
 """The command line's options, and what they become."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,9 @@ def data_spec(arguments: argparse.Namespace) -> DataSpec:
     )
 
 
-def outputs(names: Mapping[str, str | None], inputs: Iterable[str | None] = ()) -> dict[str, Path | None]:
+def outputs(
+    names: Mapping[str, str | None], inputs: Iterable[str | None] = (), *, binary: Container[str] = ()
+) -> dict[str, Path | None]:
     """Check, before any work is done, that what a command is to leave can be written.
 
     Parameters
@@ -193,6 +195,8 @@ def outputs(names: Mapping[str, str | None], inputs: Iterable[str | None] = ()) 
         Option to the file's name.
     inputs : iterable of (str or None)
         Names of files that the command reads.
+    binary : container of str
+        Options whose files are no text, so that they cannot be written to the standard output.
 
     Raises
     ------
@@ -206,6 +210,10 @@ def outputs(names: Mapping[str, str | None], inputs: Iterable[str | None] = ()) 
             continue
         path = Path(name)
         if path == STDOUT or files.descriptor(path) == 1:
+            if option in binary:
+                raise UsageError(
+                    f"{option} {name} is the standard output, but what it writes is no text: name a file"
+                )
             found[option] = STDOUT
             continue
         for other, use in taken.items():

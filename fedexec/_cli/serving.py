@@ -66,7 +66,7 @@ def serve_job(
     _check_numbers(arguments, spec)
     names = {"--json": arguments.json, "--save": arguments.save}
     inputs = [*(arguments.certificates or ()), arguments.client_secret]
-    report, weights_file = options.outputs(names, inputs).values()
+    report, weights_file = options.outputs(names, inputs, binary=("--save",)).values()
     certificates = read_tls(*arguments.certificates) if arguments.certificates else None
     prepare_process(arguments.address)
     ending = arguments.ending

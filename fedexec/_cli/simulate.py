@@ -50,7 +50,7 @@ def command(arguments: argparse.Namespace) -> int:
     app = _app(arguments)
     names = {"--json": arguments.json, "--save": arguments.save}
     inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
-    report, weights_file = options.outputs(names, inputs).values()
+    report, weights_file = options.outputs(names, inputs, binary=("--save",)).values()
     nodes, who = _nodes(arguments, app)
     showing = Display(
         None,

@@ -65,10 +65,11 @@ def require_open_files(settings: Settings, per_worker: int) -> None:
     needed += SPARE_DESCRIPTORS if per_worker else 0
     limit = open_files(needed)
     if limit is not None:
+        name = "standby" if settings.standby > settings.max_workers else "max_workers"
         raise SettingsError(
-            f"max_workers={settings.max_workers} needs up to {needed} file descriptors on backend "
+            f"{name}={getattr(settings, name)} needs up to {needed} file descriptors on backend "
             f"{settings.backend!r} ({per_worker} for each worker), and this process may have {limit} "
-            f"(ulimit -Hn): lower max_workers, raise the limit, or take a backend that needs fewer"
+            f"(ulimit -Hn): lower {name}, raise the limit, or take a backend that needs fewer"
         )
 
 

@@ -59,6 +59,8 @@ def complaint(capsys, *argv):
         (["run", "--partition", "fair"], 2, "iid"),
         (["run", "--json", "/no/such/directory/out.json"], 2, "cannot be written"),
         (["run", "--save", "/"], 2, "is a directory"),
+        (["run", "--save", "-"], 2, "--save - is the standard output, but what it writes is no text"),
+        (["run", "--standby", "99999999"], 2, "standby=99999999 needs up to"),
         (["run", "--certificates", "a.pem", "b.pem", "c.pem"], 2, "--certificates a.pem: No such file"),
         (["run", "--client-secret", "/no/such/file"], 2, "--client-secret /no/such/file: No such file"),
         (["server", "--client-secret", "/dev/null"], 2, "0 bytes are too few for a secret"),
