@@ -208,6 +208,8 @@ def outputs(
     for option, name in names.items():
         if name is None:
             continue
+        if not name:
+            raise UsageError(f"{option} needs the name of a file")
         path = Path(name)
         if path == STDOUT or files.descriptor(path) == 1:
             if option in binary:

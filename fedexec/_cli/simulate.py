@@ -131,7 +131,7 @@ def _require_progress(simulation: Simulation) -> None:
 def _app(arguments: argparse.Namespace) -> FlowerApp:
     names = arguments.app or ["."]
     try:
-        if len(names) == 1:
+        if len(names) == 1 and (":" not in names[0] or os.path.exists(names[0])):  # noqa: PTH110
             app = read_app(names[0])
         elif len(names) == 2 and all(":" in name for name in names):
             sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as `python -m` does

@@ -1,5 +1,6 @@
 """A Flower app in a directory: its ``pyproject.toml`` names the app's two parts and its run config."""
 
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,13 @@ class FlowerApp:
             given = parse_config_args(list(overrides))
             if overrides and not given:
                 raise ValueError("write it like \"num-rounds=5 name='digits'\"")
+            for key in given if self.run_config else ():
+                if key not in self.run_config:
+                    nearest = difflib.get_close_matches(key, self.run_config, n=1)
+                    hint = (
+                        f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(self.run_config)}"
+                    )
+                    raise ValueError(f"the app has no key {key!r}; {hint}")
             config: Mapping[str, Any] = fuse_dicts(self.run_config, given) if self.run_config else given
         except Exception as exc:  # Flower's parser raises the exceptions that its command line prints.
             reason = getattr(exc, "message", None) or str(exc)
