@@ -68,7 +68,7 @@ def test_a_run_in_which_no_client_has_trained_has_failed(culprits, failed):
 
 def test_a_directory_its_config_and_what_overrides_it(tmp_path):
     config = f"report='{tmp_path}/report.json' executor-max-workers=1"
-    with pytest.raises(AssertionError, match="not present in the main dictionary"):
+    with pytest.raises(AssertionError, match="did you mean 'executor-backend'"):
         result(str(DIRECTORY), "--nodes", "2", "--run-config", config)
     config = f"report='{tmp_path}/report.json'"
     told = result(str(DIRECTORY), "--nodes", "2", "--run-config", config)

@@ -61,10 +61,9 @@ class FlowerApp:
             for key in given if self.run_config else ():
                 if key not in self.run_config:
                     nearest = difflib.get_close_matches(key, self.run_config, n=1)
-                    hint = (
-                        f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(self.run_config)}"
-                    )
-                    raise ValueError(f"the app has no key {key!r}; {hint}")
+                    known = ", ".join(self.run_config)
+                    advice = f"did you mean {nearest[0]!r}?" if nearest else f"known: {known}"
+                    raise ValueError(f"the app has no key {key!r}; {advice}")
             config: Mapping[str, Any] = fuse_dicts(self.run_config, given) if self.run_config else given
         except Exception as exc:  # Flower's parser raises the exceptions that its command line prints.
             reason = getattr(exc, "message", None) or str(exc)
