@@ -120,14 +120,7 @@ class StandbyBackend(IsolatingBackend):
         return outcome
 
     def kill(self, task: Task, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the worker that runs `task`.
-
-        Parameters
-        ----------
-        task : Task
-        number : int
-            The signal; SIGKILL by default.
-        """
+        """Send a signal to the worker of a task; see :meth:`Backend.kill`."""
         with self._lock:
             worker = self._running.get(task.id)
         if worker is not None:
@@ -159,9 +152,7 @@ class StandbyBackend(IsolatingBackend):
         for worker in workers:
             worker.leave()
         for worker in workers + self._leaving:
-            if self._killing:  # perhaps it was started after `kill_waiting`
-                worker.kill()
-            worker.end()
+            worker.end(at_once=self._killing)
         self._idle_workers.clear()
         self._leaving.clear()
         super().shutdown()
@@ -350,9 +341,10 @@ class _Worker:
         self.process.close()
         return True
 
-    def end(self) -> None:
-        """Wait for the worker's end, and kill the worker if it takes longer than LEAVE_SECONDS to leave."""
-        self.process.join(max(0.0, self._left_at + LEAVE_SECONDS - time.monotonic()))
+    def end(self, *, at_once: bool) -> None:
+        """Kill the worker, at once or if it takes longer than LEAVE_SECONDS to leave; wait for its end."""
+        if not at_once:
+            self.process.join(max(0.0, self._left_at + LEAVE_SECONDS - time.monotonic()))
         end_process(self.process)
         self.process.join()
         self.process.close()

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from fedexec.errors import InitializerError, PreloadError
 from fedexec.interface import Usage
 
-__all__ = ["Future", "Stats"]
+__all__ = ["Future", "Stats", "copy_of"]
 
 T = TypeVar("T")
 
@@ -89,3 +90,21 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as a dictionary that :mod:`json` can write."""
         return asdict(self)
+
+
+def copy_of(error: InitializerError | PreloadError) -> Exception:
+    """Make an exception for each future: an exception that futures share would collect their tracebacks.
+
+    Parameters
+    ----------
+    error : InitializerError or PreloadError
+        Has made the executor useless.
+
+    Returns
+    -------
+    Exception
+        Of the same class, with the same cause.
+    """
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

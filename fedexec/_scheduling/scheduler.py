@@ -12,12 +12,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from fedexec._scheduling import exit_hooks
 from fedexec._scheduling.admission import Admission, Footprint
 from fedexec._scheduling.attempts import Attempts
-from fedexec._scheduling.futures import Future, Stats
+from fedexec._scheduling.futures import Future, Stats, copy_of
 from fedexec._scheduling.limit_enforcer import LimitEnforcer
 from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.seeding import derive
@@ -35,7 +35,6 @@ from fedexec.settings import Settings
 __all__ = ["Scheduler"]
 
 log = logging.getLogger("fedexec")
-T = TypeVar("T")
 
 
 class Scheduler:
@@ -103,7 +102,7 @@ class Scheduler:
         future: Future[Any] = Future()
         with self._lock:
             if self._broken is not None:
-                raise _copy_of(self._broken)
+                raise copy_of(self._broken)
             if self._closing:
                 when = "interpreter shutdown" if exit_hooks.interpreter_ends() else "shutdown"
                 raise RuntimeError(f"cannot schedule new futures after {when}")
@@ -115,8 +114,9 @@ class Scheduler:
                 self._changed.notify_all()  # not notify(): the one thread could be waiting for something else
             elif len(self._slots) < self._settings.max_workers:
                 self._open_slot()
-            if self._closing and (task, future) in self._queue:
-                # A signal handler has shut the executor down since the check above.
+            if (
+                self._closing and (task, future) in self._queue
+            ):  # since the check a signal handler has closed this
                 self._queue.remove((task, future))
                 self._counts["submitted"] -= 1
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -185,8 +185,8 @@ class Scheduler:
         """Wait until all tasks are done and the backend has ended.
 
         A done-callback runs in a slot and cannot wait for its own slot: there this waits for the other slots
-        only. Slots that wait here at the same time do not wait for each other. A signal handler may have
-        interrupted a method here that has the lock: waiting for the condition releases it.
+        only. Slots that wait here at the same time do not wait for each other. If a signal handler has
+        interrupted a method that has the lock, waiting for the condition releases it.
         """
         if self._is_forked_copy():
             return
@@ -389,7 +389,7 @@ class Scheduler:
         log.critical("%s", error, exc_info=error.__cause__)
         for _, future in waiting:
             if future.set_running_or_notify_cancel():
-                future.set_exception(_copy_of(error))
+                future.set_exception(copy_of(error))
 
     def _end_backend(self) -> None:
         if self._limit_enforcer is not None:
@@ -400,10 +400,3 @@ class Scheduler:
             with self._lock:
                 self._backend_ended = True
                 self._changed.notify_all()
-
-
-def _copy_of(error: InitializerError | PreloadError) -> Exception:
-    """Make an exception for each future: an exception that futures share would collect their tracebacks."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
