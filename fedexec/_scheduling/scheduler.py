@@ -114,9 +114,7 @@ class Scheduler:
                 self._changed.notify_all()  # not notify(): the one thread could be waiting for something else
             elif len(self._slots) < self._settings.max_workers:
                 self._open_slot()
-            if (
-                self._closing and (task, future) in self._queue
-            ):  # since the check a signal handler has closed this
+            if self._closing and (task, future) in self._queue:  # closed by a signal handler after the check
                 self._queue.remove((task, future))
                 self._counts["submitted"] -= 1
                 raise RuntimeError("cannot schedule new futures after shutdown")
