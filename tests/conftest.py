@@ -1,4 +1,5 @@
 import _posixsubprocess
+import importlib.util
 import os
 import signal
 import subprocess
@@ -54,6 +55,9 @@ def _is_thorough(item):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("flower"):
         pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
+    # Do not import torch here: its import takes seconds, and these tests use it in other processes.
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch: pip install 'fedexec[demo]'")
 
 
 @pytest.fixture(autouse=True)

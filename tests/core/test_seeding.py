@@ -4,7 +4,7 @@ import pytest
 
 import fedexec
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
 
 
 def draw_of_torch():

@@ -4,7 +4,7 @@ import pytest
 from rounds import FAULTY, failures, run, run_killed_and_resumed
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'fedexec[flower]'")
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
+pytestmark = pytest.mark.torch
 
 
 @pytest.mark.thorough

@@ -21,10 +21,9 @@ import pytest
 from fedexec.flower.grpc.address import free_address, split_address
 from fedexec.testing.tasks import poll
 
-pytest.importorskip("torch", reason="the example needs torch: pip install 'fedexec[demo]'")
 pytest.importorskip("ray", reason="Flower's own engine needs ray: pip install 'flwr[simulation]'")
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.torch]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart-fedexec"
 OFFLOADED = Path(__file__).parent / "offload_app"

@@ -12,9 +12,7 @@ from fedexec.flower import read_app, simulate
 from fedexec.flower.simulation.simulate import start
 from fedexec.settings import resolve
 
-pytest.importorskip("torch", reason="the app needs torch: pip install 'fedexec[demo]'")
-
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.torch]
 
 DIRECTORY = Path(__file__).parent / "quickstart_app"
 ROWS = 160

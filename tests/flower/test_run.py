@@ -14,7 +14,7 @@ import pytest
 from fedexec.flower.grpc.address import free_address
 from flower.commands import FEDEXEC, SMALL, succeed
 
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
+pytestmark = pytest.mark.torch
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from flower.commands import FEDEXEC, run, succeed
 
 APP = str(Path(__file__).parent / "quickstart_app")
 
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
+pytestmark = pytest.mark.torch
 
 
 @pytest.mark.thorough_but("seed=0; this one has seed=3")

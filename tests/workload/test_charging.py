@@ -2,18 +2,28 @@
 
 import gc
 import os
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
-
-from fedexec._workload import training  # noqa: E402
-from fedexec._workload.data import DataSpec  # noqa: E402
-from fedexec.devices.emulated.charging import computing  # noqa: E402
+from fedexec._workload.data import DataSpec
 
 CONFIG = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
 KIB, MIB = 1 << 10, 1 << 20
+
+torch: Any
+training: Any
+computing: Any
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _import_torch():
+    """Import torch only in the process that runs these tests, because that takes seconds."""
+    global torch, training, computing
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
+    from fedexec._workload import training
+    from fedexec.devices.emulated.charging import computing
 
 
 def test_tensors_are_charged_while_they_live(emulate):

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
-
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.torch]
 
 COMMAND = Path(__file__).parents[2] / "bench" / "footprint.py"
 GIB, MIB = 1 << 30, 1 << 20

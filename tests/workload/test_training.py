@@ -1,12 +1,22 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
-
-from fedexec._workload import training  # noqa: E402
-from fedexec._workload.data import DataSpec  # noqa: E402
+from fedexec._workload.data import DataSpec
 
 CONFIG = {"epochs": 1, "batch_size": 32, "learning_rate": 0.02, "server_round": 1}
+
+torch: Any
+training: Any
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _import_torch():
+    """Import torch only in the process that runs these tests, because that takes seconds."""
+    global torch, training
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'fedexec[demo]'")
+    from fedexec._workload import training
 
 
 @pytest.fixture(autouse=True)
