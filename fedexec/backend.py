@@ -26,7 +26,7 @@ from typing import Any
 
 from fedexec._channel.stderr import rehearse as rehearse_stderr
 from fedexec._channel.task_channel import TaskChannel, rehearsal
-from fedexec._scheduling.worker_limits import Limits
+from fedexec._scheduling.reuse_limits import Limits
 from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.ending import end_with_caller
 from fedexec._worker.running import run

@@ -17,13 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.forkserver import MAXFDS_TO_SEND, write_signed
 from typing import Any, NoReturn, Protocol
 
-from fedexec._processes import fitness, huge_pages, leaving
+from fedexec._processes import fork_fitness, huge_pages, leaving
 from fedexec._processes.leaving import (
     ToDoAtExit,
     end_group,
     leave_out_inherited,
 )
-from fedexec._processes.successor import Trial
+from fedexec._processes.template_successor import Trial
 from fedexec._worker.ending import leave
 from fedexec._worker.threads import keep_torch_threads, limit_loaded
 
@@ -165,7 +165,7 @@ class Forker:
         return bool(message)
 
     def _fork(self, data_fd: int, status_fd: int, tracker_fd: int, *inherited: int) -> None:
-        pid = fitness.fork()
+        pid = fork_fitness.fork()
         if pid == 0:
             foreign = [status_fd, *self._status_fds.values()]
             self._become_worker(data_fd, foreign, tracker_fd, list(inherited))

@@ -31,7 +31,7 @@ from fedexec._channel.template_learning import Lesson
 from fedexec._processes import forkserver_main
 from fedexec._processes.forker import Service
 from fedexec._processes.leaving import end_group, has_ended
-from fedexec._processes.preparation import preparation, sys_path, tracker_fd
+from fedexec._processes.preparation_data import preparation, sys_path, tracker_fd
 from fedexec._processes.stopped_processes import await_answer, is_stopped, kill_if_stopped
 from fedexec._system import forks
 from fedexec._system.ownership import VARIABLE, Mark
@@ -160,7 +160,7 @@ class Template:
         """Import more modules in the template; workers that are forked afterwards have them.
 
         The template goes on forking workers meanwhile. A module is left out if it makes the template unfit to
-        be forked, or if it changes what other tasks find: see :mod:`fedexec._processes.successor`.
+        be forked, or if it changes what other tasks find: see :mod:`fedexec._processes.template_successor`.
 
         Parameters
         ----------

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 from fedexec._channel.unpickling import call_and_keep_globals
-from fedexec._processes import fitness, huge_pages
+from fedexec._processes import fork_fitness, huge_pages
 from fedexec._processes.forker import Forker, settle_memory
 from fedexec._processes.leaving import (
     ToDoAtExit,
@@ -27,7 +27,7 @@ from fedexec._processes.leaving import (
     end_what_is_left,
     end_with_parent,
 )
-from fedexec._processes.successor import import_quietly, rehearse, silence
+from fedexec._processes.template_successor import import_quietly, rehearse, silence
 from fedexec._system.installed import is_installed_file
 from fedexec._system.ownership import VARIABLE
 from fedexec._worker import imports
@@ -89,8 +89,8 @@ def _report(control: socket.socket, **fields: object) -> None:
 
 def _import_and_warm_up(request: dict[str, Any], control: socket.socket) -> None:
     """Import, warm up, repeat rehearsals; raise _UnfitError if a step makes this process unfit to fork."""
-    restore_devices = fitness.show_devices()
-    with fitness.no_torch_threads():
+    restore_devices = fork_fitness.show_devices()
+    with fork_fitness.no_torch_threads():
         for module in request["modules"]:
             _report(control, doing=module)
             preload([module])
@@ -150,7 +150,7 @@ class _UnfitError(Exception):
 
 def _require_fitness(module: str) -> None:
     """Raise _UnfitError if this process is unfit to be forked since `module` was imported."""
-    if reason := fitness.why_unfit():
+    if reason := fork_fitness.why_unfit():
         raise _UnfitError(module, reason)
 
 

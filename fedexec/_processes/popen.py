@@ -17,7 +17,7 @@ from typing import Any
 from fedexec._processes.forker import inherited_fd
 from fedexec._processes.forkserver_client import Template, end_if_stopped
 from fedexec._processes.leaving import end_group, has_ended
-from fedexec._processes.preparation import preparation, tracker_fd
+from fedexec._processes.preparation_data import preparation, tracker_fd
 from fedexec._processes.stopped_processes import await_reader
 from fedexec._system import forks
 

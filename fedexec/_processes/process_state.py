@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedexec._processes import fitness
+from fedexec._processes import fork_fitness
 
 __all__ = ["difference", "process_state", "tidied"]
 
@@ -37,7 +37,9 @@ def process_state() -> dict[str, object]:
         "the working directory": _directory(),
         "the file mode creation mask": _mask(),
         "the start method of processes": _start_method(),
-        "which connections are open": {file for file in fitness.open_files() if file.startswith("socket:")},
+        "which connections are open": {
+            file for file in fork_fitness.open_files() if file.startswith("socket:")
+        },
         "which files are read, whose position all workers would share": set(_files_with_a_position()),
         "which memory is shared with other processes": _shared_memory(),
         "how signals are handled": {number: signal.getsignal(number) for number in signal.valid_signals()},

@@ -11,7 +11,7 @@ import pytest
 
 import fedexec
 from fedexec._channel.pickling import dumps
-from fedexec._processes.successor import rehearse
+from fedexec._processes.template_successor import rehearse
 from fedexec.flower import simulate
 from fedexec.flower.simulation import module_caches
 from fedexec.flower.simulation.client_app import AppFirst, AppRef

@@ -120,9 +120,9 @@ STARTS_NOTHING = {
 }
 TRY = """
 import os, warnings
-from fedexec._processes import fitness
+from fedexec._processes import fork_fitness
 from fedexec.devices.device import hidden
-put_back = fitness.show_devices()
+put_back = fork_fitness.show_devices()
 import torch, torch._dynamo, torch.utils.checkpoint
 net = torch.nn.Linear(3, 2)
 warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def judge(source, hide):
                     exec(source)
                 except (RuntimeError, AssertionError):
                     pass  # The stub has no CUDA behind it.
-            verdict = fitness.why_unfit() or ""
+            verdict = fork_fitness.why_unfit() or ""
         except BaseException as exc:
             verdict = repr(exc)
         os.write(writing, verdict.encode())

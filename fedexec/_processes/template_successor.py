@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from fedexec._processes import fitness
+from fedexec._processes import fork_fitness
 from fedexec._processes.leaving import end_with_parent
 from fedexec._processes.process_state import difference, process_state, tidied
 from fedexec._worker import imports
@@ -109,7 +109,7 @@ class Trial:
         self.fd, writing = os.pipe()
         os.set_blocking(self.fd, False)
         reading, self._go = os.pipe()
-        self.pid = fitness.fork()
+        self.pid = fork_fitness.fork()
         if self.pid == 0:
             os.close(self.fd)
             os.close(self._go)
@@ -225,10 +225,10 @@ class Trial:
         """
         is_first = self._attempts == 1
         before = process_state()
-        put_back = fitness.show_devices()
+        put_back = fork_fitness.show_devices()
         # so that libraries start no threads when they are loaded
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        with silence(), fitness.no_torch_threads(), tidied():
+        with silence(), fork_fitness.no_torch_threads(), tidied():
             for module in dict.fromkeys(name for each in self._modules for name in _with_parents(each)):
                 if module in sys.modules:
                     continue
@@ -319,7 +319,7 @@ def _why_not(before: dict[str, object]) -> str | None:
         return reason
     if children := _children():
         return f"it leaves processes running: {children}"
-    return fitness.why_unfit() or fitness.why_no_child_answers()
+    return fork_fitness.why_unfit() or fork_fitness.why_no_child_answers()
 
 
 def _children() -> str:

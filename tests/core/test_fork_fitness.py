@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import fedexec
-from fedexec._processes import fitness
+from fedexec._processes import fork_fitness
 from fedexec.testing.refusals import without_warnings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
@@ -138,9 +138,9 @@ def test_a_file_of_a_gpu_that_is_open_is_named(file, modules, tmp_path, warnings
     (tmp_path / "dev" / file).touch()
     modules(
         "plants",
-        f"from fedexec._processes import fitness\nroot = {str(tmp_path)!r}\n"
-        "fitness.GPU_FILES = tuple(root + file for file in fitness.GPU_FILES)\n"
-        "fitness.NVML_FILES = tuple(root + file for file in fitness.NVML_FILES)\n",
+        f"from fedexec._processes import fork_fitness\nroot = {str(tmp_path)!r}\n"
+        "fork_fitness.GPU_FILES = tuple(root + file for file in fork_fitness.GPU_FILES)\n"
+        "fork_fitness.NVML_FILES = tuple(root + file for file in fork_fitness.NVML_FILES)\n",
     )
     modules("opens_gpu", f"FILE = open({str(tmp_path / 'dev' / file)!r})\n")
     _, (warning,) = warnings_of(preload=["plants", "opens_gpu"])
@@ -155,12 +155,12 @@ def test_a_preload_that_initialised_cuda_is_named(modules, warnings_of):
 
 
 def test_a_library_that_dies_or_hangs_in_a_forked_child_is_unfit(monkeypatch):
-    monkeypatch.setattr(fitness, "TRIAL_SECONDS", 0.3)
-    assert fitness._try_in_child(lambda: None) is None
-    assert fitness._try_in_child(lambda: "a reason") == "a reason"
-    assert "-9" in str(fitness._try_in_child(lambda: os.kill(os.getpid(), 9)))
-    assert "0.3 s" in str(fitness._try_in_child(lambda: time.sleep(60)))
-    assert "ZeroDivisionError" in str(fitness._try_in_child(lambda: str(1 / 0)))
+    monkeypatch.setattr(fork_fitness, "TRIAL_SECONDS", 0.3)
+    assert fork_fitness._try_in_child(lambda: None) is None
+    assert fork_fitness._try_in_child(lambda: "a reason") == "a reason"
+    assert "-9" in str(fork_fitness._try_in_child(lambda: os.kill(os.getpid(), 9)))
+    assert "0.3 s" in str(fork_fitness._try_in_child(lambda: time.sleep(60)))
+    assert "ZeroDivisionError" in str(fork_fitness._try_in_child(lambda: str(1 / 0)))
 
 
 def test_forking_beside_a_harmless_thread_warns_of_nothing():
