@@ -72,7 +72,7 @@ def main() -> None:
     (device, *_) = find_devices()
     print(f"{device.name}; {CLIENTS} clients, {SAMPLED} per round, {ROUNDS} rounds, {WORKERS} at once")
     print(
-        f"{'strategy':<24}{'peak':>12}{'after a round':>16}{'at the end':>12}{'a worker':>12}{'failed':>12}"
+        f"{'strategy':<24}{'peak':>12}{'after a round':>16}{'at the end':>12}{'a worker':>16}{'failed':>12}"
     )
     rows = []
     for strategy in STRATEGIES:
@@ -80,7 +80,7 @@ def main() -> None:
         sizes = (row.peak_bytes, row.residual_bytes, row.end_bytes, row.footprint_bytes)
         peak, residual, end, footprint = map(format_size, sizes)
         failed = f"{row.out_of_memory} of {row.tasks}"
-        print(f"{strategy:<24}{peak:>12}{residual:>16}{end:>12}{footprint:>12}{failed:>12}", flush=True)
+        print(f"{strategy:<24}{peak:>12}{residual:>16}{end:>12}{footprint:>16}{failed:>12}", flush=True)
     print(f"\nFailed: out of memory. `loky` ran with device_memory_limit={LIMIT}.")
     if arguments.json:
         report = {
