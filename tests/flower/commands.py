@@ -24,7 +24,7 @@ def run(*argv, **environment):
         [*FEDEXEC, *argv],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=280,  # a test that hangs says so itself, before it is ended after 300 s
         env={name: value for name, value in os.environ.items() if not name.startswith("FEDEXEC_")}
         | environment,
     )

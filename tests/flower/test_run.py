@@ -105,6 +105,7 @@ def test_the_environment_chooses(tmp_path):
     assert (settings["backend"], settings["sources"]["backend"]) == ("inline", "FEDEXEC_BACKEND")
 
 
+@pytest.mark.timeout(600)  # two federations, the first of which imports torch in every process anew
 @pytest.mark.thorough
 def test_one_process_per_client_as_in_the_tutorial_gives_the_same_bits(tmp_path):
     results = []

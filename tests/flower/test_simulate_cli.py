@@ -30,7 +30,7 @@ def command(*argv, **environment):
 
 
 def run(*argv, **environment):
-    return subprocess.run(**command(*argv, **environment), capture_output=True, timeout=120)
+    return subprocess.run(**command(*argv, **environment), capture_output=True, timeout=280)
 
 
 def result(*argv, **environment):
