@@ -4,6 +4,7 @@ Prints what became of the tasks and what is left; ends with 1 if anything is los
 """
 
 import argparse
+import faulthandler
 import os
 import resource
 import sys
@@ -24,10 +25,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", action="append", help="only this one; may be repeated")
     parser.add_argument("--descriptors", type=int, default=0, help="to have open meanwhile")
+    parser.add_argument("--limit", type=float, help="seconds; then it prints where it is, and ends with 1")
     refusals.add_option(parser.add_argument)
     arguments = parser.parse_args()
     for name in arguments.refuse:
         refusals.refuse(name)
+    if arguments.limit:
+        faulthandler.dump_traceback_later(arguments.limit, exit=True, file=sys.stdout)
     _open(arguments.descriptors)
     isolating = [
         info.name for info in fedexec.backends()
