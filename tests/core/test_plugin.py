@@ -43,6 +43,7 @@ def test_the_example_is_short():
         pytest.param("Test", id="all", marks=pytest.mark.thorough),
     ],
 )
+@pytest.mark.timeout(1200)  # all suites, one test after the other: minutes, and more on a busy machine
 def test_the_example_passes_the_suites(installed, chosen):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "test_pipe.py"]
     path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
