@@ -5,6 +5,8 @@ data itself.
 """
 
 import functools
+import os
+import threading
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,19 @@ __all__ = ["DATASETS", "PARTITIONS", "DataError", "DataSpec", "Samples", "load_d
 
 DATASETS = ("digits", "cifar10")
 PARTITIONS = ("iid", "dirichlet")
+
+# numpy parses the header of a file with `ast`, which fails at random on CPython 3.11 if several threads use
+# it at once ("AST constructor recursion depth mismatch"), as clients on `inline` do.
+_parsing = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _parsing
+    _parsing = threading.Lock()  # A thread of the parent may have held it when this process was forked.
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 _DIGITS = Path(__file__).with_name("digits.npz")
 _DIGITS_TRAIN = 1437  # of 1,797 images: four fifths
@@ -157,7 +172,7 @@ def _load_raw(
 
 def _read_digits(path: Path, *, train: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _parsing, np.load(path, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise DataError(f"{path} is damaged ({exc}); install fedexec again") from exc

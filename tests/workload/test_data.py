@@ -1,7 +1,10 @@
 """The data needs numpy only; CIFAR-10 is read by torchvision from an archive in its own format."""
 
+import gc
 import hashlib
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -141,3 +144,36 @@ def test_a_missing_cifar10_says_what_to_do(tmp_path):
     pytest.importorskip("torchvision", reason="needs torchvision")
     with pytest.raises(DataError, match="--download"):
         load_data(DataSpec(name="cifar10", directory=str(tmp_path)), client=0)
+
+
+def test_threads_may_load_at_once():
+    """CPython 3.11 mixes up threads of different depth that parse headers while garbage is collected."""
+    failures: list[BaseException] = []
+
+    def load(depth):
+        if depth:
+            load(depth - 1)
+            return
+        for _ in range(10):
+            data._load_raw.cache_clear()
+            try:
+                load_data(DataSpec())
+            except BaseException as exc:
+                failures.append(exc)
+
+    def switch_threads(*_):
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.set_threshold(20)
+    gc.callbacks.append(switch_threads)
+    try:
+        threads = [threading.Thread(target=load, args=(7 * number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(switch_threads)
+        gc.set_threshold(*before)
+    assert failures == []
