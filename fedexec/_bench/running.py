@@ -7,8 +7,6 @@ slower in one minute than in the next.
 import contextlib
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,13 +20,13 @@ from fedexec._bench.peers import contestants
 from fedexec._bench.plan import Part, State
 from fedexec._bench.progress import Progress, time_left
 from fedexec._bench.result_file import Document
+from fedexec._processes.leaving import end_group
 from fedexec._report import numbers
 
 __all__ = ["measure", "run_all"]
 
 GRACE_SECONDS = 8.0  # to end in order
 LIMIT_SECONDS = {"smoke": 300.0, "quick": 300.0, "full": 3600.0}  # of one part; a hang is a failure
-_HAS_ENDED = (ProcessLookupError, PermissionError)  # the second on macOS, as long as it is not reaped
 
 
 def run_all(document: Document, parts: Sequence[Part], progress: Progress) -> None:
@@ -252,8 +250,7 @@ class _Child:
 
     def kill(self) -> None:
         """Kill it, and whoever it has left behind."""
-        with contextlib.suppress(*_HAS_ENDED):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_group(self._process.pid)
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -272,8 +269,7 @@ class _Child:
 
     def _pass(self) -> None:
         self._passed = True
-        with contextlib.suppress(*_HAS_ENDED):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_group(self._process.pid)
 
     def _tell(self, text: str) -> None:
         assert self._process.stdin is not None

@@ -114,9 +114,7 @@ def call_and_keep_globals(data: bytes) -> None:
         if not function:
             _globals_of_initializers.setdefault(module, namespace)
     before = {name: dict(namespace) for name, namespace in unpickler.namespaces.items()}
-    main = vars(
-        sys.modules["__main__"]
-    )  # of this process: `sys.modules[__name__].model = model` sets it there
+    main = vars(sys.modules["__main__"])  # `sys.modules[__name__].model = model` sets it there
     main_before = dict(main)
     fn()
     replaced = {key: value for key, value in main.items() if main_before.get(key, main) is not value}
@@ -141,7 +139,7 @@ def _is_constant(value: object, seen: set[int]) -> bool:
     if issubclass(type(value), tuple | frozenset):
         held += cast(Iterable[object], value)
     elif type(value) is types.FunctionType:
-        empty = types.CellType()
+        empty = types.CellType()  # as the cell of a name that has no value yet
         held += (cell.cell_contents for cell in value.__closure__ or () if cell != empty)
         held += value.__defaults__ or ()
         held += (value.__kwdefaults__ or {}).values()

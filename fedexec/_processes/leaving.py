@@ -15,6 +15,8 @@ import weakref
 from multiprocessing import process, util
 from typing import Any
 
+from fedexec._system.available_resources import SIGKILL
+
 __all__ = [
     "ToDoAtExit",
     "continue_without_parent",
@@ -110,7 +112,7 @@ def end_what_is_left(pid: int) -> None:
     end_group(0)
 
 
-def end_group(pid: int, number: int = signal.SIGKILL) -> bool:
+def end_group(pid: int, number: int = SIGKILL) -> bool:
     """Send a signal to a process group if it exists.
 
     Parameters

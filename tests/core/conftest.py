@@ -15,3 +15,15 @@ def create_on():
     yield make
     for executor in made:
         executor.kill_workers()
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Return a function that writes a module which workers can import."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    return write

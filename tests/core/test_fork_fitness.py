@@ -35,18 +35,6 @@ threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
 
 
 @pytest.fixture
-def modules(tmp_path, monkeypatch):
-    """Return a function that writes a module which workers can import."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(name, source):
-        (tmp_path / f"{name}.py").write_text(source)
-        return name
-
-    return write
-
-
-@pytest.fixture
 def warnings_of(caplog):
     """Return a function that makes an executor, runs one task, and returns its result and the warnings."""
 

@@ -46,18 +46,6 @@ def create(create_on):
     )
 
 
-@pytest.fixture
-def modules(tmp_path, monkeypatch):
-    """Return a function that writes a module workers can preload."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(name, source):
-        (tmp_path / f"{name}.py").write_text(source)
-        return name
-
-    return write
-
-
 def test_workers_wait_before_there_is_work(create):
     create(standby=3)
     eventually(lambda: len(children()) == 4)
