@@ -85,7 +85,7 @@ def offload(fn: Any = None, /, *, executor: Executor | None = None) -> Any:
         # Everything else is found by reference, because this function may be pickled by value.
         return _run(fn, holder, args, kwargs)
 
-    with _lock:  # A set cannot be listed while another thread adds to it.
+    with _offloaded_lock:
         _offloaded.add(fn)
     return offloaded
 
@@ -174,8 +174,9 @@ def _itself(fn: Callable[..., Any]) -> Callable[..., Any]:
 # ---------------------------------------------------------------- the executor of this process
 
 _offloaded: "weakref.WeakSet[Callable[..., Any]]" = weakref.WeakSet()
+_offloaded_lock = threading.Lock()  # A set cannot be listed while another thread adds to it.
 _shared: tuple[int, Executor] | None = None  # the owner's pid, and the executor
-_lock = threading.Lock()
+_lock = threading.Lock()  # held for as long as the executor takes to start
 
 
 def _shared_executor(run_config: Mapping[str, Any]) -> Executor:
@@ -216,7 +217,9 @@ def app_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warmup() -> Callable[[], object]:
     packed = []
-    for fn in list(_offloaded):
+    with _offloaded_lock:
+        functions = list(_offloaded)
+    for fn in functions:
         with contextlib.suppress(Exception):  # If a function cannot be pickled, its own call reports that.
             packed.append(cloudpickle.dumps(_address(fn)))
     return functools.partial(_warm, packed)
