@@ -39,5 +39,11 @@ def show_in_log(record: logging.LogRecord) -> bool:
     bool
         Always True.
     """
-    record.msg, record.args = visible(record.getMessage(), lines=True), ()
+    try:
+        message = record.getMessage()
+    except (
+        Exception
+    ):  # The arguments do not fit the message; the handler of the record says so.
+        return True
+    record.msg, record.args = visible(message, lines=True), ()
     return True

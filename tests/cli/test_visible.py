@@ -13,7 +13,7 @@ import pytest
 
 from fedexec._cli import main
 from fedexec._system import leftovers
-from fedexec._system.control_characters import visible
+from fedexec._system.control_characters import show_in_log, visible
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m"
@@ -96,6 +96,14 @@ def test_what_is_logged(name):
 
 
 @pytest.mark.flower
+def test_a_log_message_whose_arguments_do_not_fit_is_left_to_logging(capsys):
+    logger = logging.Logger("an app's")
+    logger.addHandler(logging.StreamHandler(io.StringIO()))
+    logger.addFilter(show_in_log)
+    logger.info("%d clients", "some")
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 def test_the_failure_of_an_app(tmp_path):
     (tmp_path / "hostile.py").write_text(
         "from flwr.serverapp import ServerApp\n"
