@@ -41,9 +41,7 @@ def show_in_log(record: logging.LogRecord) -> bool:
     """
     try:
         message = record.getMessage()
-    except (
-        Exception
-    ):  # The arguments do not fit the message; the handler of the record says so.
+    except Exception:  # The arguments do not fit the message; the handler of the record says so.
         return True
     record.msg, record.args = visible(message, lines=True), ()
     return True
