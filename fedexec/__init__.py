@@ -6,11 +6,13 @@ TYPE_CHECKING = False  # type checkers know this name; importing it from typing 
 if TYPE_CHECKING:
     from fedexec._registry import BackendInfo, backends
     from fedexec._scheduling.futures import Future, Stats
+    from fedexec.create import create_executor
     from fedexec.errors import (
         BackendUnavailableError,
         DeviceError,
         FedexecError,
         InitializerError,
+        NodeLostError,
         PreloadError,
         SettingsError,
         TaskTimeoutError,
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
         WorkerError,
         WorkerMemoryError,
     )
-    from fedexec.executor import Executor, create_executor
-    from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, Usage, once
+    from fedexec.executor import Executor
+    from fedexec.interface import Backend, Capability, Hooks, Outcome, Task, once
     from fedexec.settings import Settings
+    from fedexec.usage import Node, Usage
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,8 @@ __all__ = [
     "Future",
     "Hooks",
     "InitializerError",
+    "Node",
+    "NodeLostError",
     "Outcome",
     "PreloadError",
     "Settings",
@@ -68,6 +73,7 @@ __getattr__ = importer(
             "DeviceError",
             "FedexecError",
             "InitializerError",
+            "NodeLostError",
             "PreloadError",
             "SettingsError",
             "TaskTimeoutError",
@@ -78,11 +84,24 @@ __getattr__ = importer(
             "WorkerError",
             "WorkerMemoryError",
         ),
-        "executor": ("Executor", "create_executor"),
-        "interface": ("Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "once"),
+        "create": ("create_executor",),
+        "executor": ("Executor",),
+        "interface": ("Backend", "Capability", "Hooks", "Outcome", "Task", "once"),
         "settings": ("Settings",),
+        "usage": ("Node", "Usage"),
     },
-    ("backend", "devices", "errors", "executor", "flower", "interface", "memory", "settings", "testing"),
+    (
+        "backend",
+        "cluster",
+        "devices",
+        "errors",
+        "executor",
+        "flower",
+        "interface",
+        "memory",
+        "settings",
+        "testing",
+    ),
 )
 
 

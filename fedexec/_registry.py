@@ -22,6 +22,7 @@ GROUP = "fedexec.backends"
 NEEDS_POSIX = "it needs Linux or macOS; on Windows use WSL2"
 
 _ISOLATED = Capability.ISOLATED | Capability.SURVIVES_DEATH | Capability.KILLS_ONE
+_ON_NODES = _ISOLATED | Capability.FRESH_PROCESS | Capability.STANDS_BY | Capability.REMOTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,24 @@ _BUILTIN = {
             "fedexec_backends.inline:InlineBackend",
             "threads of the caller's own process, without isolation: the baseline",
             Capability(0),
+        ),
+        BackendInfo(
+            "ray",
+            "fedexec_backends.ray:RayBackend",
+            "the nodes of a Ray cluster, each with a standby executor of its own",
+            _ON_NODES,
+            requires="ray",
+            install="pip install 'fedexec[ray]'",
+            needs_posix=True,
+        ),
+        BackendInfo(
+            "dask",
+            "fedexec_backends.dask:DaskBackend",
+            "the hosts of a Dask cluster, each with a standby executor of its own",
+            _ON_NODES,
+            requires="distributed",
+            install="pip install 'fedexec[dask]'",
+            needs_posix=True,
         ),
     )
 }

@@ -12,6 +12,7 @@
     ├── DeviceError                               a device does not exist, or does not answer
     └── WorkerError                               one task failed because of its worker
         ├── WorkerDiedError (BrokenProcessPool)   the process of the task has ended
+        │   └── NodeLostError                     the node of the task does not answer any more
         ├── UnpickleError (BrokenProcessPool)     a task, result or exception cannot be unpickled
         ├── WorkerMemoryError (MemoryError)       the task held more memory than its hard limit
         └── TaskTimeoutError (TimeoutError)       the task took longer than its time limit
@@ -28,6 +29,7 @@ __all__ = [
     "DeviceError",
     "FedexecError",
     "InitializerError",
+    "NodeLostError",
     "PreloadError",
     "SettingsError",
     "TaskTimeoutError",
@@ -227,6 +229,28 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
                 " If no user killed it, the machine ran out of memory: run fewer tasks at once (max_workers)."
             )
         return f"{who} {_ending(self.exitcode)} while it ran {self.task}.{hint}"
+
+
+class NodeLostError(WorkerDiedError):
+    """The node on which a task ran has ended, or cannot be reached any more.
+
+    Parameters
+    ----------
+    node : str
+        Name of the node's host, and what the engine calls the node.
+    reason : str
+        What the engine says.
+    task : str
+        Name of the task.
+    """
+
+    def __init__(self, node: str, reason: str, task: str) -> None:
+        super().__init__(None, None, task)
+        self.args = (node, reason, task)
+        self.node, self.reason = node, reason
+
+    def __str__(self) -> str:
+        return f"Node {self.node} was lost while it ran {self.task}: {self.reason}"
 
 
 class UnpickleError(WorkerError, BrokenProcessPool):

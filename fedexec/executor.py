@@ -3,15 +3,12 @@
 import concurrent.futures
 import copy
 import functools
-import itertools
 import logging
 import math
 import signal
 import threading
-import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -26,85 +23,21 @@ from fedexec._scheduling.scheduler import Scheduler
 from fedexec._scheduling.settings_checks import (
     NO_EFFECT,
     chosen_devices,
+    configure_logging,
+    for_nodes,
     require_open_files,
     warn_of_no_effect,
 )
 from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.seeding import call_seeded
 from fedexec.devices.device import is_emulated
-from fedexec.interface import Capability, Hooks, Task, function_name, once
-from fedexec.settings import Settings, options, resolve
+from fedexec.interface import Capability, Hooks, Node, Task, function_name, once
+from fedexec.settings import Settings, resolve
 
-__all__ = ["Executor", "create_executor"]
+__all__ = ["Executor"]
 
 log = logging.getLogger("fedexec")
 T = TypeVar("T")
-
-
-def create_executor(
-    backend: str | None = None,
-    *,
-    max_workers: int | str | None = None,
-    start_method: str | None = None,
-    preload: str | Sequence[str] = (),
-    initializer: Callable[..., object] | None = None,
-    initargs: tuple[Any, ...] = (),
-    timeout: float | None = None,
-    retries: int | None = None,
-    memory_limit: int | str | None = None,
-    device_memory_limit: int | str | None = None,
-    enforce_limits: bool | None = None,
-    device: str | None = None,
-    threads_per_worker: int | None = None,
-    warmup: Callable[[], object] | None = None,
-    max_tasks_per_child: int | None = None,
-    standby: int | None = None,
-    shared_memory: bool | None = None,
-    preload_timeout: float | None = None,
-    log_level: str | None = None,
-    learn: bool | None = None,
-    seed: int | None = None,
-) -> "Executor":
-    """Create an executor. Settings that are not given are read from the environment.
-
-    Parameters
-    ----------
-    backend, max_workers, start_method, preload, timeout, retries, memory_limit, device_memory_limit, \
-    enforce_limits, device, threads_per_worker, max_tasks_per_child, standby, shared_memory, \
-    preload_timeout, log_level, learn, seed : optional
-        The settings; :class:`fedexec.Settings` says what each means and what its default is. Sizes are
-        bytes, or text such as ``"512MiB"``; times are seconds. `preload` takes one name or several. The
-        variable of a setting is ``FEDEXEC_`` and its name in capitals, such as ``FEDEXEC_BACKEND``.
-    initializer, initargs : callable and tuple, optional
-        ``initializer(*initargs)`` is called in every worker before its first task. If it raises, the executor
-        is broken.
-    warmup : callable, optional
-        ``warmup()`` is called once in the template, after the preload. All workers inherit what it imports,
-        loads and caches. If it leaves a thread, or starts CUDA (see :func:`fedexec.devices.hidden`), workers
-        cannot be forked; then they start as fresh interpreters and do without the warm-up.
-
-    Returns
-    -------
-    Executor
-
-    Raises
-    ------
-    SettingsError
-        A value is invalid.
-    UnknownBackendError
-        There is no such backend; the message names those that exist.
-    DeviceError
-        There is no such device; the message names those that exist.
-    BackendUnavailableError
-        The package of the backend is missing; the message says how to install it.
-    PreloadError
-        A module of `preload` cannot be imported.
-    """
-    given = locals()  # the arguments; if a setting is missing in the signature, the next line fails
-    return Executor(
-        resolve({option.name: given[option.name] for option in options()}),
-        Hooks(initializer, initargs, warmup),
-    )
 
 
 class Executor(concurrent.futures.Executor):
@@ -113,7 +46,7 @@ class Executor(concurrent.futures.Executor):
     Parameters
     ----------
     settings : Settings
-        Resolved settings, as :func:`create_executor` makes them.
+        Resolved settings, as :func:`fedexec.settings.resolve` makes them.
     hooks : Hooks, optional
         The caller's own functions: initializer and warm-up.
 
@@ -133,25 +66,28 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError(f"{name} must be a callable")
         backend_class = _registry.load_chosen(settings)
         drain_before_exit_of(backend_class)
-        _configure_logging(settings)
+        configure_logging(settings)
         self._tag: str | None = None
         self._original: Executor | None = None  # set in a view, which keeps the original alive
-        self.devices = chosen_devices(settings)
+        is_remote = Capability.REMOTE in backend_class.capabilities
+        self.devices = () if is_remote else chosen_devices(settings)
         if Capability.ISOLATED not in backend_class.capabilities:
             self.devices = self.devices[:1]  # all tasks share this process and its device
         if settings.device and self.devices and not is_emulated(settings.device):
             # Tell workers UUIDs, because an index may mean another device to them.
             settings = replace(settings, device=",".join(device.uuid for device in self.devices))
+        if is_remote:
+            settings = for_nodes(settings)
         settings = self.settings = replace(settings, max_workers=ceiling(settings, self.devices))
         require_open_files(settings, backend_class.descriptors_per_worker)
         backend = backend_class(settings, hooks)
-        self.capabilities = backend.capabilities
-        admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
         try:
             backend.start()
         except BaseException:
             backend.shutdown()
             raise
+        self.capabilities = backend.capabilities  # those of a cluster follow from its nodes
+        admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
         log.info("%s", settings)
         warn_of_no_effect(settings, self.capabilities)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)
@@ -180,9 +116,22 @@ class Executor(concurrent.futures.Executor):
             An initializer or a preload has failed.
         """
         settings = self.settings
-        return self._scheduler.submit(
+        return self.submit_task(
             Task(fn, args, kwargs, timeout=settings.timeout, retries=settings.retries, tag=self._tag)
         )
+
+    def submit_task(self, task: Task) -> Future[Any]:
+        """Schedule a task that has options of its own; see :meth:`submit`.
+
+        Parameters
+        ----------
+        task : Task
+
+        Returns
+        -------
+        Future
+        """
+        return self._scheduler.submit(task)
 
     def with_options(
         self, *, timeout: float | None = None, retries: int | None = None, tag: str | None = None
@@ -249,12 +198,7 @@ class Executor(concurrent.futures.Executor):
         iterator
             Results, in the order of the items.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+        mapping.check(chunksize, buffersize)
         if chunksize == 1:
             return self._map(fn, iterables, timeout, buffersize)
         call_each = functools.partial(mapping.call_each, fn)
@@ -275,9 +219,12 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[T]:
         if buffersize is None:
             return super().map(fn, *iterables, timeout=timeout)
-        end = math.inf if timeout is None else time.monotonic() + timeout
         futures = (self.submit(fn, *args) for args in zip(*iterables, strict=False))
-        return mapping.buffered(futures, deque(itertools.islice(futures, buffersize)), end)
+        return mapping.buffered(futures, buffersize, timeout)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the nodes of the cluster on which tasks run; empty if all run on this machine."""
+        return self._scheduler.nodes()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks, finish the others, and then give back all resources.
@@ -321,7 +268,7 @@ class Executor(concurrent.futures.Executor):
         self._scheduler.join()
         killing.cancel()
 
-    def end(self, future: concurrent.futures.Future[Any]) -> None:
+    def end(self, future: concurrent.futures.Future[Any], number: int = SIGKILL) -> None:
         """End one task: cancel it if it waits, or end its worker if it runs, so it raises WorkerDiedError.
 
         If the backend does not have :attr:`Capability.KILLS_ONE`, a running task goes on.
@@ -330,8 +277,10 @@ class Executor(concurrent.futures.Executor):
         ----------
         future : Future
             The future of the task.
+        number : int, optional
+            Number of the signal that ends the worker. Default: SIGKILL.
         """
-        self._scheduler.end(future)
+        self._scheduler.end(future, number)
 
     def rehearse(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> bool:
         """Make a call once, so that all later workers inherit what the call leaves in memory.
@@ -372,10 +321,26 @@ class Executor(concurrent.futures.Executor):
         call = functools.partial(fn, *args, **kwargs)
         if self.settings.seed is not None:
             call = functools.partial(call_seeded, self.settings.seed, call)
-        reason = self._scheduler.rehearse(call, name)
+        reason = self.rehearse_call(call, name)
         if reason is not None:
             log.warning("workers do not inherit what %s leaves in memory: %s", name, reason)
         return reason is None
+
+    def rehearse_call(self, call: Callable[[], object], name: str) -> str | None:
+        """Make a call without arguments once, as :meth:`rehearse` does, and return why that had no effect.
+
+        Parameters
+        ----------
+        call : callable
+        name : str
+            Name of the function, for messages.
+
+        Returns
+        -------
+        str or None
+            None if later workers inherit the effects.
+        """
+        return self._scheduler.rehearse(call, name)
 
     def stats(self) -> Stats:
         """Return counts of what has been done so far."""
@@ -388,11 +353,3 @@ class Executor(concurrent.futures.Executor):
     def footprints(self) -> dict[str, Footprint]:
         """Return the footprint of each kind of task, as measured for ``max_workers="auto"``."""
         return self._scheduler.footprints()
-
-
-def _configure_logging(settings: Settings) -> None:
-    if settings.log_level is None:
-        return
-    log.setLevel(settings.log_level)
-    if not log.hasHandlers():
-        log.addHandler(logging.StreamHandler())

@@ -12,15 +12,16 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedexec._system.available_resources import SIGKILL
+from fedexec.usage import Node, Usage
 
 if TYPE_CHECKING:  # Workers import this module, but not the settings.
     from fedexec.settings import Settings
 
-__all__ = ["Backend", "Capability", "Hooks", "Outcome", "Task", "Usage", "function_name", "once"]
+__all__ = ["Backend", "Capability", "Hooks", "Node", "Outcome", "Task", "Usage", "function_name", "once"]
 
 
 class Capability(enum.Flag):
@@ -40,67 +41,8 @@ class Capability(enum.Flag):
     """Workers start before there are tasks, so ``standby=`` and ``max_tasks_per_child=`` have an effect."""
     SHARES_MEMORY = enum.auto()
     """Large arrays of arguments and results go through shared memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What one task has cost. A value that was not measured is None.
-
-    Attributes
-    ----------
-    worker_pid : int
-        Process id of the worker that ran the task.
-    wall_seconds, cpu_seconds : float
-        Seconds from the first to the last instruction of the task, and CPU time of all threads of the worker
-        in that time.
-    peak_host_bytes : int or None
-        Largest resident set of the worker while the task ran.
-    end_host_bytes : int or None
-        Resident set of the worker at the end of the task.
-    idle_host_bytes : int or None
-        Resident set of the worker before its first task.
-    device : str or None
-        UUID of the device on which the worker computed; "EMULATED-..." if the device is emulated.
-    peak_device_bytes, end_device_bytes : int or None
-        Most bytes that the worker held on the device while the task ran, and bytes that it held at the end,
-        including the context. 0 only if the worker is known to have held nothing.
-    peak_allocated_bytes, peak_reserved_bytes : int or None
-        Peaks of torch's allocator while the task ran.
-    import_seconds : float or None
-        Seconds of imports: those that unpickling the call needed, and those of the task itself, which are
-        also part of `wall_seconds`.
-    unpickle_seconds : float or None
-        Seconds that unpickling the call took, including the imports that it needed.
-    setup_seconds : float or None
-        Seconds that the set-up of the worker (preload, initializer) took before its first task. If workers
-        start before there are tasks, no task has to wait for it.
-    """
-
-    worker_pid: int
-    wall_seconds: float
-    cpu_seconds: float
-    peak_host_bytes: int | None = None
-    end_host_bytes: int | None = None
-    idle_host_bytes: int | None = None
-    device: str | None = None
-    peak_device_bytes: int | None = None
-    end_device_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    import_seconds: float | None = None
-    unpickle_seconds: float | None = None
-    setup_seconds: float | None = None
-
-    @property
-    def may_hold_device(self) -> bool:
-        """Whether the worker may have held device memory at the end of the task; True if that is unknown."""
-        if self.end_device_bytes is not None:
-            return self.end_device_bytes > 0
-        return self.device is not None or self.peak_reserved_bytes is not None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the usage as a dictionary that :mod:`json` can write."""
-        return asdict(self)
+    REMOTE = enum.auto()
+    """Tasks run on nodes of a cluster, which admit them by their own memory and keep their time limits."""
 
 
 _task_ids = itertools.count()
@@ -156,6 +98,9 @@ class Task:
         The caller's name for the task in messages, such as "client 7".
     seed : int or None
         Seed of the task's random generators.
+    pass_on : callable or None
+        ``pass_on(stream, data)`` gets the bytes that the task writes to stdout (1) and stderr (2). None: they
+        go to the streams of this process.
     held_up : float
         Seconds since its start for which the task waited until the template had learnt modules. They do not
         count against `timeout`.
@@ -174,6 +119,7 @@ class Task:
     retries: int = 0
     tag: str | None = None
     seed: int | None = None
+    pass_on: Callable[[int, bytes], object] | None = None
     held_up: float = 0.0
     id: int = field(default_factory=_task_ids.__next__)
 
@@ -286,6 +232,9 @@ class Backend(ABC):
     descriptors_per_worker : int
         Most file descriptors that the caller's process has open for each worker, also while a worker is
         replaced.
+    slots_changed : callable
+        A backend whose number of slots can change calls it, from any thread, when the number has changed. The
+        executor sets it.
     """
 
     capabilities: Capability = Capability(0)
@@ -294,6 +243,7 @@ class Backend(ABC):
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self.hooks = hooks
+        self.slots_changed: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Prepare to run tasks.
@@ -351,12 +301,24 @@ class Backend(ABC):
         workers. By default there are no such workers.
         """
 
+    def slots(self) -> int | None:
+        """Return how many tasks can run at once now; None if only ``settings.max_workers`` bounds them."""
+        return None
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the nodes on which tasks run; empty if all run on the caller's machine."""
+        return ()
+
     def restarts(self) -> Mapping[str, int]:
         """Return how many workers were replaced because of a limit, by cause: see :class:`~fedexec.Stats`."""
         return {}
 
     def learning(self) -> Mapping[str, Any]:
         """Return what the template has learnt, as :attr:`Stats.learning` shows it."""
+        return {}
+
+    def footprints(self) -> Mapping[str, Any]:
+        """Return the footprints that nodes have measured; see :meth:`fedexec.Executor.footprints`."""
         return {}
 
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:

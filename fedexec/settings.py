@@ -6,17 +6,14 @@ key in an app's configuration (``executor-`` and its name with hyphens) and its 
 """
 
 import dataclasses
-import functools
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedexec._system import setting_values
+from fedexec._system import misspelt_variables, setting_values
 from fedexec._system.available_resources import available_cores
-from fedexec._system.control_characters import visible
 from fedexec._system.setting_values import AUTO, LARGEST
 from fedexec._system.sizes import parse_size
 from fedexec.errors import SettingsError
@@ -32,8 +29,6 @@ __all__ = [
     "unknown_variables",
     "warn_of_unknown_variables",
 ]
-
-log = logging.getLogger("fedexec")
 
 FORK_IS_SAFE = sys.platform == "linux"  # on macOS, system libraries start threads
 DEFAULT_BACKEND = "standby" if FORK_IS_SAFE else "process"
@@ -234,6 +229,42 @@ class Settings:
         "has no effect on `inline`.",
         "none, so that the random numbers of different tasks are independent",
     )
+    node_backend: str = _setting(
+        DEFAULT_BACKEND,
+        setting_values.backend_name,
+        "NAME",
+        "The backend of each node of a cluster, on `ray` and `dask`.",
+        "`standby` on Linux, `process` elsewhere",
+    )
+    node_workers: int | str | None = _setting(
+        None,
+        setting_values.workers,
+        "N",
+        "How many tasks each node of a cluster runs at once, on `ray` and `dask`. With `auto`, as many as "
+        "the memory of its host and devices allows.",
+        "the number of cores of the node",
+    )
+    node_timeout: float = _setting(
+        5.0,
+        setting_values.seconds,
+        "SECONDS",
+        "After how many seconds without a sign of life a node of a cluster is given up, on `ray` and `dask`.",
+        "5",
+    )
+    ray_address: str | None = _setting(
+        None,
+        setting_values.address,
+        "ADDRESS",
+        "Address of the Ray cluster for `ray`; `local` starts one on this machine.",
+        "`RAY_ADDRESS`, else `local`",
+    )
+    dask_address: str | None = _setting(
+        None,
+        setting_values.address,
+        "ADDRESS",
+        "Address of the Dask scheduler for `dask`; `local` starts one on this machine.",
+        "`local`",
+    )
     auto: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -288,17 +319,7 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     dict of str to str
         Advice by name of the variable.
     """
-    known = [name.upper() for name in _OPTIONS]
-    unknown = {}
-    for variable in environ:
-        name = variable.removeprefix(PREFIX)
-        if name not in (variable, *known):
-            import difflib
-
-            matches = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {PREFIX}{matches[0]}?" if matches else "known: {}"
-            unknown[variable] = advice.format(", ".join(PREFIX + each for each in known))
-    return unknown
+    return misspelt_variables.find(environ, PREFIX, [name.upper() for name in _OPTIONS])
 
 
 def warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
@@ -309,12 +330,7 @@ def warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
     environ : mapping of str to str
     """
     for variable, advice in unknown_variables(environ).items():
-        _warn_of(variable, advice)
-
-
-@functools.cache
-def _warn_of(variable: str, advice: str) -> None:
-    log.warning("%s is set, but fedexec has no such setting; %s", visible(variable), advice)
+        misspelt_variables.warn_of(variable, advice)
 
 
 def resolve(

@@ -19,7 +19,7 @@ class PlainMarkdown(griffe.Extension):
         """Rewrite one docstring."""
         if obj.docstring is None:
             return
-        if obj.path == "fedexec.executor.create_executor":
+        if obj.path == "fedexec.create.create_executor":
             obj.docstring.value = with_settings(obj.docstring.value)
         obj.docstring.value = plain(obj.docstring.value)
 

@@ -104,6 +104,8 @@ def _backends() -> Iterator[Contestant]:
                 promises = load(info.name).capabilities
             except fedexec.BackendUnavailableError as exc:
                 promises, broken = Capability(0), str(exc)
+        if Capability.REMOTE in promises:
+            continue  # it measures machines and their network, which no figure of one machine compares with
         isolation = THREAD
         if Capability.ISOLATED in promises:
             isolation = FRESH if Capability.FRESH_PROCESS in promises else REUSED

@@ -17,14 +17,32 @@ if sys.platform != "win32":
     import fcntl
 
 from fedexec._channel.pickling import Pickler
+from fedexec._channel.unpickling import loads
 
-__all__ = ["dumps"]
+__all__ = ["PackedHook", "dumps"]
 
 _PACKAGE = "multiprocessing."
 _ADVICE = (
     "Make it with multiprocessing.get_context('spawn'), whose locks and queues have names by which any "
     "process finds them, or use multiprocessing.Manager()."
 )
+
+
+class PackedHook:
+    """An initializer or a warm-up that another process has pickled.
+
+    Parameters
+    ----------
+    data : bytes
+        The pickled function without parameters.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __call__(self) -> object:
+        """Unpickle the function, in a worker or a template, and call it."""
+        return loads(self.data)()
 
 
 def dumps(obj: object) -> bytes:

@@ -12,8 +12,9 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
+from fedexec._channel.held_buffers import copy_buffers, lay_out
 from fedexec._channel.pickling import Sources, dump
-from fedexec._channel.segments import Place, check_room, copy_buffers, lay_out
+from fedexec._channel.segments import Place, check_room
 from fedexec._channel.unpickling import load_with_main
 from fedexec.interface import Usage
 
@@ -33,6 +34,7 @@ class TaskMessage:
     answer: Place | None = None  # segment into which the worker may write the buffers of the result
     device: str | None = None  # UUID of the device on which the worker has to compute
     stderr: str | None = None  # path to which the worker has to write its stderr
+    stdout: str | None = None  # path to which the worker has to write its stdout; None if it keeps its own
     seed: int | None = None  # seed of the worker's random generators
     sources: Sources = ()  # source lines of notebook cells, for tracebacks
     learns: bool = False  # whether the caller wants to know what the task imports
@@ -61,6 +63,11 @@ class Delivery:
     def stderr(self) -> str | None:
         """Path to which to write stderr; see :mod:`fedexec._channel.stderr`."""
         return self._message.stderr
+
+    @property
+    def stdout(self) -> str | None:
+        """Path to which to write stdout; None if it stays as it is."""
+        return self._message.stdout
 
     @property
     def seed(self) -> int | None:

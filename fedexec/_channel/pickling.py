@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
@@ -28,6 +28,7 @@ from fedexec._channel.unpickling import load_with_main
 from fedexec._system.installed import is_installed
 
 __all__ = [
+    "Packed",
     "Pickler",
     "Sources",
     "dump",
@@ -38,6 +39,25 @@ __all__ = [
 
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
 """(file name, lines) of code whose source only the sender's process has: notebook cells."""
+
+
+class Packed(NamedTuple):
+    """A pickled object.
+
+    Attributes
+    ----------
+    data : bytes
+        The pickle.
+    buffers : sequence of buffer
+        The buffers beside the pickle; each is contiguous bytes.
+    sources : Sources
+        Source lines of the pickled functions that were defined in notebook cells.
+    """
+
+    data: bytes
+    buffers: Sequence[memoryview]
+    sources: Sources = ()
+
 
 _MAINS = ("__main__", "__mp_main__")
 # Not register_pickle_by_value, which accepts only modules that are loaded in this process.
@@ -128,7 +148,7 @@ def _finds(finder: Any, name: str, path: Sequence[str] | None) -> bool:
         return False
 
 
-def dump(obj: object, *, with_main: bool = False) -> tuple[bytes, list[memoryview], Sources]:
+def dump(obj: object, *, with_main: bool = False) -> Packed:
     """Pickle an object.
 
     Parameters
@@ -140,19 +160,14 @@ def dump(obj: object, *, with_main: bool = False) -> tuple[bytes, list[memoryvie
 
     Returns
     -------
-    data : bytes
-        The pickle.
-    buffers : list of memoryview
-        The buffers beside the pickle; each is contiguous bytes.
-    sources : Sources
-        Source lines of the pickled functions that were defined in notebook cells.
+    Packed
     """
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     pickler = Pickler(file, protocol=5, buffer_callback=buffers.append)
     # These names are pickled last, because only then all of them are known.
     pickler.dump((obj, pickler.of_main) if with_main else obj)
-    return file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files)
+    return Packed(file.getvalue(), [buffer.raw() for buffer in buffers], _sources(pickler.files))
 
 
 def dumps(obj: object) -> bytes:

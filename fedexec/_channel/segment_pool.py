@@ -13,13 +13,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from fedexec._channel.held_buffers import lay_out
 from fedexec._channel.messages import THRESHOLD, TaskMessage
-from fedexec._channel.pickling import dump
-from fedexec._channel.segments import TOO_MANY_FILES, Segment, check_room, lay_out
-from fedexec._channel.unpickling import loads
+from fedexec._channel.pickling import Packed, dump
+from fedexec._channel.segments import TOO_MANY_FILES, Segment, check_room
 
 __all__ = ["Parcel", "SegmentPool"]
 
@@ -53,12 +52,14 @@ class SegmentPool:
         seed: int | None = None,
         path: tuple[str, ...] | None = None,
         learn: Callable[[bytes], object] | None = None,
+        stdout: str | None = None,
     ) -> "Parcel":
         """Pack an object to be sent.
 
         Parameters
         ----------
         obj : object
+            If it is :class:`~fedexec._channel.pickling.Packed`, it has been pickled already.
         since : float
             Time of :func:`time.monotonic` from which nobody writes to the buffers of the object.
         device : str, optional
@@ -72,6 +73,8 @@ class SegmentPool:
         learn : callable, optional
             ``learn(data)`` is called with the pickled object, without its buffers. If this is given, the
             reply says which modules the receiver has imported.
+        stdout : str, optional
+            Path to which the receiver has to write its stdout.
 
         Returns
         -------
@@ -82,7 +85,7 @@ class SegmentPool:
         TransferError
             There is not enough memory for the buffers of the object.
         """
-        data, buffers, sources = dump(obj, with_main=True)
+        data, buffers, sources = obj if isinstance(obj, Packed) else dump(obj, with_main=True)
         if learn is not None:
             learn(data)
         layout, size = lay_out(buffers)
@@ -90,6 +93,7 @@ class SegmentPool:
             TaskMessage,
             device=device,
             stderr=stderr,
+            stdout=stdout,
             seed=seed,
             path=path,
             learns=learn is not None,
@@ -171,7 +175,7 @@ class SegmentPool:
     # ------------------------------------------------------------ which segment to use
 
     def _borrow(
-        self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview], since: float
+        self, layout: tuple[tuple[int, int], ...], size: int, buffers: Sequence[memoryview], since: float
     ) -> tuple[Segment | None, Segment | None]:
         """Return segments for the result and for the buffers; None if the message has to carry them."""
         back, there = None, None
@@ -187,13 +191,15 @@ class SegmentPool:
         return back, there
 
     def _place(
-        self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview], since: float
+        self, layout: tuple[tuple[int, int], ...], size: int, buffers: Sequence[memoryview], since: float
     ) -> Segment:
         """Return a segment that holds these buffers, which are written to it unless it held them already."""
         with self._lock:
             self._collect()
             for segment in self._segments:
-                if segment.holds(layout, buffers, since):
+                if segment.memory is not None and segment.holds(
+                    segment.memory, segment.start, layout, buffers, since
+                ):
                     segment.users += 1
                     return segment
             segment = self._free_segment(size)
@@ -286,7 +292,7 @@ class Parcel:
             if segment is not None:
                 self._pool.release(segment)
 
-    def open(self, data: bytes) -> Any:
+    def open(self, data: bytes) -> Packed:
         """Read a packed result.
 
         Parameters
@@ -296,14 +302,15 @@ class Parcel:
 
         Returns
         -------
-        object
-            Its arrays are writable views of a segment, which is released when all of them are gone.
+        Packed
+            Its buffers are writable; large ones are views of a segment, which is released when the last view
+            is gone.
         """
         message: TaskMessage = pickle.loads(data)
         if message.place is None:
-            return loads(message.data, map(bytearray, message.buffers))
+            return Packed(message.data, [memoryview(bytearray(buffer)) for buffer in message.buffers])
         assert self._back is not None
         end = max(offset + size for offset, size in message.layout)
         memory = self._pool.view(self._back, end)
         self._back = None  # the views release the segment
-        return loads(message.data, [memory[offset : offset + size] for offset, size in message.layout])
+        return Packed(message.data, [memory[offset : offset + size] for offset, size in message.layout])

@@ -12,10 +12,10 @@ import mmap
 import os
 import sys
 import time
-import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from fedexec._channel.held_buffers import Held, copy_buffers
 from fedexec._system.available_resources import available_bytes
 from fedexec._system.sizes import format_size
 from fedexec.errors import TransferError
@@ -26,14 +26,11 @@ __all__ = [
     "Segment",
     "UnreachableSegmentError",
     "check_room",
-    "copy_buffers",
-    "lay_out",
     "supported",
 ]
 
 log = logging.getLogger("fedexec")
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-ALIGNMENT = 64  # bytes, of each buffer in a segment: a cache line, and what vector instructions prefer
 HUGE_PAGE = 2 << 20  # bytes; the size of a segment is a multiple of it
 
 
@@ -102,7 +99,7 @@ class Place:
             os.close(fd)
 
 
-class Segment:
+class Segment(Held):
     """Anonymous memory that other processes can map through ``/proc``.
 
     Attributes
@@ -114,12 +111,6 @@ class Segment:
         How many parcels and views use the segment.
     free_since : float
         Time of :func:`time.monotonic` at which the last user has released the segment.
-    layout : tuple of (int, int)
-        (offset, size) of each buffer that the segment holds; empty if the segment must not be shared.
-    owners : list of weak references
-        The objects from which the buffers were read.
-    read_at : float
-        Time of :func:`time.monotonic` at which reading the buffers began.
     kept : bool
         Whether a worker still has views of the segment, so that it must not be written to again.
     viewed : bool
@@ -129,13 +120,11 @@ class Segment:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.fd = os.memfd_create("fedexec", os.MFD_CLOEXEC)
         self.size = 0
         self.users = 0
         self.free_since = 0.0
-        self.layout: tuple[tuple[int, int], ...] = ()
-        self.owners: list[weakref.ref[object]] = []
-        self.read_at = 0.0
         self.kept = False
         self.viewed = False
         self.memory: mmap.mmap | None = None
@@ -164,41 +153,7 @@ class Segment:
             self.size = actual
         return self.memory
 
-    def holds(self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], since: float) -> bool:
-        """Return whether the segment holds exactly the bytes of these buffers.
-
-        It does if the bytes were read from the same objects after `since`, or if these objects cannot
-        change. This saves seven of eight comparisons when eight tasks get the same arrays at once. Otherwise
-        the bytes are compared up to the first difference.
-
-        Parameters
-        ----------
-        layout : tuple of (int, int)
-            (offset, size) of each buffer.
-        buffers : list of memoryview
-        since : float
-            Time of :func:`time.monotonic` from which nobody writes to the buffers.
-        """
-        if layout != self.layout or self.memory is None:
-            return False
-        if all(
-            owner() is buffer.obj and (self.read_at >= since or _is_constant(buffer.obj))
-            for owner, buffer in zip(self.owners, buffers, strict=True)
-        ):
-            return True
-        import numpy as np
-
-        begun = time.monotonic()
-        own_address = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data + self.start
-        if any(
-            _memcmp(own_address + offset, np.frombuffer(buffer, dtype=np.uint8).ctypes.data, size)
-            for (offset, size), buffer in zip(layout, buffers, strict=True)
-        ):
-            return False
-        self.remember(layout, buffers, begun)
-        return True
-
-    def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: list[memoryview]) -> None:
+    def write(self, layout: tuple[tuple[int, int], ...], size: int, buffers: Sequence[memoryview]) -> None:
         """Copy buffers into the segment, and remember what it holds.
 
         Parameters
@@ -207,80 +162,17 @@ class Segment:
             (offset, size) of each buffer in bytes.
         size : int
             Bytes that the buffers need in all.
-        buffers : list of memoryview
+        buffers : sequence of memoryview
         """
         begun = time.monotonic()
         memory = self.fit(size)
         copy_buffers(memory, layout, buffers, self.start)
         self.remember(layout, buffers, begun)
 
-    def remember(
-        self, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], read_at: float
-    ) -> None:
-        """Note what the segment holds. A weak reference to an owner equals no later object at its address."""
-        self.layout, self.read_at = layout, read_at
-        try:
-            self.owners = [weakref.ref(buffer.obj) for buffer in buffers]
-        except TypeError:  # a type that does not support weak references
-            self.read_at = 0.0
-
-    def forget(self) -> None:
-        """Note that the segment no longer holds what it held."""
-        self.layout, self.owners, self.read_at = (), [], 0.0
-
     def close(self) -> None:
         """Close the descriptor. The memory is unmapped when its last view is gone."""
         os.close(self.fd)
         self.memory = None
-
-
-def _is_constant(owner: Any) -> bool:
-    """Return whether the memory of an array belongs to a ``bytes`` object, which never changes."""
-    while isinstance(owner, memoryview) or hasattr(owner, "base"):
-        owner = owner.obj if isinstance(owner, memoryview) else owner.base
-    return isinstance(owner, bytes)
-
-
-def lay_out(buffers: list[memoryview]) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Lay out buffers in a segment.
-
-    Parameters
-    ----------
-    buffers : list of memoryview
-
-    Returns
-    -------
-    layout : tuple of (int, int)
-        (offset, size) of each buffer in bytes.
-    size : int
-        Bytes of the segment that the buffers need.
-    """
-    layout, end = [], 0
-    for buffer in buffers:
-        layout.append((end, buffer.nbytes))
-        end += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
-    return tuple(layout), end
-
-
-def copy_buffers(
-    memory: mmap.mmap, layout: tuple[tuple[int, int], ...], buffers: list[memoryview], start: int = 0
-) -> None:
-    """Copy buffers into a segment; numpy releases the GIL meanwhile.
-
-    Parameters
-    ----------
-    memory : mmap
-    layout : tuple of (int, int)
-        (offset, size) of each buffer in bytes.
-    buffers : list of memoryview
-    start : int
-        Offset in bytes at which the segment begins in `memory`.
-    """
-    import numpy as np  # a program that has a buffer has imported numpy
-
-    target = np.frombuffer(memory, dtype=np.uint8, offset=start)
-    for (offset, size), buffer in zip(layout, buffers, strict=True):
-        np.copyto(target[offset : offset + size], np.frombuffer(buffer, dtype=np.uint8))
 
 
 def check_room(size: int) -> None:
@@ -307,8 +199,6 @@ def check_room(size: int) -> None:
 
 if sys.platform != "win32":
     _libc = ctypes.CDLL(None)
-    _memcmp = _libc.memcmp  # ctypes releases the GIL for it, as np.copyto does
-    _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
     _mmap.restype = ctypes.c_void_p
     _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)

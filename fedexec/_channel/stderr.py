@@ -1,5 +1,7 @@
 """Passes on what tasks write to stderr, and keeps the last lines for the error if the worker dies.
 
+On a node of a cluster, what tasks write to stdout is passed on too.
+
 The stderr of a worker becomes a pipe of the caller, which the message of a task names as it names segments. A
 thread of the caller reads the pipes. Linux only: elsewhere workers write to the caller's stderr directly, and
 errors do not quote it.
@@ -21,7 +23,7 @@ if sys.platform == "linux":
 
 from fedexec.interface import Task
 
-__all__ = ["Relay", "listen", "rehearse", "unread"]
+__all__ = ["Relay", "listen", "redirect_stdout", "rehearse", "unread", "write_all"]
 
 PIPE_BYTES = 1 << 16  # capacity of a pipe, so that one read takes everything
 NOTHING = bytes(4)  # number of unread bytes if there are none, as the kernel writes it (an int)
@@ -32,9 +34,16 @@ _C_STACK = re.compile(r"^Current thread's C stack trace .*\n(?:  .*\n?)*\n?", re
 
 
 class Relay:
-    """The caller's end: one pipe for each task that runs at the same time."""
+    """The caller's end: one pipe for each task that runs at the same time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    stream : int
+        The descriptor to which tasks write: 1 is stdout, 2 is stderr.
+    """
+
+    def __init__(self, stream: int = 2) -> None:
+        self._stream = stream
         self._lock = threading.Lock()  # guards everything below, and what each line keeps
         self._lines: dict[int, _Line] = {}  # by descriptor
         self._free: list[_Line] = []
@@ -96,7 +105,7 @@ class Relay:
                 self._poll.register(self._wakeup[0], select.POLLIN)
                 self._thread = threading.Thread(target=self._pass_on, name="fedexec-stderr", daemon=True)
                 self._thread.start()
-            line = _Line(self._lock)
+            line = _Line(self._lock, self._stream)
             self._lines[line.fd] = line
             self._poll.register(line.fd, select.POLLIN)
             os.write(self._wakeup[1], b"+")  # the thread polls a set without this pipe until it is woken
@@ -115,7 +124,7 @@ class Relay:
 class _Line:
     """One pipe. One descriptor holds both ends open, because there are many pipes and none must ever end."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.Lock, stream: int) -> None:
         ends = os.pipe()
         try:
             self.fd = os.open(f"/proc/self/fd/{ends[0]}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -126,6 +135,7 @@ class _Line:
         self.kept = b""
         self.task: Task | None = None
         self._lock = lock
+        self._stream = stream
 
     def tail(self) -> str:
         """Pass on what has been written, and return the last lines since the task began."""
@@ -137,10 +147,24 @@ class _Line:
             self.kept = (self.kept + data)[-KEPT_BYTES:]
             # A task that is ended writes the stack of each thread; that is for the task's error alone.
             is_ended = self.task is not None and self.task.doomed
-            with contextlib.suppress(OSError):  # the caller has closed its own stderr
-                while data and not is_ended:
-                    data = data[os.write(2, data) :]
+            if data and not is_ended:
+                pass_on = None if self.task is None else self.task.pass_on
+                (pass_on or write_all)(self._stream, data)
             return last_lines(self.kept.decode(errors="replace"))
+
+
+def write_all(stream: int, data: bytes) -> None:
+    """Write bytes to a standard stream of this process; do nothing if it is closed.
+
+    Parameters
+    ----------
+    stream : int
+        Its descriptor.
+    data : bytes
+    """
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(stream, data) :]
 
 
 def last_lines(text: str) -> str:
@@ -224,6 +248,20 @@ def listen(path: str) -> None:
         return
     _path = path
     rehearse()
+
+
+def redirect_stdout(path: str) -> None:
+    """Make a pipe the stdout of this process, a worker.
+
+    Parameters
+    ----------
+    path : str
+        Path of the pipe, from the message of a task.
+    """
+    with contextlib.suppress(OSError):  # a hardened /proc
+        pipe = os.open(path, os.O_WRONLY)
+        os.dup2(pipe, 1)
+        os.close(pipe)
 
 
 def unread() -> bool:

@@ -8,21 +8,25 @@ import logging
 import pickle
 import sys
 from collections.abc import Callable
-from concurrent.futures.process import _RemoteTraceback as RemoteTraceback
+from contextlib import nullcontext
 from typing import Any
 
 import cloudpickle
 
 from fedexec._channel.messages import Reply, ReplyKind
+from fedexec._channel.packed_calls import PackedCall, PackedReply
+from fedexec._channel.pickling import Packed, dump
 from fedexec._channel.segment_pool import Parcel, SegmentPool
 from fedexec._channel.segments import supported
 from fedexec._channel.stderr import Relay
 from fedexec._channel.template_learning import Learner
-from fedexec._channel.unpickling import loads
-from fedexec.errors import InitializerError, PreloadError, UnpickleError, WorkerDiedError
+from fedexec.errors import WorkerDiedError
 from fedexec.interface import Outcome, Task
 
-__all__ = ["TaskChannel", "rehearsal"]
+__all__ = ["TaskChannel", "pack", "rehearsal"]
+
+# What makes an executor useless, on a node too.
+_BREAKS = (ReplyKind.PRELOAD_FAILED, ReplyKind.INITIALIZER_FAILED)
 
 log = logging.getLogger("fedexec")
 
@@ -43,6 +47,7 @@ class TaskChannel:
         self._learner = learner
         self._pool = SegmentPool(enabled=shared_memory and supported())
         self._stderr = Relay()
+        self._stdout = Relay(1)  # for tasks whose caller is on another machine
         self._first_path = tuple(entry for entry in sys.path if isinstance(entry, str))
         self._path_has_changed = False
 
@@ -65,13 +70,20 @@ class TaskChannel:
         Exception
             Whatever pickling the call raises, with a note that names the argument.
         """
-        with self._stderr.line(task) as line, self._pack(task, line.path if line else None) as parcel:
+        with (
+            self._stderr.line(task) as line,
+            self._stdout.line(task) if task.pass_on is not None else nullcontext() as stdout,
+            self._pack(task, line.path if line else None, stdout.path if stdout else None) as parcel,
+        ):
             try:
                 reply: Reply = pickle.loads(call(parcel.message))
             except WorkerDiedError as exc:
                 if line is not None:
                     exc.quote(line.tail())
                 raise
+            finally:
+                if stdout is not None:
+                    stdout.tail()
             if reply.unread and line is not None:
                 line.tail()
             if reply.kind is not ReplyKind.UNREACHABLE:
@@ -79,7 +91,7 @@ class TaskChannel:
                     parcel.keep()
                 if self._learner is not None:
                     self._learner.note(task, reply.imported, reply.usage)
-                return _outcome(reply, parcel, task)
+                return _outcome(PackedReply.of(reply, _payload(reply, parcel)), task)
         if self._pool.disable():
             log.warning(
                 "workers cannot open the caller's shared memory (%s), so arrays are copied", reply.traceback
@@ -103,17 +115,38 @@ class TaskChannel:
             self._learner.close()
         self._pool.close()
         self._stderr.close()
+        self._stdout.close()
 
-    def _pack(self, task: Task, stderr: str | None) -> Parcel:
-        call = (task.fn, task.args, dict(task.kwargs))
-        try:
-            learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
-            return self._pool.parcel(
-                call, task.submitted, task.device, stderr, task.seed, self._path(), learn
-            )
-        except BaseException as exc:
-            exc.add_note(f"fedexec: this happened while pickling {_culprit(task)} of {task.name}")
-            raise
+    def _pack(self, task: Task, stderr: str | None, stdout: str | None) -> Parcel:
+        if isinstance(task.fn, PackedCall):
+            packed, path = task.fn.packed, task.fn.path
+        else:
+            packed, path = pack(task), self._path()
+        learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
+        return self._pool.parcel(packed, task.submitted, task.device, stderr, task.seed, path, learn, stdout)
+
+
+def pack(task: Task) -> Packed:
+    """Pickle the call of a task.
+
+    Parameters
+    ----------
+    task : Task
+
+    Returns
+    -------
+    Packed
+
+    Raises
+    ------
+    Exception
+        Whatever pickling raises, with a note that names the argument.
+    """
+    try:
+        return dump((task.fn, task.args, dict(task.kwargs)), with_main=True)
+    except BaseException as exc:
+        exc.add_note(f"fedexec: this happened while pickling {_culprit(task)} of {task.name}")
+        raise
 
 
 def rehearsal(*, shared_memory: bool) -> bytes:
@@ -148,30 +181,12 @@ def _culprit(task: Task) -> str:
     return "the call"
 
 
-def _outcome(reply: Reply, parcel: Parcel, task: Task) -> Outcome:
+def _payload(reply: Reply, parcel: Parcel) -> Packed:
+    return parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else Packed(reply.payload, ())
+
+
+def _outcome(reply: PackedReply, task: Task) -> Outcome:
     """Turn the reply of a worker into an outcome; this never raises."""
-    if reply.kind is ReplyKind.PRELOAD_FAILED:
-        module, text = pickle.loads(reply.payload)
-        return Outcome(exception=PreloadError(module, text))
-    try:
-        value = parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else loads(reply.payload)
-    except BaseException as exc:  # also SystemExit in __setstate__: this thread has other futures to serve
-        error = UnpickleError(
-            "result" if reply.kind is ReplyKind.VALUE else "exception", task.name, repr(exc)
-        )
-        if reply.traceback:
-            error.add_note(f"What happened in the worker:\n{reply.traceback}")
-        error.__cause__ = exc
-        return Outcome(exception=error, usage=reply.usage)
-    if reply.kind is ReplyKind.VALUE:
-        return Outcome(value=value, usage=reply.usage)
-    value.__cause__ = RemoteTraceback(f'\n"""\n{reply.traceback}"""')  # type: ignore[arg-type]  # takes text
-    wrapper: Exception
-    if reply.kind is ReplyKind.TASK_UNREADABLE:
-        wrapper = UnpickleError("task", task.name, repr(value))
-    elif reply.kind is ReplyKind.INITIALIZER_FAILED:
-        wrapper = InitializerError(reply.pid, repr(value))
-    else:
-        return Outcome(exception=value, usage=reply.usage, out_of_memory=reply.out_of_memory)
-    wrapper.__cause__ = value
-    return Outcome(exception=wrapper)
+    if isinstance(task.fn, PackedCall) and reply.kind not in _BREAKS:
+        return Outcome(value=reply, usage=reply.usage, out_of_memory=reply.out_of_memory)
+    return reply.outcome(task)

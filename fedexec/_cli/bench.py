@@ -33,8 +33,8 @@ from fedexec._report.reading import is_busy
 from fedexec._system.available_resources import available_cores
 from fedexec._system.control_characters import visible
 from fedexec._system.error_text import one_line
+from fedexec.create import create_executor
 from fedexec.errors import FedexecError, WorkerError
-from fedexec.executor import create_executor
 
 __all__ = ["command", "default_file"]
 

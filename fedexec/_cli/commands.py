@@ -39,7 +39,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="fedexec", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument("-V", "--version", action="version", version=f"fedexec {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_run, _server, _client, _simulate, _probe, _bench, _report, _backends, _doctor):
+    for add in (_run, _server, _client, _simulate, _probe, _bench, _report, _backends, _nodes, _doctor):
         add(commands)
     return parser
 
@@ -249,6 +249,23 @@ fedexec backends --json
         calls="backends:command",
     )
     backends.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _nodes(commands: _Commands) -> None:
+    nodes = _command(
+        commands,
+        "nodes",
+        "list the machines of a Ray or Dask cluster",
+        "List the machines of a cluster: how many tasks each runs at once, its cores, memory, devices and "
+        "versions.",
+        """
+fedexec nodes --backend ray --ray-address 10.0.0.1:6379
+fedexec nodes --backend dask --dask-address tcp://10.0.0.1:8786 --json
+""",
+        calls="nodes:command",
+    )
+    options.add_executor(nodes)
+    nodes.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _doctor(commands: _Commands) -> None:

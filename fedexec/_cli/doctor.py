@@ -13,12 +13,21 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from fedexec import __version__
+from fedexec._cli.nodes import nodes_of
 from fedexec._registry import load_chosen
 from fedexec._system import leftovers
 from fedexec._system.control_characters import visible
 from fedexec._system.sizes import format_size
+from fedexec.cluster.versions import differences, versions
 from fedexec.devices.discovery import find_devices
-from fedexec.errors import BackendUnavailableError, DeviceError, SettingsError, UnknownBackendError
+from fedexec.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    FedexecError,
+    SettingsError,
+    UnknownBackendError,
+)
+from fedexec.interface import Capability
 from fedexec.memory import host
 from fedexec.settings import FORK_IS_SAFE, resolve, unknown_variables
 
@@ -51,6 +60,7 @@ def command(arguments: argparse.Namespace) -> int:
         *_variables(),
         *_start_method(),
         *_memory(),
+        *_cluster(),
         *_ports(),
         *_leftovers(clean=arguments.clean),
     ]
@@ -113,6 +123,28 @@ def _memory() -> Iterator[Finding]:
         total, used = device.total_bytes(), device.used_bytes()
         free = None if total is None or used is None else total - used
         yield Finding(device.name, f"{format_size(free)} free of {format_size(total)}", is_wrong=free is None)
+
+
+def _cluster() -> Iterator[Finding]:
+    """Look at the nodes, if the environment names the backend of a cluster."""
+    try:
+        settings = resolve()
+        if Capability.REMOTE not in load_chosen(settings).capabilities:
+            return
+        found = nodes_of(settings)
+    except (FedexecError, OSError) as exc:
+        yield Finding("cluster", str(exc), is_wrong=True)
+        return
+    for node in found:
+        yield Finding(
+            f"node {node.host}", f"{node.slots} tasks at once, {', '.join(node.devices) or 'no device'}"
+        )
+        for text in differences(versions(), node.versions).values():
+            yield Finding(f"node {node.host}", f"has {text}", is_wrong=True)
+        for directory in node.missing:
+            yield Finding(
+                f"node {node.host}", f"does not have {directory}, so it finds no module there", is_wrong=True
+            )
 
 
 def _ports() -> Iterator[Finding]:

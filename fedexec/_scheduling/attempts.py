@@ -1,6 +1,8 @@
-"""Runs a task once on the backend, and ends the task's worker when a limit is exceeded or the user asks."""
+"""Runs a task, again if its worker dies, and ends its worker when a limit is exceeded or the user asks."""
 
 import functools
+import logging
+from collections.abc import Callable
 
 from fedexec._scheduling.admission import Admission
 from fedexec._scheduling.deadline import TaskDeadline
@@ -9,6 +11,8 @@ from fedexec.errors import TaskTimeoutError, WorkerDiedError, WorkerMemoryError
 from fedexec.interface import Backend, Capability, Outcome, Task
 
 __all__ = ["Attempts"]
+
+log = logging.getLogger("fedexec")
 
 
 class Attempts:
@@ -26,28 +30,47 @@ class Attempts:
         self._admission = admission
         self._memory_errors: dict[int, WorkerMemoryError] = {}  # by task id: why its worker is being ended
 
-    def run(self, task: Task) -> Outcome:
-        """Run a task once, within its time limit.
+    def run(self, task: Task, count: Callable[[str], object], is_killing: Callable[[], bool]) -> Outcome:
+        """Run a task, and again if its worker dies, as often as its retries allow. This never raises.
 
         Parameters
         ----------
         task : Task
+        count : callable
+            ``count(event)`` is called with what happens: "worker_deaths", "retries", "timeouts" or
+            "memory_kills".
+        is_killing : callable
+            Returns whether all workers are to end, so that nothing runs again.
 
         Returns
         -------
         Outcome
-
-        Raises
-        ------
-        WorkerDiedError
-            The worker ended before it gave a result.
-        TaskTimeoutError
-            The worker was ended because the task took longer than its time limit.
-        WorkerMemoryError
-            The worker was ended because it held more memory than its limit.
         """
+        left_retries = task.retries
+        while True:
+            try:
+                return self._run_once(task)
+            except WorkerDiedError as exc:
+                count("worker_deaths")
+                if not left_retries or not task.repeatable or is_killing() or task.doomed:
+                    return Outcome(exception=exc.with_traceback(None))
+                left_retries -= 1
+                # Log only the text: a stored record would keep the traceback, and so the arguments, alive.
+                log.warning("%s The task is run again.", str(exc))
+                count("retries")
+            except TaskTimeoutError as exc:
+                count("timeouts")
+                return Outcome(exception=exc.with_traceback(None))
+            except WorkerMemoryError as exc:
+                count("memory_kills")
+                return Outcome(exception=exc.with_traceback(None))
+            except BaseException as exc:
+                return Outcome(exception=exc)
+
+    def _run_once(self, task: Task) -> Outcome:
         deadline = None
-        if task.timeout is not None and Capability.KILLS_ONE in self._backend.capabilities:
+        limits = Capability.KILLS_ONE | Capability.REMOTE  # a node keeps the time limit, which begins there
+        if task.timeout is not None and self._backend.capabilities & limits is Capability.KILLS_ONE:
             deadline = TaskDeadline(task, task.timeout, functools.partial(self.kill, task))
         try:
             with self._admission.measuring(task):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fedexec._scheduling.futures import Future
 
-__all__ = ["buffered", "call_each", "chunks", "flatten"]
+__all__ = ["buffered", "call_each", "check", "chunks", "flatten"]
 
 T = TypeVar("T")
 
@@ -56,18 +56,44 @@ def flatten(lists: Iterator[list[T]]) -> Iterator[T]:
             yield elements.pop()
 
 
-def buffered(futures: Iterator[Future[T]], submitted: deque[Future[T]], end: float) -> Iterator[T]:
-    """Yield the results in order, without keeping references to them; before each, submit one more task.
+def check(chunksize: int, buffersize: int | None) -> None:
+    """Raise an error if a size makes no sense; the messages are those of :mod:`concurrent.futures`.
+
+    Parameters
+    ----------
+    chunksize : int
+    buffersize : int or None
+    """
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
+def buffered(futures: Iterator[Future[T]], size: int, timeout: float | None) -> Iterator[T]:
+    """Submit some tasks now, and return an iterator that submits one more before it yields a result.
 
     Parameters
     ----------
     futures : iterator of Future
         Submits one task for each future.
-    submitted : deque of Future
-        Futures of the tasks that have been submitted already.
-    end : float
-        Time of :func:`time.monotonic` after which TimeoutError is raised; infinite if there is no limit.
+    size : int
+        How many tasks are submitted now.
+    timeout : float or None
+        Seconds from now after which ``next`` raises TimeoutError.
+
+    Returns
+    -------
+    iterator
+        The results in order. It keeps no reference to them.
     """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    return _yield_results(futures, deque(itertools.islice(futures, size)), end)
+
+
+def _yield_results(futures: Iterator[Future[T]], submitted: deque[Future[T]], end: float) -> Iterator[T]:
     try:
         while submitted:
             submitted.extend(itertools.islice(futures, 1))

@@ -25,11 +25,8 @@ from fedexec.devices.device import Device
 from fedexec.errors import (
     InitializerError,
     PreloadError,
-    TaskTimeoutError,
-    WorkerDiedError,
-    WorkerMemoryError,
 )
-from fedexec.interface import Backend, Capability, Outcome, Task
+from fedexec.interface import Backend, Capability, Node, Outcome, Task
 from fedexec.settings import Settings
 
 __all__ = ["Scheduler"]
@@ -75,7 +72,9 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._backend_ended = False
         self._limit_enforcer: LimitEnforcer | None = None
-        if settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
+        if Capability.REMOTE in backend.capabilities:
+            backend.slots_changed = self._slots_changed
+        elif settings.enforce_limits and Capability.KILLS_ONE in backend.capabilities:
             end = self._attempts.end_for_memory
             self._limit_enforcer = LimitEnforcer(settings, devices, self.running, end)
         exit_hooks.register(self)
@@ -112,13 +111,24 @@ class Scheduler:
             self._counts["submitted"] += 1
             if self._free >= len(self._queue):
                 self._changed.notify_all()  # not notify(): the one thread could be waiting for something else
-            elif len(self._slots) < self._settings.max_workers:
+            elif len(self._slots) < self._most_slots():
                 self._open_slot()
             if self._closing and (task, future) in self._queue:  # closed by a signal handler after the check
                 self._queue.remove((task, future))
                 self._counts["submitted"] -= 1
                 raise RuntimeError("cannot schedule new futures after shutdown")
         return future
+
+    def _most_slots(self) -> int:
+        now = self._backend.slots()
+        return self._settings.max_workers if now is None else min(self._settings.max_workers, max(now, 1))
+
+    def _slots_changed(self) -> None:
+        """Open slots for tasks that wait, because nodes have come; a slot without a node waits for one."""
+        with self._lock:
+            for _ in range(min(len(self._queue) - self._free, self._most_slots() - len(self._slots))):
+                self._open_slot()
+            self._changed.notify_all()
 
     def close(self, *, cancel_futures: bool = False, kill: int = 0) -> None:
         """Accept no more tasks. Returns at once.
@@ -161,13 +171,15 @@ class Scheduler:
         """
         return 0 if kill or self._settings.auto else self._free
 
-    def end(self, future: concurrent.futures.Future[Any]) -> None:
+    def end(self, future: concurrent.futures.Future[Any], number: int = SIGKILL) -> None:
         """Cancel a task that waits, or end the worker of a task that runs if the backend can do that.
 
         Parameters
         ----------
         future : Future
             The future of the task.
+        number : int
+            Number of the signal that the worker gets.
         """
         self._refuse_forked_copy()
         if future.cancel():
@@ -177,7 +189,7 @@ class Scheduler:
                 (task for task, running_future in self._running.items() if running_future is future), None
             )
         if task is not None and Capability.KILLS_ONE in self._backend.capabilities:
-            self._attempts.kill(task)
+            self._attempts.kill(task, number)
 
     def join(self) -> None:
         """Wait until all tasks are done and the backend has ended.
@@ -222,6 +234,11 @@ class Scheduler:
                 learning=dict(self._backend.learning()),
             )
 
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the nodes on which tasks run."""
+        self._refuse_forked_copy()
+        return self._backend.nodes()
+
     def rehearse(self, call: Callable[[], object], name: str) -> str | None:
         """Rehearse a call; see :meth:`fedexec.interface.Backend.rehearse` for parameters and result."""
         self._refuse_forked_copy()
@@ -240,7 +257,7 @@ class Scheduler:
         """Return the footprint of each kind of task, by name of the kind."""
         self._refuse_forked_copy()
         with self._lock:
-            return self._admission.footprints()
+            return {**self._admission.footprints(), **self._backend.footprints()}
 
     # ------------------------------------------------------------ in a forked copy of the process
 
@@ -301,7 +318,7 @@ class Scheduler:
     def _next(self) -> tuple[Task, Future[Any]] | None:
         with self._lock:
             try:
-                while not (self._queue and self._admission.admit(self._queue[0][0])):
+                while not (self._queue and self._has_room() and self._admission.admit(self._queue[0][0])):
                     if self._closing and not self._queue:
                         return None
                     self._changed.wait()
@@ -311,14 +328,17 @@ class Scheduler:
             finally:
                 self._free -= 1
 
+    def _has_room(self) -> bool:
+        return len(self._running) < self._most_slots()
+
     def _serve(self, task: Task, future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             self._runs_again(task, None)
             return
         future.started = time.time()
-        outcome = self._run(task)
+        outcome = self._attempts.run(task, self._count, lambda: self._killing)
         while self._runs_again(task, outcome):
-            outcome = self._run(task)
+            outcome = self._attempts.run(task, self._count, lambda: self._killing)
         future.ended = time.time()
         if isinstance(outcome.exception, InitializerError | PreloadError):
             self._break(outcome.exception)
@@ -350,28 +370,6 @@ class Scheduler:
             else:
                 self._counts["succeeded" if outcome.exception is None else "failed"] += 1
             return False
-
-    def _run(self, task: Task) -> Outcome:
-        left_retries = task.retries
-        while True:
-            try:
-                return self._attempts.run(task)
-            except WorkerDiedError as exc:
-                self._count("worker_deaths")
-                if not left_retries or not task.repeatable or self._killing or task.doomed:
-                    return Outcome(exception=exc.with_traceback(None))
-                left_retries -= 1
-                # Log only the text: a stored record would keep the traceback, and so the arguments, alive.
-                log.warning("%s The task is run again.", str(exc))
-                self._count("retries")
-            except TaskTimeoutError as exc:
-                self._count("timeouts")
-                return Outcome(exception=exc.with_traceback(None))
-            except WorkerMemoryError as exc:
-                self._count("memory_kills")
-                return Outcome(exception=exc.with_traceback(None))
-            except BaseException as exc:
-                return Outcome(exception=exc)
 
     def _count(self, event: str) -> None:
         with self._lock:

@@ -1,18 +1,29 @@
 """Checks settings against what the machine and the backend can do, when an executor starts."""
 
 import logging
+from dataclasses import replace
 
 from fedexec._system.available_resources import open_files
+from fedexec._system.setting_values import AUTO
 from fedexec.devices.device import Device
 from fedexec.devices.discovery import find_devices
 from fedexec.errors import SettingsError
 from fedexec.interface import Capability
 from fedexec.settings import Settings
 
-__all__ = ["NO_EFFECT", "chosen_devices", "require_open_files", "uses_limits", "warn_of_no_effect"]
+__all__ = [
+    "NO_EFFECT",
+    "chosen_devices",
+    "configure_logging",
+    "for_nodes",
+    "require_open_files",
+    "uses_limits",
+    "warn_of_no_effect",
+]
 
 log = logging.getLogger("fedexec")
 
+MOST_ON_NODES = 1000  # tasks at once, each of which needs a thread of the caller
 SPARE_DESCRIPTORS = 128  # for results that are kept and for the caller's own files, besides those of workers
 
 NO_EFFECT = "backend %s does not support %s, so this setting has no effect"
@@ -50,6 +61,24 @@ def chosen_devices(settings: Settings) -> tuple[Device, ...]:
     except SettingsError as exc:
         origin = "" if named_by == "device" else f" ({named_by})"
         raise SettingsError(f"device {exc}{origin}") from None
+
+
+def for_nodes(settings: Settings) -> Settings:
+    """Return the caller's settings for a cluster, each node of which has its own number of workers.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    Settings
+    """
+    if settings.auto:
+        settings = replace(settings, node_workers=settings.node_workers or AUTO, auto=False)
+    elif settings.sources.get("max_workers", "default") != "default":
+        return settings
+    return replace(settings, max_workers=MOST_ON_NODES)
 
 
 def require_open_files(settings: Settings, per_worker: int) -> None:
@@ -104,3 +133,17 @@ def uses_limits(settings: Settings, capabilities: Capability) -> bool:
         Capability.STANDS_BY in capabilities and settings.max_tasks_per_child > 1
     )
     return settings.enforce_limits or is_reused
+
+
+def configure_logging(settings: Settings) -> None:
+    """Set the level of the logger ``fedexec`` if the settings name one, and have it shown.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+    if settings.log_level is None:
+        return
+    log.setLevel(settings.log_level)
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())

@@ -9,6 +9,7 @@ from fedexec.errors import SettingsError
 __all__ = [
     "AUTO",
     "LARGEST",
+    "address",
     "at_least_one",
     "backend_name",
     "device",
@@ -59,6 +60,13 @@ def device(value: object) -> str:
     if not isinstance(value, str):
         raise SettingsError(f"must be a string, got {value!r}")
     return value.strip()
+
+
+def address(value: object) -> str:
+    """Read the address of a cluster."""
+    if not isinstance(value, str) or not value:
+        raise SettingsError(f"must be the address of a cluster, got {value!r}")
+    return value
 
 
 def seconds(value: Any) -> float:

@@ -13,7 +13,7 @@ import traceback
 from fedexec._channel.messages import Delivery, Reply, ReplyKind
 from fedexec._channel.pickling import dumps, show_sources
 from fedexec._channel.segments import UnreachableSegmentError
-from fedexec._channel.stderr import listen, unread
+from fedexec._channel.stderr import listen, redirect_stdout, unread
 from fedexec._worker import imports, seeding
 from fedexec._worker.imports import Imports
 from fedexec._worker.meter import TaskMeter, this_worker
@@ -43,6 +43,8 @@ def run(message: bytes) -> bytes:
     del message
     new = Imports()
     reply = _run(delivery, new)
+    if delivery.stdout is not None:
+        flush_stdout()
     if delivery.learns:
         reply.imported = new.installed()
     reply.kept = not delivery.close()
@@ -53,6 +55,8 @@ def run(message: bytes) -> bytes:
 def _run(delivery: Delivery, new: Imports) -> Reply:
     if delivery.stderr is not None:
         listen(delivery.stderr)
+    if delivery.stdout is not None:
+        redirect_stdout(delivery.stdout)
     with seeding.seeded(delivery.seed), seeding.passed_on(delivery.seed):
         return _run_seeded(delivery, new)
 
@@ -84,6 +88,14 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
     except BaseException as exc:
         exc.add_note(f"fedexec: this happened while pickling the result ({type(value).__qualname__})")
         return failure(ReplyKind.EXCEPTION, exc, usage)
+
+
+def flush_stdout() -> None:
+    """Write out what the task has printed, because the caller reads no more after the reply."""
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError, ValueError):  # the task has closed or replaced it
+        pass
 
 
 def failure(kind: ReplyKind, error: BaseException, usage: Usage | None = None) -> Reply:

@@ -65,7 +65,9 @@ class WorkerSetup:
         WorkerSetup
         """
         packed = None
-        if hooks.initializer is not None:
+        if isinstance(hooks.initializer, initargs.PackedHook):
+            packed = hooks.initializer.data
+        elif hooks.initializer is not None:
             packed = initargs.dumps(functools.partial(hooks.initializer, *hooks.initargs))
         return cls(environment(settings), settings.preload, packed)
 

@@ -221,7 +221,7 @@ def drawn_by_the_first_task_of(seed: int) -> tuple[float, float]:
 
 def draw_in_an_executor() -> tuple[float, float]:
     """Draw in a task of an executor that this task makes."""
-    from fedexec.executor import create_executor
+    from fedexec.create import create_executor
 
     with create_executor(max_workers=1) as executor:
         return executor.submit(draw).result()

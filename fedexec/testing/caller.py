@@ -43,6 +43,8 @@ class CallerDeaths(Suite):
             try:
                 gate.wait_for(3)
                 descendants = psutil.Process(script.pid).children(recursive=True)
+                if self.promises(Capability.REMOTE):
+                    descendants += map(psutil.Process, gate.arrived())
                 assert {process.pid for process in descendants} >= set(gate.arrived())
                 shared = memory_of([psutil.Process(script.pid), *descendants])
             finally:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from fedexec import _registry
+from fedexec.create import create_executor
 from fedexec.errors import BackendUnavailableError
-from fedexec.executor import Executor, create_executor
+from fedexec.executor import Executor
 from fedexec.interface import Capability
 from fedexec.testing import refusals
 from fedexec.testing.leaks import new_children
@@ -37,9 +38,12 @@ class Suite:
         Name of the backend under test, as for :func:`fedexec.create_executor`.
     start_method : str
         Start method of its workers. Default "forkserver", where the system allows it, else "spawn".
+    settings : mapping of str to object
+        Further settings of all executors, such as the address of a cluster.
     """
 
     backend: ClassVar[str]
+    settings: ClassVar[Mapping[str, object]] = {}
     start_method: ClassVar[str] = AVAILABLE_START_METHODS[0]
 
     # ------------------------------------------------------------ promises
@@ -73,7 +77,7 @@ class Suite:
     @classmethod
     def new_executor(cls, **options: Any) -> Executor:
         """Make an executor with this backend; by default it has two workers."""
-        defaults: dict[str, Any] = {"max_workers": 2, "start_method": cls.start_method}
+        defaults: dict[str, Any] = {"max_workers": 2, "start_method": cls.start_method, **cls.settings}
         return create_executor(cls.backend, **defaults | options)
 
     _shared: ClassVar[Executor | None] = None
@@ -116,6 +120,11 @@ class Suite:
         for executor in made:
             executor.kill_workers()
 
+    def need_this_machine(self, why: str) -> None:
+        """Skip the test if tasks run on other machines, with the reason why it then shows nothing."""
+        if self.promises(Capability.REMOTE):
+            pytest.skip(f"backend {self.backend!r} runs tasks on other machines: {why}")
+
     # ------------------------------------------------------------ gates, directories, scripts
 
     @pytest.fixture
@@ -155,6 +164,7 @@ class Suite:
             "FEDEXEC_MAX_WORKERS": "2",
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": str(home / "tmp"),
+            **{f"FEDEXEC_{name.upper()}": str(value) for name, value in self.settings.items()},
         }
         return subprocess.Popen(
             [sys.executable, str(script), *map(str, args)],

@@ -174,6 +174,7 @@ class SurroundingsConformance(Suite):
         assert (out, err, code) == (["[1, 2, 3]"], "", 0)
 
     def test_a_path_that_import_ignores_is_ignored(self, temp: Path) -> None:
+        self.need_this_machine("the engines themselves do not ignore such a path")
         out, err, code = self.run_script(
             """
             import pathlib, sys
@@ -220,6 +221,7 @@ class SurroundingsConformance(Suite):
 
     def test_a_preload_is_refused_where_no_interpreter_can_be_started_either(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
+        self.need_this_machine("their interpreter is another")
         if "forkserver" not in AVAILABLE_START_METHODS:
             pytest.skip("nothing is forked here")
         out, err, code = self.run_script(
@@ -245,6 +247,7 @@ class SurroundingsConformance(Suite):
         assert "'/nonexistent/python' cannot be executed" in out[0]
 
     def test_initargs_may_hold_locks_queues_and_pipes(self, temp: Path) -> None:
+        self.need_this_machine("these objects exist on one machine")
         if not Path("/proc/self/fd").is_dir():
             pytest.skip("workers find queues and pipes in /proc")
         out, err, code = self.run_script(
@@ -280,6 +283,7 @@ class SurroundingsConformance(Suite):
 
     def test_a_lock_that_no_worker_could_inherit_is_refused_with_the_way_out(self, temp: Path) -> None:
         self.need(Capability.ISOLATED)
+        self.need_this_machine("there is no way out")
         out, err, code = self.run_script(
             """
             import multiprocessing

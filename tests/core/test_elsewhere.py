@@ -59,7 +59,7 @@ def test_on_windows_inline_runs_and_the_others_say_what_they_need():
     assert results == [3, 2, 1]
     assert failure.startswith("ZeroDivisionError")
     assert "this system cannot emulate a device" in said.pop("emulated")
-    names = {"standby", "process", "pool", "loky"}
+    names = {"standby", "process", "pool", "loky", "ray", "dask"}
     assert {name: said.pop(name) for name in names} == {
         name: f"Backend {name!r} is not available: {NEEDS_POSIX}." for name in names
     }
@@ -73,7 +73,7 @@ def test_on_windows_the_command_tells_what_there_is(arguments):
     script = PRETEND.format("win32") + "from fedexec._cli import main; sys.exit(main(sys.argv[1:]))"
     printed = run(script, *arguments)
     if arguments == ["backends"]:
-        assert printed.count(f"not available here; {NEEDS_POSIX}") == 4
+        assert printed.count(f"not available here; {NEEDS_POSIX}") == 6
         assert "pip install" not in printed
     elif arguments == ["backends", "--json"]:
         rows = {row["name"]: row for row in json.loads(printed)}

@@ -69,7 +69,7 @@ def test_an_unknown_name_gets_the_known_ones_and_the_nearest():
     with pytest.raises(fedexec.UnknownBackendError) as caught:
         fedexec.create_executor("lokky")
     assert caught.value.nearest == "loky"
-    assert "standby, process, pool, loky, inline" in str(caught.value)
+    assert "standby, process, pool, loky, inline, ray, dask" in str(caught.value)
     assert isinstance(caught.value, ValueError)
     with pytest.raises(fedexec.UnknownBackendError) as caught:
         fedexec.create_executor("xyzzy")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from sharing import MIB, arrays, echo
 
-from fedexec._channel import messages, segment_pool, segments
+from fedexec._channel import held_buffers, messages, segment_pool, segments
 from fedexec._channel.messages import Delivery
 from fedexec._channel.segment_pool import SegmentPool
 from fedexec._channel.task_channel import TaskChannel
+from fedexec._channel.unpickling import loads
 from fedexec._worker import running
 from fedexec.interface import Task
 
@@ -51,13 +52,13 @@ def test_the_same_arrays_are_written_once_though_nobody_reads_them_meanwhile(mon
 
 def test_the_same_objects_are_compared_only_if_they_may_have_changed(monkeypatch):
     compared = []
-    memcmp = segments._memcmp
+    memcmp = held_buffers._memcmp
 
     def note_and_compare(*args):
         compared.append(args)
         return memcmp(*args)
 
-    monkeypatch.setattr(segments, "_memcmp", note_and_compare)
+    monkeypatch.setattr(held_buffers, "_memcmp", note_and_compare)
     pool = SegmentPool()
     sent = arrays(count=1)
     submitted = time.monotonic()
@@ -151,11 +152,15 @@ def torch():
     return pytest.importorskip("torch", reason="needs torch")
 
 
+def unpacked(packed):
+    return loads(packed.data, packed.buffers)
+
+
 def round_trip(value):
     pool = SegmentPool()
     with pool.parcel(value) as parcel:
         size = len(parcel.message)
-        result = parcel.open(Delivery(parcel.message).answer(Delivery(parcel.message).open()))
+        result = unpacked(parcel.open(Delivery(parcel.message).answer(Delivery(parcel.message).open())))
     pool.close()
     return result, size
 
@@ -225,7 +230,8 @@ def test_results_that_are_kept_hold_few_descriptors():
     kept = []
     for number in range(100):
         with pool.parcel(number) as parcel:
-            kept.append(parcel.open(Delivery(parcel.message).answer(np.full(2 * MIB, number, np.uint8))))
+            answer = Delivery(parcel.message).answer(np.full(2 * MIB, number, np.uint8))
+            kept.append(unpacked(parcel.open(answer)))
     assert count_descriptors() - before <= segment_pool.KEPT_RESULTS + 2
     assert [int(array[-1]) for array in kept] == list(range(100))
     pool.close()
@@ -242,7 +248,7 @@ def test_without_descriptors_arrays_travel_in_the_message(monkeypatch):
     monkeypatch.setattr(os, "memfd_create", refused)
     with pool.parcel(np.arange(MIB)) as parcel:
         assert len(parcel.message) > 8 * MIB
-        result = parcel.open(Delivery(parcel.message).answer(Delivery(parcel.message).open() + 1))
+        result = unpacked(parcel.open(Delivery(parcel.message).answer(Delivery(parcel.message).open() + 1)))
     assert result[-1] == MIB
     pool.close()
 

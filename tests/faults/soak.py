@@ -35,7 +35,8 @@ def main() -> int:
     _open(arguments.descriptors)
     isolating = [
         info.name for info in fedexec.backends()
-        if info.available and info.capabilities and Capability.ISOLATED in info.capabilities
+        if info.available and info.capabilities
+        and Capability.ISOLATED in info.capabilities and Capability.REMOTE not in info.capabilities
     ]  # fmt: skip
     faults = plan_of(arguments.tasks, arguments.share, arguments.seed)
     kills = plan_of(arguments.tasks // 5, arguments.share, arguments.seed, [KILL])

@@ -1,0 +1,175 @@
+"""``ray``: tasks run on the nodes of a Ray cluster, each in a process of its own.
+
+Each node gets a node agent, as an actor. It takes no CPUs, so it makes no other task wait, and all GPUs,
+because Ray hides GPUs from actors that do not ask for them.
+"""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedexec.backend import BackendUnavailableError, Settings
+from fedexec.cluster import Agent, Blob, ClusterBackend, Engine, NodeAgent, Place
+
+__all__ = ["RayBackend"]
+
+LOCAL = "local"
+CREATE_SECONDS = 30.0
+MOST_CALLS = 100_000  # at once, for one node agent
+
+
+class RayAgent(Agent):
+    """An actor of Ray.
+
+    Parameters
+    ----------
+    actor : ray.actor.ActorHandle
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def call(self, method: str, *args: Any) -> "Future[Any]":
+        """Call a method of the node agent; see :meth:`Agent.call`."""
+        try:
+            called = getattr(self._actor, method).remote(*args)
+        except ray.exceptions.RayError as exc:
+            raise ConnectionError(_first_line(exc)) from exc
+        answer: Future[Any] = Future()
+        called.future().add_done_callback(lambda done: _pass_on(done, answer))
+        return answer
+
+    def discard(self) -> None:
+        """End the actor's process."""
+        try:
+            ray.kill(self._actor, no_restart=True)
+        except Exception:  # Ray was shut down, which has ended the actor
+            return
+
+
+class RayEngine(Engine):
+    """A Ray cluster: the one that the program uses, else the one at the address, else one on this machine.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    shipping = (
+        "Install the module on all nodes, put it into a directory that they share, or send it along: "
+        "ray.init(address, runtime_env={'working_dir': '.'}) before the executor is made."
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._is_ours = False
+
+    def connect(self) -> None:
+        """Connect to the cluster, or start one on this machine."""
+        address = self.settings.ray_address
+        if ray.is_initialized():
+            return
+        address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+        if address not in (LOCAL, "auto"):
+            _require_answer(address)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                address=address,
+                namespace="fedexec",
+                include_dashboard=False if address == LOCAL else None,
+                configure_logging=False,
+                logging_level="warning",
+            )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as exc:
+            reason = f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)}"
+            raise BackendUnavailableError("ray", reason) from exc
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # the program's own, which ray.init has replaced
+        self._is_ours = True
+
+    def places(self) -> Sequence[Place]:
+        """Return the nodes that Ray believes to be alive, without those that offer no CPU."""
+        try:
+            nodes = ray.nodes()
+        except Exception as exc:
+            raise ConnectionError(_first_line(exc)) from exc
+        return [
+            Place(
+                id=node["NodeID"],
+                host=node["NodeManagerHostname"],
+                cores=int(node["Resources"]["CPU"]),
+            )
+            for node in nodes
+            if node["Alive"] and node["Resources"].get("CPU")
+        ]
+
+    def create_agent(self, place: Place) -> Agent:
+        """Create the actor on a node."""
+        resources = {each["NodeID"]: each["Resources"] for each in ray.nodes()}.get(place.id, {})
+        options = {
+            "num_cpus": 0,
+            "num_gpus": resources.get("GPU", 0),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": MOST_CALLS,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(place.id, soft=False),
+        }
+        actor = ray.remote(NodeAgent).options(**options).remote()
+        try:
+            ray.get(actor.__ray_ready__.remote(), timeout=CREATE_SECONDS)
+        except ray.exceptions.RayError as exc:
+            ray.kill(actor)
+            raise ConnectionError(f"Ray cannot create the node agent there: {_first_line(exc)}") from exc
+        return RayAgent(actor)
+
+    def put(self, blob: Blob) -> Any:
+        """Put a buffer into the object store, from which each node fetches it once."""
+        return ray.put(blob)
+
+    def disconnect(self) -> None:
+        """Leave the cluster if :meth:`connect` has connected to it."""
+        if self._is_ours:
+            ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise BackendUnavailableError if nothing listens at an address; Ray itself would wait for long."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, ValueError) as exc:
+        raise BackendUnavailableError("ray", f"no Ray cluster answers at {address!r}: {exc}") from exc
+
+
+def _pass_on(done: "Future[Any]", answer: "Future[Any]") -> None:
+    try:
+        answer.set_result(done.result())
+    except ray.exceptions.RayError as exc:
+        answer.set_exception(ConnectionError(f"Ray: {_first_line(exc)}"))
+    except BaseException as exc:
+        answer.set_exception(exc)
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or repr(exc)).splitlines()[0]
+
+
+class RayBackend(ClusterBackend):
+    """Runs tasks on the nodes of a Ray cluster.
+
+    Parameters
+    ----------
+    settings : Settings
+    hooks : Hooks
+    """
+
+    engine_class = RayEngine
