@@ -19,6 +19,7 @@ class ForkConformance(Suite):
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_forked_children_end_as_if_there_were_no_executor(self, temp: Path) -> None:
+        self.need_this_machine("the client of an engine may not survive a fork")
         out, err, code = self.run_script(
             """
             import gc, multiprocessing, os, sys, threading, time, warnings
@@ -71,6 +72,7 @@ class ForkConformance(Suite):
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_an_inherited_executor_says_whose_it_is(self, temp: Path) -> None:
+        self.need_this_machine("the client of an engine may not survive a fork")
         out, err, code = self.run_script(
             """
             import os, warnings
