@@ -25,17 +25,21 @@ class OnRay(Suite):
         cls.settings = ray_cluster.settings
 
 
+@pytest.mark.thorough
 class TestDaskConformance(OnDask, ExecutorConformance):
     pass
 
 
+@pytest.mark.thorough
 class TestDaskDeaths(OnDask, ExecutorDeaths):
     pass
 
 
+@pytest.mark.thorough
 class TestRayConformance(OnRay, ExecutorConformance):
     pass
 
 
+@pytest.mark.thorough
 class TestRayDeaths(OnRay, ExecutorDeaths):
     pass

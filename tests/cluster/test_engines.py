@@ -1,0 +1,67 @@
+"""The engines themselves, each on a cluster that it starts here; the suites are in test_suites.py."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fedexec
+from fedexec.testing import bad_tasks
+from fedexec.testing.tasks import DEADLINE
+
+ENGINES = {"dask": "distributed", "ray": "ray"}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    pytest.importorskip(ENGINES[request.param])
+    for name in os.environ:
+        if name.startswith(("FEDEXEC_", "RAY_ADDRESS")):
+            monkeypatch.delenv(name)
+    return request.param
+
+
+def test_an_engine_runs_tasks_as_standby_does(engine, capfd):
+    weights = np.arange(1 << 18, dtype=float)
+    with fedexec.create_executor("standby", seed=42) as executor:
+        expected = executor.submit(bad_tasks.draw).result(DEADLINE)
+    with fedexec.create_executor(engine, seed=42, retries=1) as executor:
+        (node,) = executor.nodes()
+        assert node.versions["fedexec"] == fedexec.__version__
+        assert executor.submit(bad_tasks.draw).result(DEADLINE) == expected
+        assert [total[0] for total in executor.map(np.add, [weights] * 6, range(6))] == list(range(6))
+        pids = list(executor.map(lambda _: os.getpid(), range(4)))
+        assert len({*pids, os.getpid()}) == 5, "each task has a process of its own"
+        assert executor.submit(pow, 2, b=3).exception(DEADLINE) is not None
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divmod, 1, 0).result(DEADLINE)
+        with pytest.raises(fedexec.WorkerDiedError, match="exited with code 3"):
+            executor.submit(os._exit, 3).result(DEADLINE)
+        with pytest.raises(fedexec.TaskTimeoutError):
+            executor.with_options(timeout=0.5).submit(time.sleep, 60).result(DEADLINE)
+        executor.submit(print, "printed on a node").result(DEADLINE)
+        future = executor.submit(abs, -1)
+        assert future.result(DEADLINE) == 1
+        assert future.usage is not None
+        assert future.usage.node == node.host
+    assert "printed on a node" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no address at all"])
+def test_no_cluster_at_the_address_is_told(engine, address):
+    begun = time.monotonic()
+    with pytest.raises(fedexec.BackendUnavailableError, match=rf"(?s){engine}.*{address}"):
+        fedexec.create_executor(engine, **{f"{engine}_address": address})
+    assert time.monotonic() - begun < 20
+
+
+def test_an_engine_that_is_not_installed_gets_the_command(engine):
+    script = (
+        f"import sys; sys.modules[{ENGINES[engine]!r}] = None\n"
+        f"import fedexec; fedexec.create_executor({engine!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert f"pip install 'fedexec[{engine}]'" in done.stderr
