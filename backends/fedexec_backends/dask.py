@@ -155,8 +155,8 @@ class DaskEngine(Engine):
         """Return one worker of each host."""
         try:
             workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        except (OSError, RuntimeError, ValueError) as exc:
-            raise ConnectionError(str(exc)) from exc
+        except (OSError, RuntimeError, ValueError, KeyError) as exc:  # KeyError: the client has been closed
+            raise ConnectionError(f"the Dask scheduler does not answer: {exc!r}") from exc
         places: dict[str, Place] = {}
         for address in sorted(workers):
             host = workers[address]["host"]

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ __all__ = ["RayBackend"]
 
 LOCAL = "local"
 CREATE_SECONDS = 30.0
+LEAVE_SECONDS = 5.0
 MOST_CALLS = 100_000  # at once, for one node agent
 
 
@@ -31,10 +32,13 @@ class RayAgent(Agent):
     Parameters
     ----------
     actor : ray.actor.ActorHandle
+    unanswered : set of Future
+        Calls that have no answer yet; the engine does not leave Ray before they have one.
     """
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, unanswered: "set[Future[Any]]") -> None:
         self._actor = actor
+        self._unanswered = unanswered
 
     def call(self, method: str, *args: Any) -> "Future[Any]":
         """Call a method of the node agent; see :meth:`Agent.call`."""
@@ -43,6 +47,8 @@ class RayAgent(Agent):
         except ray.exceptions.RayError as exc:
             raise ConnectionError(_first_line(exc)) from exc
         answer: Future[Any] = Future()
+        self._unanswered.add(answer)
+        answer.add_done_callback(self._unanswered.discard)
         called.future().add_done_callback(lambda done: _pass_on(done, answer))
         return answer
 
@@ -70,6 +76,7 @@ class RayEngine(Engine):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._is_ours = False
+        self._unanswered: set[Future[Any]] = set()
 
     def connect(self) -> None:
         """Connect to the cluster, or start one on this machine."""
@@ -129,7 +136,7 @@ class RayEngine(Engine):
         except ray.exceptions.RayError as exc:
             ray.kill(actor)
             raise ConnectionError(f"Ray cannot create the node agent there: {_first_line(exc)}") from exc
-        return RayAgent(actor)
+        return RayAgent(actor, self._unanswered)
 
     def put(self, blob: Blob) -> Any:
         """Put a buffer into the object store, from which each node fetches it once."""
@@ -138,6 +145,7 @@ class RayEngine(Engine):
     def disconnect(self) -> None:
         """Leave the cluster if :meth:`connect` has connected to it."""
         if self._is_ours:
+            wait(list(self._unanswered), LEAVE_SECONDS)  # Ray does not survive answers that come too late
             ray.shutdown()
 
 

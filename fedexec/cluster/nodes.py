@@ -243,7 +243,7 @@ class Nodes:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        for node in nodes:
+        for node in self.known():
             node.end()
 
     # ------------------------------------------------------------ nodes that come

@@ -67,6 +67,7 @@ class RemoteNode:
         self._acknowledged = -1  # number of the last one that was answered
         self._answered_at = time.monotonic()
         self._beat: Future[Any] | None = None
+        self._discarding: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -181,13 +182,14 @@ class RemoteNode:
         for future in calls:
             _set_error(future, LostError(reason))
         # Not here: this may be a callback of the engine, which then waits for itself.
-        threading.Thread(target=self._agent.discard, name="fedexec-discard", daemon=True).start()
+        self._discarding = threading.Thread(target=self._agent.discard, name="fedexec-discard", daemon=True)
+        self._discarding.start()
 
     def end(self) -> None:
-        """End the node agent, whose executor was closed."""
-        with self._lock:
-            self.lost = "the executor was shut down"
-        self._agent.discard()
+        """End the node agent, or wait until the thread that does it has ended."""
+        self.lose("the executor was shut down")
+        if self._discarding is not None:
+            self._discarding.join()
 
     # ------------------------------------------------------------
 

@@ -91,20 +91,18 @@ class DaskKeeper:
         self._directory = directory
         port = free_port()
         self.address = f"tcp://127.0.0.1:{port}"
-        self._processes = [
-            self._start(
-                "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"
-            )
-        ]
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        options = ["--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0"]
+        self._scheduler = self._start("scheduler", *options)
         wait_for_port(port)
 
     def add_node(self) -> int:
         from distributed import Client as DaskClient
 
-        number = len(self._processes)
-        host = f"127.0.0.{number + 1}"
+        number = len(self._nodes)
+        host = f"127.0.0.{number + 2}"
         options = ["--host", host, "--nthreads", "2", "--no-nanny", "--dashboard-address", f"{host}:0"]
-        self._processes.append(self._start("worker", self.address, *options))
+        self._nodes.append(self._start("worker", self.address, *options))
         with DaskClient(self.address, set_as_default=False) as client:
             end = time.monotonic() + DEADLINE
             while not any(
@@ -115,10 +113,10 @@ class DaskKeeper:
         return number
 
     def signal_node(self, number: int, signum: int) -> None:
-        send_to_family(self._processes[number].pid, signum)
+        send_to_family(self._nodes[number].pid, signum)
 
     def close(self) -> None:
-        for process in self._processes:
+        for process in [*self._nodes, self._scheduler]:
             send_to_family(process.pid, signal.SIGKILL)
             process.wait()
 
