@@ -50,7 +50,7 @@ class Cluster:
             self.add_node()
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """Settings of an executor on this cluster."""
         return {f"{self.engine}_address": self.address}
 

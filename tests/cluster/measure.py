@@ -30,7 +30,7 @@ def rate(executor, number=100):
 def dispatch(engine):
     """Compare tasks that do nothing: one node, the local executor, and Ray's own fresh processes."""
     cluster = Cluster(engine, nodes=1)
-    rates = {"one node": [], "standby": []}
+    rates: dict[str, list[float]] = {"one node": [], "standby": []}
     with (
         fedexec.create_executor("standby", max_workers=2) as local,
         fedexec.create_executor(engine, max_workers=2, **cluster.settings) as remote,
@@ -103,9 +103,8 @@ def weights(engine):
                 took.append(time.perf_counter() - begun)
                 sent = (loopback_bytes() - before) / nodes
             seconds[nodes] = statistics.median(took)
-            print(
-                f"  100 MB to 32 clients on {nodes} node(s): {seconds[nodes]:.2f} s, {sent / 1e6:.0f} MB per node"
-            )
+            each = f"{seconds[nodes]:.2f} s, {sent / 1e6:.0f} MB over the link of each"
+            print(f"  100 MB to 32 clients, {nodes} node(s): {each}")
         cluster.close()
     print(f"  two nodes / one node: {seconds[2] / seconds[1]:.2f}")
 
@@ -128,7 +127,7 @@ def kills(engine, times=20):
             directory = tempfile.mkdtemp(dir=cluster.directory)
             victim = names.pop(0)
             when = random.Random(turn).uniform(0.0, 1.0)
-            killed = []
+            killed: list[float] = []
 
             def kill(victim=victim, when=when, killed=killed):
                 time.sleep(when)

@@ -20,7 +20,7 @@ from fedexec._cli import main
 from fedexec.cluster import node_agent, nodes, versions
 from fedexec.testing.tasks import DEADLINE, poll
 
-TIMEOUT = 2.0
+TIMEOUT = 4.0
 
 
 @pytest.fixture
@@ -117,13 +117,13 @@ def test_what_must_not_run_twice_does_not(machines, tmp_path):
 
 def test_a_node_that_is_cut_off_ends_its_workers_before_they_run_elsewhere(machines, tmp_path):
     first = machines.add(cores=1)
-    with fedexec.create_executor("toy", retries=1, node_timeout=TIMEOUT) as executor:
+    with fedexec.create_executor("toy", retries=5, node_timeout=TIMEOUT) as executor:
         future = executor.submit(write_the_time, tmp_path)
         poll(lambda: list(tmp_path.iterdir()), "it runs")
         (old,) = tmp_path.iterdir()
         first.is_cut = True
         machines.add(cores=1)
-        poll(lambda: len(list(tmp_path.iterdir())) == 2, "it runs elsewhere", seconds=15)
+        poll(lambda: len(list(tmp_path.iterdir())) == 2, "it runs elsewhere")
         (new,) = set(tmp_path.iterdir()) - {old}
         begun = float(new.read_text().split()[0])
         assert float(old.read_text().split()[-1]) < begun, "the old run had ended before the new one began"
