@@ -60,6 +60,10 @@ class RayAgent(Agent):
             return
 
 
+_lock = threading.Lock()
+_users: "set[RayEngine]" = set()  # the engines that need the connection that one of them has made
+
+
 class RayEngine(Engine):
     """A Ray cluster: the one that the program uses, else the one at the address, else one on this machine.
 
@@ -75,15 +79,19 @@ class RayEngine(Engine):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._is_ours = False
         self._unanswered: set[Future[Any]] = set()
 
     def connect(self) -> None:
-        """Connect to the cluster, or start one on this machine."""
-        address = self.settings.ray_address
-        if ray.is_initialized():
-            return
-        address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+        """Connect to the cluster, or start one on this machine. A process has one connection to Ray."""
+        with _lock:
+            if ray.is_initialized() and not _users:
+                return  # the connection is the program's own
+            if not ray.is_initialized():
+                self._init()
+            _users.add(self)
+
+    def _init(self) -> None:
+        address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
         if address not in (LOCAL, "auto"):
             _require_answer(address)
         before = signal.getsignal(signal.SIGTERM)
@@ -101,7 +109,6 @@ class RayEngine(Engine):
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # the program's own, which ray.init has replaced
-        self._is_ours = True
 
     def places(self) -> Sequence[Place]:
         """Return the nodes that Ray believes to be alive, without those that offer no CPU."""
@@ -143,10 +150,13 @@ class RayEngine(Engine):
         return ray.put(blob)
 
     def disconnect(self) -> None:
-        """Leave the cluster if :meth:`connect` has connected to it."""
-        if self._is_ours:
-            wait(list(self._unanswered), LEAVE_SECONDS)  # Ray does not survive answers that come too late
-            ray.shutdown()
+        """Leave the cluster if :meth:`connect` has connected to it and no other executor needs it."""
+        wait(list(self._unanswered), LEAVE_SECONDS)  # Ray does not survive answers that come too late
+        with _lock:
+            if self in _users:
+                _users.remove(self)
+                if not _users:
+                    ray.shutdown()
 
 
 def _require_answer(address: str) -> None:
