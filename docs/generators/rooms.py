@@ -40,9 +40,10 @@ ROOMS = (
         ("offload · simulation · grpc", "a ServerApp's messages: simulation/grid.py, client_app.py"),
     ),
     Box("_bench _report", 670, 60, 190, 84, SAND, ("what is measured, and", "how it is judged")),
-    Box("executor.py", 20, 184, 400, 66, GREEN, ("a concurrent.futures.Executor",)),
-    Box("settings.py", 440, 184, 200, 66, GREEN, ("a flag is defined",)),
-    Box("_registry.py", 660, 184, 200, 66, GREEN, ("names of backends",)),
+    Box("create.py executor.py", 20, 184, 260, 66, GREEN, ("a concurrent.futures.Executor",)),
+    Box("cluster", 295, 184, 215, 66, GREEN, ("one executor for each node",)),
+    Box("settings.py usage.py", 525, 184, 185, 66, GREEN, ("a flag is defined",)),
+    Box("_registry.py", 725, 184, 135, 66, GREEN, ("names of backends",)),
     Box(
         "_scheduling", 20, 290, 840, 66, GREEN,
         ("queue, admission · a task waits: scheduler.py · a limit is enforced: limit_enforcer.py",),

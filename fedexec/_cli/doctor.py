@@ -128,9 +128,14 @@ def _memory() -> Iterator[Finding]:
 def _cluster() -> Iterator[Finding]:
     """Look at the nodes, if the environment names the backend of a cluster."""
     try:
-        settings = resolve()
-        if Capability.REMOTE not in load_chosen(settings).capabilities:
-            return
+        unknown = unknown_variables(os.environ)  # told already
+        settings = resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
+        is_remote = Capability.REMOTE in load_chosen(settings).capabilities
+    except FedexecError:  # told already
+        return
+    if not is_remote:
+        return
+    try:
         found = nodes_of(settings)
     except (FedexecError, OSError) as exc:
         yield Finding("cluster", str(exc), is_wrong=True)
