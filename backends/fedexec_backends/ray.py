@@ -4,6 +4,7 @@ Each node gets a node agent, as an actor. It takes no CPUs, so it makes no other
 because Ray hides GPUs from actors that do not ask for them.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -95,6 +96,8 @@ class RayEngine(Engine):
         if address not in (LOCAL, "auto"):
             _require_answer(address)
         before = signal.getsignal(signal.SIGTERM)
+        log = logging.getLogger("ray._private.worker")
+        log.addFilter(_is_of_interest)
         try:
             ray.init(
                 address=address,
@@ -107,6 +110,7 @@ class RayEngine(Engine):
             reason = f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)}"
             raise BackendUnavailableError("ray", reason) from exc
         finally:
+            log.removeFilter(_is_of_interest)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # the program's own, which ray.init has replaced
 
@@ -157,6 +161,11 @@ class RayEngine(Engine):
                 _users.remove(self)
                 if not _users:
                     ray.shutdown()
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Return False for the warning that Ray sets no handler of SIGTERM, because it would be undone anyway."""
+    return "SIGTERM handler" not in record.getMessage()
 
 
 def _require_answer(address: str) -> None:
