@@ -256,14 +256,14 @@ class Settings:
         setting_values.address,
         "ADDRESS",
         "Address of the Ray cluster for `ray`; `local` starts one on this machine.",
-        "`RAY_ADDRESS`, else `local`",
+        "the cluster that the program is connected to, else `RAY_ADDRESS`, else `local`",
     )
     dask_address: str | None = _setting(
         None,
         setting_values.address,
         "ADDRESS",
         "Address of the Dask scheduler for `dask`; `local` starts one on this machine.",
-        "`local`",
+        "that of the current `distributed.Client`, else `local`",
     )
     auto: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -40,17 +40,17 @@ ROOMS = (
         ("offload · simulation · grpc", "a ServerApp's messages: simulation/grid.py, client_app.py"),
     ),
     Box("_bench _report", 670, 60, 190, 84, SAND, ("what is measured, and", "how it is judged")),
-    Box("create.py executor.py", 20, 184, 260, 66, GREEN, ("a concurrent.futures.Executor",)),
-    Box("cluster", 295, 184, 215, 66, GREEN, ("one executor for each node",)),
-    Box("settings.py usage.py", 525, 184, 185, 66, GREEN, ("a flag is defined",)),
-    Box("_registry.py", 725, 184, 135, 66, GREEN, ("names of backends",)),
+    Box("executor.py create.py", 20, 184, 250, 66, GREEN, ("a concurrent.futures.Executor",)),
+    Box("cluster", 285, 184, 140, 66, GREEN, ("one on each node",)),
+    Box("settings.py", 440, 184, 200, 66, GREEN, ("a flag is defined",)),
+    Box("_registry.py", 660, 184, 200, 66, GREEN, ("names of backends",)),
     Box(
         "_scheduling", 20, 290, 840, 66, GREEN,
         ("queue, admission · a task waits: scheduler.py · a limit is enforced: limit_enforcer.py",),
     ),
     Box(
-        "backend.py interface.py", 20, 396, 840, 66, GREEN,
-        ("what a backend needs: standby, process, pool, loky, inline (fedexec_backends), or yours",),
+        "backend.py interface.py usage.py", 20, 396, 840, 66, GREEN,
+        ("what a backend needs; fedexec_backends has standby, process, pool, loky, inline, ray, dask",),
     ),
     Box("_channel", 20, 502, 410, 66, GREEN, ("pickles, segments · a task is sent: task_channel.py",)),
     Box("_processes", 450, 502, 410, 66, GREEN, ("templates, ends · a worker is forked: forker.py",)),
@@ -60,7 +60,7 @@ ROOMS = (
     Box("testing", 590, 752, 270, 66, GREY, ("suites that a backend inherits",)),
 )  # fmt: skip
 ARROWS = (
-    *((120, 144, 184), (320, 144, 184), (320, 250, 290), (320, 356, 396)),
+    *((120, 144, 184), (250, 144, 184), (250, 250, 290), (250, 356, 396)),
     *((225, 462, 502), (655, 462, 502), (225, 568, 640), (655, 568, 640)),
 )  # from there down to there
 NOTES = (
