@@ -21,6 +21,8 @@ from fedexec.cluster import Agent, Blob, ClusterBackend, Engine, NodeAgent, Plac
 
 __all__ = ["RayBackend"]
 
+log = logging.getLogger("fedexec")
+
 LOCAL = "local"
 CREATE_SECONDS = 30.0
 LEAVE_SECONDS = 5.0
@@ -85,19 +87,31 @@ class RayEngine(Engine):
     def connect(self) -> None:
         """Connect to the cluster, or start one on this machine. A process has one connection to Ray."""
         with _lock:
+            if ray.is_initialized():
+                self._compare_address()
             if ray.is_initialized() and not _users:
                 return  # the connection is the program's own
             if not ray.is_initialized():
                 self._init()
             _users.add(self)
 
+    def _compare_address(self) -> None:
+        given, actual = self.settings.ray_address, ray.get_runtime_context().gcs_address
+        if given not in (None, LOCAL, "auto", actual):
+            log.warning(
+                "this process is connected to the Ray cluster at %s, and a process has one connection, so "
+                "ray_address=%s is not used", actual, given,
+            )  # fmt: skip
+
     def _init(self) -> None:
         address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
+        if address == LOCAL:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
         if address not in (LOCAL, "auto"):
             _require_answer(address)
         before = signal.getsignal(signal.SIGTERM)
-        log = logging.getLogger("ray._private.worker")
-        log.addFilter(_is_of_interest)
+        rays_log = logging.getLogger("ray._private.worker")
+        rays_log.addFilter(_is_of_interest)
         try:
             ray.init(
                 address=address,
@@ -110,7 +124,7 @@ class RayEngine(Engine):
             reason = f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)}"
             raise BackendUnavailableError("ray", reason) from exc
         finally:
-            log.removeFilter(_is_of_interest)
+            rays_log.removeFilter(_is_of_interest)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # the program's own, which ray.init has replaced
 
@@ -124,7 +138,7 @@ class RayEngine(Engine):
             Place(
                 id=node["NodeID"],
                 host=node["NodeManagerHostname"],
-                cores=int(node["Resources"]["CPU"]),
+                cores=max(1, int(node["Resources"]["CPU"])),
             )
             for node in nodes
             if node["Alive"] and node["Resources"].get("CPU")

@@ -36,9 +36,9 @@ class AgentProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
-            )
+            path = [entry for entry in sys.path if isinstance(entry, str)]  # the engine may have extended it
+            command = [sys.executable, "-m", __name__, str(number), *path]
+            process = subprocess.Popen(command, pass_fds=[number], stdin=subprocess.DEVNULL)
         self._connection = await _Connection.to(ours, process)
         answer = await self._call("open", order)
         _, error = answer
@@ -186,4 +186,5 @@ async def _serve(fd: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:] = sys.argv[2:]
     asyncio.run(_serve(int(sys.argv[1])))

@@ -3,19 +3,20 @@
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fedexec._channel.pickling import Packed, dumps
 from fedexec._channel.task_channel import pack
+from fedexec._registry import load
 from fedexec._system.available_resources import SIGKILL
 from fedexec.cluster.contents import Content, Contents
 from fedexec.cluster.engine import Engine
 from fedexec.cluster.messages import NodeOrder, NodeTask, Surroundings, own_path, unpack_error
-from fedexec.cluster.nodes import MARGIN_SECONDS, Nodes
+from fedexec.cluster.nodes import LEASE_SHARE, Nodes
 from fedexec.cluster.remote_node import LostError, RemoteNode
-from fedexec.errors import NodeLostError, UnpickleError
+from fedexec.errors import NodeLostError, SettingsError, UnpickleError
 from fedexec.interface import Backend, Capability, Hooks, Node, Outcome, Task
 from fedexec.settings import Settings
 
@@ -52,6 +53,7 @@ class ClusterBackend(Backend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
+        _check_node_backend(settings)
         order = _order(settings, hooks)
         self._engine = self.engine_class(settings)
         self._contents = Contents(self._engine.put)
@@ -91,10 +93,10 @@ class ClusterBackend(Backend):
             The node was lost.
         """
         packed = pack(task)
-        with self._contents.lend(packed.buffers, task.submitted) as content:
-            message = self._message(task, packed, content)
+        with self._contents.lend(packed.buffers, task.submitted) as lent:
+            message = self._message(task, packed, lent.buffers)
             del packed
-            return self._run(task, message, content)
+            return self._run(task, message, lent.contents)
 
     def kill(self, task: Task, number: int = SIGKILL) -> None:
         """End the worker of a task; see :meth:`Backend.kill`."""
@@ -148,13 +150,11 @@ class ClusterBackend(Backend):
 
     # ------------------------------------------------------------
 
-    def _message(self, task: Task, packed: Packed, content: Content | None) -> NodeTask:
+    def _message(self, task: Task, packed: Packed, buffers: tuple[Any, ...]) -> NodeTask:
         return NodeTask(
             id=task.id,
             data=packed.data,
-            buffers=() if content is not None else tuple(bytes(buffer) for buffer in packed.buffers),
-            content=None if content is None else content.number,
-            layout=() if content is None else content.layout,
+            buffers=buffers,
             sources=packed.sources,
             path=self._path(),
             kind=task.kind,
@@ -163,10 +163,10 @@ class ClusterBackend(Backend):
             seed=task.seed,
         )
 
-    def _run(self, task: Task, message: NodeTask, content: Content | None) -> Outcome:
+    def _run(self, task: Task, message: NodeTask, contents: Sequence[Content]) -> Outcome:
         node = self._nodes.take(task)
         try:
-            reply = node.run(message, content)
+            reply = node.run(message, contents)
         except LostError as exc:
             raise NodeLostError(node.name, str(exc), task.name) from None
         finally:
@@ -196,6 +196,15 @@ class ClusterBackend(Backend):
         return now if self._path_has_changed else None
 
 
+def _check_node_backend(settings: Settings) -> None:
+    """Raise SettingsError if the backend of the nodes cannot run tasks in processes of a node."""
+    promises = load(settings.node_backend).capabilities
+    if Capability.ISOLATED not in promises or Capability.REMOTE in promises:
+        raise SettingsError(
+            f"node_backend must run tasks in other processes of the node, got {settings.node_backend!r}"
+        )
+
+
 def _order(settings: Settings, hooks: Hooks) -> NodeOrder:
     """Return what all nodes have in common."""
     given = {
@@ -209,7 +218,7 @@ def _order(settings: Settings, hooks: Hooks) -> NodeOrder:
         warmup=_pack_hook(hooks.warmup),
         log_level=log.getEffectiveLevel(),
         surroundings=Surroundings.of_this_process(),
-        lease_seconds=max(1.0, settings.node_timeout - MARGIN_SECONDS),
+        lease_seconds=LEASE_SHARE * settings.node_timeout,
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedexec._channel.held_buffers import Held, copy_buffers, lay_out
@@ -12,7 +13,7 @@ from fedexec._channel.messages import THRESHOLD
 from fedexec._channel.segments import check_room
 from fedexec.cluster.engine import Blob
 
-__all__ = ["Content", "Contents"]
+__all__ = ["Content", "Contents", "Lent"]
 
 IDLE_SECONDS = 5.0  # after this time a content that no task needs is forgotten
 
@@ -42,6 +43,22 @@ class Content(Held):
         self.free_since = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """The buffers of one task.
+
+    Attributes
+    ----------
+    buffers : tuple
+        As in :class:`~fedexec.cluster.messages.NodeTask`.
+    contents : sequence of Content
+        What holds the large ones.
+    """
+
+    buffers: tuple[Any, ...]
+    contents: Sequence[Content]
+
+
 class Contents:
     """The contents of one executor. Thread-safe.
 
@@ -59,8 +76,11 @@ class Contents:
         self._contents: list[Content] = []
 
     @contextlib.contextmanager
-    def lend(self, buffers: Sequence[memoryview], since: float) -> Iterator[Content | None]:
-        """Hold buffers while a task needs them; tasks with the same bytes share one content.
+    def lend(self, buffers: Sequence[memoryview], since: float) -> Iterator[Lent]:
+        """Hold buffers while a task needs them; tasks with the same bytes share a content.
+
+        Each large buffer is a content of its own, so that an array that all tasks have goes to a node once,
+        although each task has others besides. The small ones are one content, if they are large together.
 
         Parameters
         ----------
@@ -70,29 +90,44 @@ class Contents:
 
         Yields
         ------
-        Content or None
-            None if the buffers are so small that they are better sent with the task.
+        Lent
 
         Raises
         ------
         TransferError
             There is not enough memory.
         """
-        layout, size = lay_out(buffers)
-        if size < THRESHOLD:
-            yield None
-            return
-        with self._lock:
-            content = next(
-                (each for each in self._contents if each.holds(each.memory, 0, layout, buffers, since)), None
-            ) or self._new(layout, size, buffers)
-            content.users += 1
+        small = [index for index, buffer in enumerate(buffers) if buffer.nbytes < THRESHOLD]
+        groups = [[index] for index, buffer in enumerate(buffers) if buffer.nbytes >= THRESHOLD]
+        if sum(buffers[index].nbytes for index in small) >= THRESHOLD:
+            groups.append(small)
+        described: list[Any] = [None] * len(buffers)
+        contents: list[Content] = []
         try:
-            yield content
+            for group in groups:
+                contents.append(self._take([buffers[index] for index in group], since))
+                for index, place in zip(group, contents[-1].layout, strict=True):
+                    described[index] = (contents[-1].number, *place)
+            for index, buffer in enumerate(buffers):
+                described[index] = described[index] or bytes(buffer)
+            yield Lent(tuple(described), contents)
         finally:
             with self._lock:
-                content.users -= 1
-                content.free_since = time.monotonic()
+                for content in contents:
+                    content.users -= 1
+                    content.free_since = time.monotonic()
+
+    def _take(self, buffers: Sequence[memoryview], since: float) -> Content:
+        """Return a content with these bytes, which is made if there is none."""
+        layout, size = lay_out(buffers)
+        with self._lock:
+            for content in self._contents:
+                if content.holds(content.memory, 0, layout, buffers, since):
+                    break
+            else:
+                content = self._new(layout, size, buffers)
+            content.users += 1
+            return content
 
     def alive(self) -> tuple[int, tuple[int, ...]]:
         """Forget contents that were not needed for a while; return the newest number, and all others."""

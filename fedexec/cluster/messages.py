@@ -154,12 +154,8 @@ class NodeTask:
         Number of the task in the caller.
     data : bytes
         The pickled call.
-    buffers : tuple of bytes
-        Its buffers, if they are small.
-    content : int or None
-        Number of the block that holds its buffers otherwise.
-    layout : tuple of (int, int)
-        (offset, size) of each buffer in that block.
+    buffers : tuple
+        Its buffers: the bytes, or ``(number, offset, size)`` of a part of a content.
     sources : Sources
         Source lines of notebook cells, for tracebacks.
     path : tuple of str or None
@@ -170,9 +166,7 @@ class NodeTask:
 
     id: int
     data: bytes
-    buffers: tuple[bytes, ...]
-    content: int | None
-    layout: tuple[tuple[int, int], ...]
+    buffers: tuple[bytes | tuple[int, int, int], ...]
     sources: Sources
     path: tuple[str, ...] | None
     kind: str

@@ -278,12 +278,7 @@ class NodeAgent:
 
     def _local(self, task: NodeTask) -> Task:
         """Return the task for the executor of this node."""
-        buffers: list[memoryview]
-        if task.content is None:
-            buffers = [memoryview(buffer) for buffer in task.buffers]
-        else:
-            content = self._contents[task.content]
-            buffers = [content[offset : offset + size] for offset, size in task.layout]
+        buffers = [self._buffer(each) for each in task.buffers]
         path = None if task.path is None else (*task.path, *self._base_path)
         call = PackedCall(Packed(task.data, buffers, task.sources), task.kind, path)
         return Task(
@@ -295,6 +290,12 @@ class NodeAgent:
             seed=task.seed,
             pass_on=self._note,
         )
+
+    def _buffer(self, described: bytes | tuple[int, int, int]) -> memoryview:
+        if isinstance(described, bytes):
+            return memoryview(described)
+        number, offset, size = described
+        return self._contents[number][offset : offset + size]
 
     def _note(self, stream: int, data: bytes) -> None:
         self._output.append((stream, data))

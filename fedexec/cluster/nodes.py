@@ -24,12 +24,14 @@ from fedexec.errors import (
 from fedexec.interface import Task
 from fedexec.settings import Settings
 
-__all__ = ["MARGIN_SECONDS", "Nodes"]
+__all__ = ["LEASE_SHARE", "Nodes"]
 
 log = logging.getLogger("fedexec")
 
 BEAT_SECONDS = 0.5  # how often the caller and a node agent tell each other that they live
-MARGIN_SECONDS = 1.0  # a node agent ends its workers so long before the caller gives the node up
+LEASE_SHARE = (
+    0.8  # of the time limit: then a node agent ends its workers, before the caller gives the node up
+)
 MEMBERSHIP_SECONDS = 1.0  # how often the engine is asked for new nodes
 START_SECONDS = 60.0  # how long an executor that starts waits for nodes
 PATIENCE_SECONDS = 5.0  # after this time it says that it waits

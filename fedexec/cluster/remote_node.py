@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -103,14 +103,14 @@ class RemoteNode:
         self._note(status)
         return self.description
 
-    def run(self, task: NodeTask, content: Content | None) -> NodeReply:
+    def run(self, task: NodeTask, contents: Sequence[Content]) -> NodeReply:
         """Run a task on the node, and wait for its end.
 
         Parameters
         ----------
         task : NodeTask
-        content : Content or None
-            What holds the buffers of the task, if they are large.
+        contents : sequence of Content
+            What holds the large buffers of the task.
 
         Returns
         -------
@@ -121,8 +121,8 @@ class RemoteNode:
         LostError
             The node was lost.
         """
-        if content is not None:
-            self._keep(content).result()
+        for brought in [self._keep(content) for content in contents]:
+            brought.result()
         reply: NodeReply = self.call("run", task).result()
         self._note(reply.status)
         return reply
