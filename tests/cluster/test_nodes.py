@@ -194,6 +194,26 @@ def test_large_arrays_go_to_a_node_once(machines):
         assert result[-1] == 3.0
 
 
+def test_what_all_tasks_have_goes_once_whatever_else_each_has(machines):
+    machine = machines.add()
+    weights, own = np.ones(1 << 18), [np.full(1 << 18, number) for number in range(3)]
+    small = [np.zeros(1 << 14) for _ in range(20)]  # each is small, together they are not
+    with fedexec.create_executor("toy") as executor:
+        results = list(executor.map(added, [weights] * 6, own * 2, [small] * 6))
+    assert results == [1.0, 2.0, 3.0] * 2
+    assert machine.calls.count("keep") == 5, "the weights, three arrays, and the small ones"
+
+
+def added(weights, own, small):
+    return float(weights[-1] + own[-1] + small[-1][-1])
+
+
+def test_nodes_need_a_backend_of_one_machine_with_processes(machines):
+    for name in ("inline", "toy"):
+        with pytest.raises(fedexec.SettingsError, match="node_backend must"):
+            fedexec.create_executor("toy", node_backend=name)
+
+
 def test_contents_that_no_task_needs_are_forgotten(machines, monkeypatch):
     monkeypatch.setattr("fedexec.cluster.contents.IDLE_SECONDS", 0.2)
     machine = machines.add()
