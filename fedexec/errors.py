@@ -250,7 +250,7 @@ class NodeLostError(WorkerDiedError):
         self.node, self.reason = node, reason
 
     def __str__(self) -> str:
-        return f"Node {self.node} was lost while it ran {self.task}: {self.reason}"
+        return f"Node {self.node} was lost while it ran {self.task}: {self.reason.rstrip('.')}."
 
 
 class UnpickleError(WorkerError, BrokenProcessPool):

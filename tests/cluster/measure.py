@@ -53,11 +53,15 @@ def dispatch(engine):
     print(f"  one node / standby: {ratio:.2f}; latency {1000 * statistics.median(latencies):.1f} ms")
 
 
+def absolute(number):
+    return abs(number)
+
+
 def rate_of_ray(number=8):
     """Return how many of Ray's own tasks, each in a fresh process, run in a second."""
     import ray
 
-    fresh = ray.remote(max_calls=1, num_cpus=1)(abs)
+    fresh = ray.remote(max_calls=1, num_cpus=1)(absolute)
     begun = time.perf_counter()
     ray.get([fresh.remote(-1) for _ in range(number)])
     return number / (time.perf_counter() - begun)
