@@ -44,6 +44,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OUTPUT_BYTES = 1 << 20  # the last bytes that tasks have written and that wait for the caller
+ABANDON_SECONDS = 0.5  # how long ending the workers may take if the caller is gone
 ENDED_TASKS = 10_000  # how many tasks are remembered that were to end before they had come
 
 
@@ -77,6 +78,7 @@ class NodeAgent:
         self._ended: deque[int] = deque(maxlen=ENDED_TASKS)
         self._contents: dict[int, memoryview] = {}
         self._records: deque[tuple[int, str]] = deque()
+        self._output_lock = threading.Lock()
         self._output: deque[tuple[int, bytes]] = deque()
         self._answered: dict[int, float] = {}  # number of a sign of life -> when it was answered
         self._gives_up_at = float("inf")
@@ -265,6 +267,8 @@ class NodeAgent:
         """End all workers at once, and this process with them, because the caller is gone."""
         executor = self._executor
         self._forget()
+        # If ending the executor takes longer, the kernel ends the workers when this process has ended.
+        threading.Timer(ABANDON_SECONDS, os._exit, (1,)).start()
         if executor is not None:
             executor.kill_workers()
         os._exit(1)
@@ -298,12 +302,16 @@ class NodeAgent:
         return self._contents[number][offset : offset + size]
 
     def _note(self, stream: int, data: bytes) -> None:
-        self._output.append((stream, data))
-        while sum(len(data) for _, data in self._output) > OUTPUT_BYTES:
-            self._output.popleft()
+        with self._output_lock:
+            self._output.append((stream, data))
+            while sum(len(data) for _, data in self._output) > OUTPUT_BYTES:
+                self._output.popleft()
 
     def _take_output(self) -> tuple[tuple[int, bytes], ...]:
-        return tuple(self._output.popleft() for _ in range(len(self._output)))
+        with self._output_lock:
+            taken = tuple(self._output)
+            self._output.clear()
+            return taken
 
     def _status(self, executor: Executor) -> NodeStatus:
         stats = executor.stats()

@@ -286,7 +286,8 @@ class Nodes:
             )
             with self._lock:
                 self._opening[place.id] = node
-            check_versions(node.open(self._order_for(place)), node.name)
+            patience = START_SECONDS + self._settings.preload_timeout
+            check_versions(node.open(self._order_for(place), patience), node.name)
             for call, name in list(self._rehearsals):
                 node.call("rehearse", call, name).result()
         except Exception as exc:

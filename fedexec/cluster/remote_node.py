@@ -80,12 +80,14 @@ class RemoteNode:
         """How many more tasks the node can run now."""
         return 0 if self.lost is not None else self.status.slots - len(self.running)
 
-    def open(self, order: NodeOrder) -> Node:
+    def open(self, order: NodeOrder, seconds: float) -> Node:
         """Have the node agent make its executor, and wait until it has.
 
         Parameters
         ----------
         order : NodeOrder
+        seconds : float
+            How long that may take.
 
         Returns
         -------
@@ -96,9 +98,15 @@ class RemoteNode:
         Exception
             What the executor raises, such as PreloadError.
         LostError
-            The node agent is gone.
+            The node agent is gone, or does not answer.
         """
-        self._session, self.description, self.capabilities, status = self._call("open", order).result()
+        opening = self._call("open", order)
+        try:
+            self._session, self.description, self.capabilities, status = opening.result(seconds)
+        except TimeoutError:
+            if opening.done():  # the node agent itself has said so
+                raise
+            raise LostError(f"its node agent was not ready after {seconds:.0f} s") from None
         self._answered_at = time.monotonic()
         self._note(status)
         return self.description
