@@ -1,10 +1,11 @@
 """The caller's view of one node: its agent, its slots, the tasks that run there, and whether it is alive."""
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from fedexec.cluster.contents import Content
@@ -227,7 +228,7 @@ class RemoteNode:
         except BaseException as exc:
             _set_error(future, exc)
         else:
-            if not future.done():
+            with contextlib.suppress(InvalidStateError):  # the node was lost in the same moment
                 future.set_result(value)
 
     def _keep(self, content: Content) -> "Future[Any]":
@@ -253,7 +254,7 @@ class RemoteNode:
 
 
 def _set_error(future: "Future[Any]", error: BaseException) -> None:
-    if not future.done():
+    with contextlib.suppress(InvalidStateError):  # the answer has come in the same moment
         future.set_exception(error)
 
 
