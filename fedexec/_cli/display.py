@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,9 +13,11 @@ from fedexec._system.control_characters import visible
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import Settings
+from fedexec.usage import Node
 
 __all__ = ["Display"]
 
+SHOWN_MACHINES = 5
 BETWEEN_LINES = 5.0  # seconds
 
 
@@ -84,15 +86,29 @@ class Display:
         for name in ("fedexec", "flwr"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    def chosen(self, settings: Settings, *, nodes: str | None = None) -> None:
-        """Say what runs, and who chose it."""
+    def chosen(self, settings: Settings, *, what: str = "", machines: Sequence[Node] = ()) -> None:
+        """Say what runs, and who chose it.
+
+        Parameters
+        ----------
+        settings : Settings
+        what : str, optional
+            What else to say first.
+        machines : sequence of Node
+            The nodes of the cluster on which tasks run.
+        """
         source = settings.sources.get("backend", "default")
-        self._console.print(
-            f"{f'{nodes}, ' if nodes else ''}backend {settings.backend} ({source}), "
+        where = (
             f"{'at most ' if settings.auto else ''}{settings.max_workers} workers, "
-            f"{settings.threads_per_worker} thread(s) each",
-            soft_wrap=True,
+            f"{settings.threads_per_worker} thread(s) each"
         )
+        if machines:
+            slots = min(settings.max_workers, sum(machine.slots for machine in machines))
+            hosts = ", ".join(f"{machine.host} ({machine.slots})" for machine in machines[:SHOWN_MACHINES])
+            more = f" and {len(machines) - SHOWN_MACHINES} more" if len(machines) > SHOWN_MACHINES else ""
+            where = f"{slots} tasks at once on {len(machines)} machine(s): {hosts}{more}"
+        said = f"{f'{what}, ' if what else ''}backend {settings.backend} ({source}), {where}"
+        self._console.print(said, soft_wrap=True)
 
     def waiting(self, address: str, there: int, needed: int, *, written: bool = False) -> None:
         """Show how many clients a server waits for.

@@ -83,7 +83,7 @@ def serve_job(
         job_executor(arguments, spec) as executor,
         Timeline(executor.devices) as timeline,
     ):
-        display.chosen(executor.settings)
+        display.chosen(executor.settings, machines=executor.nodes())
         job = _ServedJob(arguments, spec, executor, resuming, display, timeline)
         ending.prepare(stop=job.stop, advice=resuming.advice)
         try:

@@ -67,7 +67,7 @@ def command(arguments: argparse.Namespace) -> int:
         ending.prepare(hush=display.hush)
         server, executor = _start(arguments, app)
         stack.enter_context(executor)
-        display.chosen(executor.settings, nodes=f"{nodes} nodes ({who})")
+        display.chosen(executor.settings, what=f"{nodes} nodes ({who})", machines=executor.nodes())
         timeline = stack.enter_context(Timeline(executor.devices))
 
         def progress(current: Round, done: int, planned: int | None) -> None:

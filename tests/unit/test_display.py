@@ -10,12 +10,21 @@ from fedexec._cli.display import Display
 from fedexec._scheduling.futures import Stats
 from fedexec.flower import Round, TaskRecord
 from fedexec.settings import resolve
+from fedexec.usage import Node
 
 
 @pytest.mark.parametrize(("workers", "said"), [(3, ", 3 workers"), ("auto", "at most ")])
 def test_a_number_that_memory_decides_is_a_bound(capsys, workers, said):
     Display(1, quiet=False).chosen(resolve({"max_workers": workers}))
     assert said in capsys.readouterr().out
+
+
+def test_the_machines_of_a_cluster_are_named(capsys):
+    machines = [Node(str(number), f"host{number}", 4, 8, 1 << 30, (), {}) for number in range(7)]
+    Display(1, quiet=False).chosen(resolve({"backend": "ray", "max_workers": 20}), machines=machines)
+    out = capsys.readouterr().out
+    assert "20 tasks at once on 7 machine(s): host0 (4), host1 (4)" in out
+    assert "and 2 more" in out
 
 
 @pytest.mark.parametrize(
