@@ -11,8 +11,9 @@ __all__ = ["Held", "copy_buffers", "lay_out"]
 
 ALIGNMENT = 64  # bytes, of each buffer in a block: a cache line, and what vector instructions prefer
 
-_memcmp = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).memcmp  # ctypes releases the GIL
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+if sys.platform != "win32":  # where no backend shares buffers
+    _memcmp = ctypes.CDLL(None).memcmp  # ctypes releases the GIL for it, as np.copyto does
+    _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Held:
