@@ -120,10 +120,10 @@ def test_the_core_imports_no_backend_and_nothing_heavy(code, missing):
 def test_the_public_names_are_these():
     assert sorted(fedexec.__all__) == [
         "Backend", "BackendInfo", "BackendUnavailableError", "Capability", "DeviceError", "Executor",
-        "FedexecError", "Future", "Hooks", "InitializerError", "Node", "NodeLostError", "Outcome", "PreloadError", "Settings",
-        "SettingsError", "Stats", "Task", "TaskTimeoutError", "TransferError", "UnknownBackendError",
-        "UnpickleError", "Usage", "WorkerDiedError", "WorkerError", "WorkerMemoryError", "backends",
-        "create_executor", "once",
+        "FedexecError", "Future", "Hooks", "InitializerError", "Node", "NodeLostError", "Outcome",
+        "PreloadError", "Settings", "SettingsError", "Stats", "Task", "TaskTimeoutError",
+        "TransferError", "UnknownBackendError", "UnpickleError", "Usage", "WorkerDiedError",
+        "WorkerError", "WorkerMemoryError", "backends", "create_executor", "once",
     ]  # fmt: skip
     assert all(hasattr(fedexec, name) for name in fedexec.__all__)
 
