@@ -37,7 +37,7 @@ ON_WINDOWS = (
 import json
 import fedexec
 said = {}
-for backend in ("standby", "process", "pool", "loky", None):
+for backend in ("standby", "process", "pool", "loky", "ray", "dask", None):
     try:
         fedexec.create_executor(backend)
     except fedexec.BackendUnavailableError as exc:
