@@ -6,10 +6,9 @@ because Ray hides GPUs from actors that do not ask for them.
 
 import logging
 import os
-import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -65,6 +64,28 @@ class RayAgent(Agent):
 
 _lock = threading.Lock()
 _users: "set[RayEngine]" = set()  # the engines that need the connection that one of them has made
+_has_left = threading.Event()
+
+
+def _stay(init: Callable[[], object]) -> None:
+    """Make a call in a thread that stays until Ray is left: what Ray has started ends with the thread.
+
+    In a thread that is not the main thread, Ray also leaves the program's handler of SIGTERM alone.
+    """
+    done: Future[None] = Future()
+
+    def stay() -> None:
+        _has_left.clear()
+        try:
+            init()
+        except BaseException as exc:
+            done.set_exception(exc)
+        else:
+            done.set_result(None)
+            _has_left.wait()
+
+    threading.Thread(target=stay, name="fedexec-ray", daemon=True).start()
+    done.result()
 
 
 class RayEngine(Engine):
@@ -92,7 +113,7 @@ class RayEngine(Engine):
             if ray.is_initialized() and not _users:
                 return  # the connection is the program's own
             if not ray.is_initialized():
-                self._init()
+                _stay(self._init)
             _users.add(self)
 
     def _compare_address(self) -> None:
@@ -107,12 +128,11 @@ class RayEngine(Engine):
         address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
         if address == LOCAL:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
-        if address not in (LOCAL, "auto"):
-            _require_answer(address)
-        before = signal.getsignal(signal.SIGTERM)
         rays_log = logging.getLogger("ray._private.worker")
         rays_log.addFilter(_is_of_interest)
         try:
+            if address not in (LOCAL, "auto"):
+                _require_answer(address)
             ray.init(
                 address=address,
                 namespace="fedexec",
@@ -125,8 +145,6 @@ class RayEngine(Engine):
             raise BackendUnavailableError("ray", reason) from exc
         finally:
             rays_log.removeFilter(_is_of_interest)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # the program's own, which ray.init has replaced
 
     def places(self) -> Sequence[Place]:
         """Return the nodes that Ray believes to be alive, without those that offer no CPU."""
@@ -175,10 +193,11 @@ class RayEngine(Engine):
                 _users.remove(self)
                 if not _users:
                     ray.shutdown()
+                    _has_left.set()
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Return False for the warning that Ray sets no handler of SIGTERM, because it would be undone anyway."""
+    """Return False for the warning that Ray sets no handler of SIGTERM, which is what is wanted."""
     return "SIGTERM handler" not in record.getMessage()
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -48,6 +49,16 @@ def test_an_engine_runs_tasks_as_standby_does(engine, capfd):
         assert future.usage is not None
         assert future.usage.node == node.host
     assert "printed on a node" in capfd.readouterr().out
+
+
+def test_a_cluster_outlives_the_thread_that_has_made_the_executor(engine):
+    made = []
+    maker = threading.Thread(target=lambda: made.append(fedexec.create_executor(engine)))
+    maker.start()
+    maker.join()
+    time.sleep(1.0)  # the kernel ends at once what is to end with a thread; Ray notices some time later
+    with made[0] as executor:
+        assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no address at all"])
