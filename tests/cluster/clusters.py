@@ -6,6 +6,7 @@ Run as a script, this module is a keeper.
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,7 @@ class Cluster:
         """End the cluster."""
         self._ask("close")
         self._connection.close()
+        shutil.rmtree(self.directory)
 
     def _ask(self, method: str, *args: object) -> Any:
         self._connection.send((method, args))
