@@ -28,6 +28,7 @@ from fedexec._channel.unpickling import load_with_main
 from fedexec._system.installed import is_installed
 
 __all__ = [
+    "Blob",
     "Packed",
     "Pickler",
     "Sources",
@@ -39,6 +40,21 @@ __all__ = [
 
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
 """(file name, lines) of code whose source only the sender's process has: notebook cells."""
+
+
+class Blob:
+    """Bytes that are pickled beside the pickle, so that an engine need not copy them.
+
+    Parameters
+    ----------
+    data : buffer
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = memoryview(data).cast("B")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Blob, (pickle.PickleBuffer(self.data) if protocol >= 5 else bytes(self.data),)
 
 
 class Packed(NamedTuple):
@@ -57,6 +73,13 @@ class Packed(NamedTuple):
     data: bytes
     buffers: Sequence[memoryview]
     sources: Sources = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _packed, (self.data, [Blob(buffer) for buffer in self.buffers], self.sources)
+
+
+def _packed(data: bytes, blobs: Sequence[Blob], sources: Sources) -> Packed:
+    return Packed(data, [blob.data for blob in blobs], sources)
 
 
 _MAINS = ("__main__", "__mp_main__")

@@ -9,10 +9,12 @@ import pickle
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
 
+from fedexec._channel.changed import Changed
 from fedexec._channel.messages import Reply, ReplyKind
 from fedexec._channel.packed_calls import PackedCall, PackedReply
 from fedexec._channel.pickling import Packed, dump
@@ -48,8 +50,7 @@ class TaskChannel:
         self._pool = SegmentPool(enabled=shared_memory and supported())
         self._stderr = Relay()
         self._stdout = Relay(1)  # for tasks whose caller is on another machine
-        self._first_path = tuple(entry for entry in sys.path if isinstance(entry, str))
-        self._path_has_changed = False
+        self._path = Changed(lambda: tuple(entry for entry in sys.path if isinstance(entry, str)))
 
     def deliver(self, task: Task, call: Callable[[bytes], bytes]) -> Outcome:
         """Run a task in a worker.
@@ -91,19 +92,12 @@ class TaskChannel:
                     parcel.keep()
                 if self._learner is not None:
                     self._learner.note(task, reply.imported, reply.usage)
-                return _outcome(PackedReply.of(reply, _payload(reply, parcel)), task)
+                return _outcome(reply, parcel, task)
         if self._pool.disable():
             log.warning(
                 "workers cannot open the caller's shared memory (%s), so arrays are copied", reply.traceback
             )
         return self.deliver(task, call)
-
-    def _path(self) -> tuple[str, ...] | None:
-        """Return ``sys.path`` if it has ever changed since workers were started; else None."""
-        now = tuple(entry for entry in sys.path if isinstance(entry, str))
-        if now != self._first_path:
-            self._path_has_changed = True  # reused workers must also be told when the path changes back
-        return now if self._path_has_changed else None
 
     def learning(self) -> dict[str, Any]:
         """Return what the template has learnt, as the learner reports it."""
@@ -121,7 +115,7 @@ class TaskChannel:
         if isinstance(task.fn, PackedCall):
             packed, path = task.fn.packed, task.fn.path
         else:
-            packed, path = pack(task), self._path()
+            packed, path = pack(task), self._path.value()
         learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
         return self._pool.parcel(packed, task.submitted, task.device, stderr, task.seed, path, learn, stdout)
 
@@ -181,12 +175,10 @@ def _culprit(task: Task) -> str:
     return "the call"
 
 
-def _payload(reply: Reply, parcel: Parcel) -> Packed:
-    return parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else Packed(reply.payload, ())
-
-
-def _outcome(reply: PackedReply, task: Task) -> Outcome:
+def _outcome(reply: Reply, parcel: Parcel, task: Task) -> Outcome:
     """Turn the reply of a worker into an outcome; this never raises."""
+    payload = parcel.open(reply.payload) if reply.kind is ReplyKind.VALUE else Packed(reply.payload, ())
+    packed = PackedReply(replace(reply, payload=b""), payload)
     if isinstance(task.fn, PackedCall) and reply.kind not in _BREAKS:
-        return Outcome(value=reply, usage=reply.usage, out_of_memory=reply.out_of_memory)
-    return reply.outcome(task)
+        return Outcome(value=packed, usage=reply.usage, out_of_memory=reply.out_of_memory)
+    return packed.outcome(task)

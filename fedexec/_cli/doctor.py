@@ -29,7 +29,7 @@ from fedexec.errors import (
 )
 from fedexec.interface import Capability
 from fedexec.memory import host
-from fedexec.settings import FORK_IS_SAFE, resolve, unknown_variables
+from fedexec.settings import FORK_IS_SAFE, Settings, resolve, unknown_variables
 
 __all__ = ["command"]
 
@@ -90,12 +90,17 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, found)
 
 
+def _settings() -> Settings:
+    """Return what the environment chooses; a misspelt variable is a finding here, and not a warning."""
+    unknown = unknown_variables(os.environ)
+    return resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
+
+
 def _variables() -> Iterator[Finding]:
     """Look at what the environment says."""
     unknown = unknown_variables(os.environ)
     try:
-        settings = resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
-        load_chosen(settings)
+        load_chosen(_settings())
     except (SettingsError, UnknownBackendError, BackendUnavailableError) as exc:
         yield Finding("environment", str(exc), is_wrong=True)
     for variable, advice in unknown.items():
@@ -128,8 +133,7 @@ def _memory() -> Iterator[Finding]:
 def _cluster() -> Iterator[Finding]:
     """Look at the nodes, if the environment names the backend of a cluster."""
     try:
-        unknown = unknown_variables(os.environ)  # told already
-        settings = resolve(environ={name: value for name, value in os.environ.items() if name not in unknown})
+        settings = _settings()
         is_remote = Capability.REMOTE in load_chosen(settings).capabilities
     except FedexecError:  # told already
         return

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fedexec.cluster.messages import NodeOrder, StaleAgentError, pack_error
@@ -20,6 +21,16 @@ from fedexec.cluster.node_agent import NodeAgent
 __all__ = ["AgentProcess"]
 
 _NUMBER = struct.Struct("<Q")
+
+
+def _passed_on(method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a method of AgentProcess that calls the node agent's method of this name."""
+
+    async def call(self: "AgentProcess", *args: Any) -> Any:
+        return await self._call(method, *args)
+
+    call.__doc__ = f"See :meth:`NodeAgent.{method}`."
+    return call
 
 
 class AgentProcess:
@@ -46,25 +57,11 @@ class AgentProcess:
             await self._connection.end()
         return answer
 
-    async def beat(self, *args: Any) -> Any:
-        """See :meth:`NodeAgent.beat`."""
-        return await self._call("beat", *args)
-
-    async def keep(self, *args: Any) -> Any:
-        """See :meth:`NodeAgent.keep`."""
-        return await self._call("keep", *args)
-
-    async def run(self, *args: Any) -> Any:
-        """See :meth:`NodeAgent.run`."""
-        return await self._call("run", *args)
-
-    async def end(self, *args: Any) -> Any:
-        """See :meth:`NodeAgent.end`."""
-        return await self._call("end", *args)
-
-    async def rehearse(self, *args: Any) -> Any:
-        """See :meth:`NodeAgent.rehearse`."""
-        return await self._call("rehearse", *args)
+    beat = _passed_on("beat")
+    keep = _passed_on("keep")
+    run = _passed_on("run")
+    end = _passed_on("end")
+    rehearse = _passed_on("rehearse")
 
     async def close(self, *args: Any) -> Any:
         """Close the node agent and end its process; see :meth:`NodeAgent.close`."""

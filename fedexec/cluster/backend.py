@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedexec._channel.changed import Changed
 from fedexec._channel.pickling import Packed, dumps
 from fedexec._channel.task_channel import pack
 from fedexec._registry import load
@@ -58,8 +59,7 @@ class ClusterBackend(Backend):
         self._engine = self.engine_class(settings)
         self._contents = Contents(self._engine.put)
         self._nodes = Nodes(self._engine, order, settings, self._contents, lambda: self.slots_changed())
-        self._first_path = own_path()
-        self._path_has_changed = False
+        self._path = Changed(own_path)
 
     def start(self) -> None:
         """Connect to the cluster, and wait until its nodes are ready.
@@ -156,7 +156,7 @@ class ClusterBackend(Backend):
             data=packed.data,
             buffers=buffers,
             sources=packed.sources,
-            path=self._path(),
+            path=self._path.value(),
             kind=task.kind,
             tag=task.tag,
             timeout=task.timeout,
@@ -187,13 +187,6 @@ class ClusterBackend(Backend):
             error.add_note(
                 f"fedexec: node {node.name} cannot import {error.__cause__.name!r}. {self._engine.shipping}"
             )
-
-    def _path(self) -> tuple[str, ...] | None:
-        """Return the caller's own directories of ``sys.path`` if they have ever changed; else None."""
-        now = own_path()
-        if now != self._first_path:
-            self._path_has_changed = True  # reused workers must also be told when the path changes back
-        return now if self._path_has_changed else None
 
 
 def _check_node_backend(settings: Settings) -> None:

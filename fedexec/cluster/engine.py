@@ -1,12 +1,12 @@
 """What a cluster backend asks of an engine: places, agents on them, and calls."""
 
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from fedexec._channel.pickling import Blob
 from fedexec.settings import Settings
 
 __all__ = ["Agent", "Blob", "Engine", "Place"]
@@ -29,21 +29,6 @@ class Place:
     id: str
     host: str
     cores: int | None = None
-
-
-class Blob:
-    """Bytes that are pickled beside the pickle, so that an engine need not copy them.
-
-    Parameters
-    ----------
-    data : buffer
-    """
-
-    def __init__(self, data: Any) -> None:
-        self.data = memoryview(data).cast("B")
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Blob, (pickle.PickleBuffer(self.data) if protocol >= 5 else bytes(self.data),)
 
 
 class Agent(ABC):
