@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
+from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedexec.backend import BackendUnavailableError, Settings
@@ -176,6 +177,9 @@ class RayEngine(Engine):
         actor = ray.remote(NodeAgent).options(**options).remote()
         try:
             ray.get(actor.__ray_ready__.remote(), timeout=CREATE_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(actor)
+            raise ConnectionError(_why_it_waits(place, options["num_gpus"])) from None
         except ray.exceptions.RayError as exc:
             ray.kill(actor)
             raise ConnectionError(f"Ray cannot create the node agent there: {_first_line(exc)}") from exc
@@ -194,6 +198,23 @@ class RayEngine(Engine):
                 if not _users:
                     ray.shutdown()
                     _has_left.set()
+
+
+def _why_it_waits(place: Place, gpus: float) -> str:
+    """Say why Ray has not created a node agent, and which actors of others run on the node."""
+    waited = f"Ray has not created the node agent there within {CREATE_SECONDS:.0f} s"
+    try:
+        actors = [each for each in state.actors().values() if each["State"] == "ALIVE"]
+        there = [
+            f"{each['ActorClassName']} (process {each['Pid']}, job {each['JobID']})"
+            for each in actors
+            if each["Address"]["NodeID"] == place.id
+        ]
+    except Exception:  # not a public interface of Ray
+        there = []
+    needs = f"; it needs all {gpus:g} GPU(s) of the node" if gpus else ""
+    holders = f"; actors that run there: {', '.join(sorted(there))}" if there else ""
+    return waited + needs + holders
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:

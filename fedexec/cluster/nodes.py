@@ -325,7 +325,10 @@ class Nodes:
         for error in errors:
             if isinstance(error, PreloadError | DeviceError | SettingsError):
                 return error
-        reasons = "; ".join(dict.fromkeys(map(str, errors))) or f"it has no node after {START_SECONDS:.0f} s"
+        reasons = (
+            "; ".join(dict.fromkeys(str(error).rstrip(".") for error in errors))
+            or f"it has no node after {START_SECONDS:.0f} s"
+        )
         return BackendUnavailableError(self._settings.backend, reasons)
 
     # ------------------------------------------------------------ nodes that are ready

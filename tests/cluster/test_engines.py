@@ -76,3 +76,32 @@ def test_an_engine_that_is_not_installed_gets_the_command(engine):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert f"pip install 'fedexec[{engine}]'" in done.stderr
+
+
+GPUS_ARE_HELD = """
+import fedexec, fedexec_backends.ray, ray
+
+ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, configure_logging=False)
+
+class Trainer:
+    def ready(self):
+        return True
+
+trainer = ray.remote(num_gpus=1)(Trainer).remote()
+ray.get(trainer.ready.remote())
+fedexec_backends.ray.CREATE_SECONDS = 2.0
+try:
+    fedexec.create_executor("ray")
+except fedexec.BackendUnavailableError as exc:
+    print(exc)
+"""
+
+
+def test_who_holds_the_gpus_of_a_node_is_told():
+    pytest.importorskip("ray")
+    command = [sys.executable, "-c", GPUS_ARE_HELD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (
+        "within 2 s; it needs all 1 GPU(s) of the node; actors that run there: Trainer (process"
+        in done.stdout
+    )
