@@ -20,6 +20,7 @@ from fedexec.cluster.node_agent import NodeAgent
 
 __all__ = ["AgentProcess"]
 
+LEAVE_SECONDS = 2.0  # how long the process may take to end after its connection was closed
 _NUMBER = struct.Struct("<Q")
 
 
@@ -139,7 +140,15 @@ class _Connection:
                 if not answer.done():
                     answer.set_exception(ConnectionError("the process of the node agent has ended"))
             self._writer.close()
-            await asyncio.to_thread(self._process.wait)
+            await asyncio.to_thread(self._reap)
+
+    def _reap(self) -> None:
+        """Wait until the process has ended; kill it if it does not end by itself, because it is stopped."""
+        try:
+            self._process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 async def _send(writer: asyncio.StreamWriter, message: object) -> None:

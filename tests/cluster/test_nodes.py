@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import toy_engine
 
@@ -305,3 +307,12 @@ def test_doctor_looks_at_the_nodes(machines, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("FEDEXEC_BACKEND", "toy")
     main(["doctor"])
     assert "3 tasks at once" in capsys.readouterr().out
+
+
+def test_an_agent_that_is_stopped_ends_with_the_executor(machines, tmp_path):
+    machine = machines.add(cores=1)
+    with fedexec.create_executor("toy", node_timeout=TIMEOUT) as executor:
+        executor.submit(abs, -1).result(DEADLINE)
+        pid = machine.agents[0].node_agent._connection._process.pid
+        os.kill(pid, signal.SIGSTOP)
+    poll(lambda: not psutil.pid_exists(pid), "it has ended")
