@@ -160,9 +160,12 @@ class WorkerError(FedexecError):
         The last lines that the task had written to stderr; empty if there were none, or if the system does
         not allow reading them. After a fatal signal they end with Python's report of the signal, after the
         time limit with the stack of each thread.
+    node : str
+        Name of the node of a cluster on which the task ran; empty if it was this machine.
     """
 
     stderr = ""
+    node = ""
 
     def quote(self, stderr: str) -> None:
         """Keep lines of stderr, also in a note, so that a traceback shows them.
@@ -221,6 +224,7 @@ class WorkerDiedError(WorkerError, BrokenProcessPool):
 
     def __str__(self) -> str:
         who = "The worker" if self.pid is None else f"Worker {self.pid}"
+        who += f" on node {self.node}" if self.node else ""
         hint = ""
         if self.is_deliberate:
             hint = " Its executor was told to end it."

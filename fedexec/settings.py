@@ -122,7 +122,7 @@ class Settings:
         setting_values.workers,
         "N",
         "How many tasks run at once. With `auto`, as many as the memory of host and devices allows.",
-        "the number of cores that this process may use",
+        "the number of cores that this process may use; on `ray` and `dask` 1,000",
     )
     start_method: str = _setting(
         "forkserver" if FORK_IS_SAFE else "spawn",
@@ -242,7 +242,7 @@ class Settings:
         "N",
         "How many tasks each node of a cluster runs at once, on `ray` and `dask`. With `auto`, as many as "
         "the memory of its host and devices allows.",
-        "the number of cores of the node",
+        "on `ray` the CPUs that Ray gives the node, on `dask` the number of cores of the node",
     )
     node_timeout: float = _setting(
         5.0,

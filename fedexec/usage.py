@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Node", "Usage"]
+__all__ = ["Node", "Usage", "node_name"]
+
+LONGEST_NAME, SHORT_NAME = 40, 12  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,28 @@ class Node:
     versions: Mapping[str, str]
     missing: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Name of the node for messages."""
+        return node_name(self.host, self.id)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the description as a dictionary that :mod:`json` can write."""
         return asdict(self)
+
+
+def node_name(host: str, identifier: str) -> str:
+    """Return the name of a node for messages, which differs from that of others on the same host.
+
+    Parameters
+    ----------
+    host : str
+    identifier : str
+        What the engine calls the node: an address, or a long number, which is shortened.
+
+    Returns
+    -------
+    str
+        Such as ``"host1 (tcp://10.0.0.2:40123)"``.
+    """
+    return f"{host} ({identifier if len(identifier) <= LONGEST_NAME else identifier[:SHORT_NAME]})"

@@ -145,6 +145,7 @@ class DaskEngine(Engine):
             address, options = self._cluster.scheduler_address, {"loop": self._cluster.loop}
         else:
             options = {}
+            _check_address(address)
         try:
             self._client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, **options)
         except (OSError, ValueError, TypeError) as exc:
@@ -194,6 +195,15 @@ def _current_client() -> Client | None:
         return distributed.get_client()
     except ValueError:
         return None
+
+
+def _check_address(address: str) -> None:
+    """Raise BackendUnavailableError if an address has no host or no port."""
+    try:
+        distributed.comm.get_address_host_port(address)
+    except (ValueError, TypeError) as exc:
+        reason = f"the address of a Dask scheduler is such as tcp://10.0.0.1:8786, got {address!r}: {exc}"
+        raise BackendUnavailableError("dask", reason) from None
 
 
 def _can_reach(address: str) -> bool:

@@ -142,7 +142,10 @@ class RayEngine(Engine):
                 logging_level="warning",
             )
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as exc:
-            reason = f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)}"
+            reason = (
+                f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)} (if the cluster "
+                "asks for a token, this process needs RAY_AUTH_MODE=token and the same token)"
+            )
             raise BackendUnavailableError("ray", reason) from exc
         finally:
             rays_log.removeFilter(_is_of_interest)
@@ -224,10 +227,14 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
 
 def _require_answer(address: str) -> None:
     """Raise BackendUnavailableError if nothing listens at an address; Ray itself would wait for long."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in host:
+        raise BackendUnavailableError(
+            "ray", f"the address of a Ray cluster is host:port, such as 10.0.0.1:6379, got {address!r}"
+        )
     try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
-    except (OSError, ValueError) as exc:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as exc:
         raise BackendUnavailableError("ray", f"no Ray cluster answers at {address!r}: {exc}") from exc
 
 

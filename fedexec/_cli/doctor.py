@@ -146,13 +146,13 @@ def _cluster() -> Iterator[Finding]:
         return
     for node in found:
         yield Finding(
-            f"node {node.host}", f"{node.slots} tasks at once, {', '.join(node.devices) or 'no device'}"
+            f"node {node.name}", f"{node.slots} tasks at once, {', '.join(node.devices) or 'no device'}"
         )
         for text in differences(versions(), node.versions).values():
-            yield Finding(f"node {node.host}", f"has {text}", is_wrong=True)
+            yield Finding(f"node {node.name}", f"has {text}", is_wrong=True)
         for directory in node.missing:
             yield Finding(
-                f"node {node.host}", f"does not have {directory}, so it finds no module there", is_wrong=True
+                f"node {node.name}", f"does not have {directory}, so it finds no module there", is_wrong=True
             )
 
 

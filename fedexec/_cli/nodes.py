@@ -62,7 +62,7 @@ def describe(node: Node) -> Iterable[str]:
     ------
     str
     """
-    yield f"{node.host}  {node.id}"
+    yield node.name
     yield f"  {node.slots} tasks at once, {node.cores} cores, {format_size(node.memory_bytes)} of memory"
     yield f"  devices: {', '.join(node.devices) or 'none'}"
     yield "  " + ", ".join(f"{name} {version}" for name, version in node.versions.items())

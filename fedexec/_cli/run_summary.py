@@ -58,7 +58,12 @@ def ending_lines(
         f"{said}; {failed} failed, {stats.worker_deaths} died, {stats.timeouts} timed out, "
         f"{stats.retries} run again"
     )
-    yield f"all processes together: peak {format_size(timeline.host.peak)} of the host's memory"
+    where = (
+        "here, without those on nodes,"
+        if any(task.usage and task.usage.node for task in tasks)
+        else "together"
+    )
+    yield f"all processes {where}: peak {format_size(timeline.host.peak)} of the host's memory"
     for device in timeline.watched:
         after_round, at_end = (timeline.residual_bytes(device.uuid, label) for label in ("round", "shutdown"))
         yield (

@@ -40,6 +40,11 @@ _NEEDS = {  # setting -> the capabilities of which the backend must have one for
     "standby": Capability.STANDS_BY,
     "shared_memory": Capability.SHARES_MEMORY,
     "seed": Capability.ISOLATED,
+    "node_backend": Capability.REMOTE,
+    "node_workers": Capability.REMOTE,
+    "node_timeout": Capability.REMOTE,
+    "ray_address": Capability.REMOTE,
+    "dask_address": Capability.REMOTE,
 }
 _OF_REUSED_WORKERS = ("memory_limit", "device_memory_limit")
 

@@ -15,13 +15,15 @@ from fedexec._system.available_resources import SIGKILL
 from fedexec.cluster.contents import Content, Contents
 from fedexec.cluster.engine import Engine
 from fedexec.cluster.messages import NodeOrder, NodeTask, Surroundings, own_path, unpack_error
-from fedexec.cluster.nodes import LEASE_SHARE, Nodes
+from fedexec.cluster.nodes import BEAT_SECONDS, LEASE_SHARE, Nodes
 from fedexec.cluster.remote_node import LostError, RemoteNode
-from fedexec.errors import NodeLostError, SettingsError, UnpickleError
+from fedexec.errors import NodeLostError, SettingsError, UnpickleError, WorkerError
 from fedexec.interface import Backend, Capability, Hooks, Node, Outcome, Task
 from fedexec.settings import Settings
 
 __all__ = ["ClusterBackend"]
+
+LEAST_TIMEOUT = 2.0  # seconds
 
 log = logging.getLogger("fedexec")
 
@@ -54,7 +56,7 @@ class ClusterBackend(Backend):
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         super().__init__(settings, hooks)
-        _check_node_backend(settings)
+        _check(settings)
         order = _order(settings, hooks)
         self._engine = self.engine_class(settings)
         self._contents = Contents(self._engine.put)
@@ -172,7 +174,10 @@ class ClusterBackend(Backend):
         finally:
             self._nodes.give_back(task)
         if reply.error is not None:
-            raise unpack_error(reply.error)
+            error = unpack_error(reply.error)
+            if isinstance(error, WorkerError):
+                error.node = node.name
+            raise error
         assert reply.reply is not None
         outcome = reply.reply.outcome(task)
         if isinstance(outcome.exception, UnpickleError):
@@ -189,8 +194,13 @@ class ClusterBackend(Backend):
             )
 
 
-def _check_node_backend(settings: Settings) -> None:
-    """Raise SettingsError if the backend of the nodes cannot run tasks in processes of a node."""
+def _check(settings: Settings) -> None:
+    """Raise SettingsError if a setting of nodes makes no sense."""
+    if settings.node_timeout < LEAST_TIMEOUT:
+        raise SettingsError(
+            f"node_timeout must be at least {LEAST_TIMEOUT:g} seconds, because signs of life are "
+            f"{BEAT_SECONDS:g} s apart, got {settings.node_timeout:g}"
+        )
     promises = load(settings.node_backend).capabilities
     if Capability.ISOLATED not in promises or Capability.REMOTE in promises:
         raise SettingsError(

@@ -201,7 +201,7 @@ class NodeAgent:
         return NodeReply(
             reply=reply if isinstance(reply, PackedReply) else None,
             error=None if error is None else pack_error(error),
-            status=NodeStatus(slots=_slots(executor), output=self._take_output()),
+            status=self._status(executor),
         )
 
     @_answering

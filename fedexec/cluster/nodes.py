@@ -24,7 +24,7 @@ from fedexec.errors import (
 from fedexec.interface import Task
 from fedexec.settings import Settings
 
-__all__ = ["LEASE_SHARE", "Nodes"]
+__all__ = ["BEAT_SECONDS", "LEASE_SHARE", "Nodes"]
 
 log = logging.getLogger("fedexec")
 

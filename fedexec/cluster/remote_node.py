@@ -12,6 +12,7 @@ from fedexec.cluster.contents import Content
 from fedexec.cluster.engine import Agent, Place
 from fedexec.cluster.messages import NodeOrder, NodeReply, NodeStatus, NodeTask, StaleAgentError, unpack_error
 from fedexec.interface import Capability, Node, Task
+from fedexec.usage import node_name
 
 __all__ = ["LostError", "RemoteNode"]
 
@@ -74,7 +75,7 @@ class RemoteNode:
     def name(self) -> str:
         """Name of the node for messages."""
         host = self.place.host if self.description is None else self.description.host
-        return f"{host} ({self.place.id[:12]})"
+        return node_name(host, self.place.id)
 
     @property
     def free_slots(self) -> int:

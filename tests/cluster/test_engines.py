@@ -61,7 +61,7 @@ def test_a_cluster_outlives_the_thread_that_has_made_the_executor(engine):
         assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no address at all"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "no address at all"])
 def test_no_cluster_at_the_address_is_told(engine, address):
     begun = time.monotonic()
     with pytest.raises(fedexec.BackendUnavailableError, match=rf"(?s){engine}.*{address}"):

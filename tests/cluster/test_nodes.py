@@ -216,6 +216,24 @@ def test_nodes_need_a_backend_of_one_machine_with_processes(machines):
             fedexec.create_executor("toy", node_backend=name)
 
 
+def test_a_time_limit_shorter_than_two_signs_of_life_is_refused(machines):
+    with pytest.raises(fedexec.SettingsError, match="node_timeout must be at least 2 seconds"):
+        fedexec.create_executor("toy", node_timeout=0.1)
+
+
+def test_footprints_and_the_machine_of_a_death_are_known_at_once(machines):
+    machines.add(cores=1)
+    with fedexec.create_executor("toy", max_workers="auto") as executor:
+        executor.submit(abs, -1).result(DEADLINE)
+        (footprint,) = executor.footprints().values()
+        assert footprint.host_bytes
+        error = executor.submit(os._exit, 3).exception(DEADLINE)
+    assert executor.nodes() == ()
+    assert isinstance(error, fedexec.WorkerDiedError)
+    assert f"on node {error.node}" in str(error)
+    assert "(toy-" in error.node
+
+
 def test_contents_that_no_task_needs_are_forgotten(machines, monkeypatch):
     monkeypatch.setattr("fedexec.cluster.contents.IDLE_SECONDS", 0.2)
     machine = machines.add()
