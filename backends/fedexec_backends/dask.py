@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import distributed
-from distributed import Actor, Client, LocalCluster
+from distributed import Actor, Client, LocalCluster, Security
 
 from fedexec.backend import BackendUnavailableError, Settings
 from fedexec.cluster import Agent, AgentProcess, ClusterBackend, Engine, Place
@@ -198,12 +198,18 @@ def _current_client() -> Client | None:
 
 
 def _check_address(address: str) -> None:
-    """Raise BackendUnavailableError if an address has no host or no port."""
+    """Raise BackendUnavailableError if an address has no host or no port, or needs certificates not given."""
     try:
         distributed.comm.get_address_host_port(address)
     except (ValueError, TypeError) as exc:
         reason = f"the address of a Dask scheduler is such as tcp://10.0.0.1:8786, got {address!r}: {exc}"
         raise BackendUnavailableError("dask", reason) from None
+    if address.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
+        reason = (
+            f"the Dask scheduler at {address!r} needs certificates: make a distributed.Client(address, "
+            "security=...) before the executor, or set distributed.comm.tls in Dask's configuration"
+        )
+        raise BackendUnavailableError("dask", reason)
 
 
 def _can_reach(address: str) -> bool:

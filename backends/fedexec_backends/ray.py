@@ -24,6 +24,7 @@ __all__ = ["RayBackend"]
 log = logging.getLogger("fedexec")
 
 LOCAL = "local"
+CLIENT = "ray://"  # addresses of Ray's client: the head of the cluster acts for a program elsewhere
 CREATE_SECONDS = 30.0
 LEAVE_SECONDS = 5.0
 MOST_CALLS = 100_000  # at once, for one node agent
@@ -134,17 +135,16 @@ class RayEngine(Engine):
         try:
             if address not in (LOCAL, "auto"):
                 _require_answer(address)
-            ray.init(
-                address=address,
-                namespace="fedexec",
-                include_dashboard=False if address == LOCAL else None,
-                configure_logging=False,
-                logging_level="warning",
-            )
+            options: dict[str, Any] = {"namespace": "fedexec", "logging_level": "warning"}
+            if not address.startswith(CLIENT):
+                options["configure_logging"] = False
+            if address == LOCAL:
+                options["include_dashboard"] = False
+            ray.init(address, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as exc:
             reason = (
                 f"Ray does not connect to the cluster at {address!r}: {_first_line(exc)} (if the cluster "
-                "asks for a token, this process needs RAY_AUTH_MODE=token and the same token)"
+                "asks for a token or uses TLS, so must this process: RAY_AUTH_MODE=token, RAY_USE_TLS=1)"
             )
             raise BackendUnavailableError("ray", reason) from exc
         finally:
@@ -227,10 +227,11 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
 
 def _require_answer(address: str) -> None:
     """Raise BackendUnavailableError if nothing listens at an address; Ray itself would wait for long."""
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not (host and port.isdecimal()) or "/" in host:
         raise BackendUnavailableError(
-            "ray", f"the address of a Ray cluster is host:port, such as 10.0.0.1:6379, got {address!r}"
+            "ray",
+            f"the address of a cluster is such as 10.0.0.1:6379 or {CLIENT}10.0.0.1:10001, got {address!r}",
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()

@@ -59,6 +59,11 @@ class Cluster:
         """Start a node, and return its name when it is ready."""
         return self._ask("add_node")
 
+    def client_address(self) -> str:
+        """Return the address of Ray's client."""
+        address: str = self._ask("client_address")
+        return address
+
     def kill_node(self, name: Any) -> None:
         """End all processes of a node at once."""
         self._ask("signal_node", name, int(signal.SIGKILL))
@@ -136,10 +141,18 @@ class RayKeeper:
     def __init__(self, directory: Path) -> None:
         from ray.cluster_utils import Cluster as LocalCluster
 
-        options = {"num_cpus": 0, "include_dashboard": False}  # so that the head runs no task
+        self._client_port = free_port()
+        options = {
+            "num_cpus": 0,  # so that the head runs no task
+            "include_dashboard": False,
+            "ray_client_server_port": self._client_port,
+        }
         self._cluster = LocalCluster(initialize_head=True, head_node_args=options)
         self.address: str = self._cluster.address
         self._nodes: list[Any] = []
+
+    def client_address(self) -> str:
+        return f"ray://127.0.0.1:{self._client_port}"
 
     def add_node(self) -> int:
         self._nodes.append(self._cluster.add_node(num_cpus=2))

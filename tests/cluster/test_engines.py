@@ -105,3 +105,28 @@ def test_who_holds_the_gpus_of_a_node_is_told():
         "within 2 s; it needs all 1 GPU(s) of the node; actors that run there: Trainer (process"
         in done.stdout
     )
+
+
+THROUGH_RAYS_CLIENT = """
+import os, sys
+import fedexec
+
+with fedexec.create_executor("ray", ray_address=sys.argv[1]) as executor:
+    assert list(executor.map(sum, [[1.0] * 300_000] * 3)) == [300_000.0] * 3
+    assert executor.submit(os.getpid).result(60) != os.getpid()
+    error = executor.submit(os._exit, 3).exception(60)
+    assert error.node == executor.nodes()[0].name, error.node
+"""
+
+
+@pytest.mark.thorough
+def test_tasks_run_through_rays_client(ray_cluster):
+    command = [sys.executable, "-c", THROUGH_RAYS_CLIENT, ray_cluster.client_address()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_dask_cluster_that_needs_certificates_says_how_to_give_them():
+    pytest.importorskip("distributed")
+    with pytest.raises(fedexec.BackendUnavailableError, match=r"needs certificates.*distributed\.comm\.tls"):
+        fedexec.create_executor("dask", dask_address="tls://127.0.0.1:8786")
