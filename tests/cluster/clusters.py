@@ -5,6 +5,7 @@ Run as a script, this module is a keeper.
 """
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -142,11 +143,9 @@ class RayKeeper:
         from ray.cluster_utils import Cluster as LocalCluster
 
         self._client_port = free_port()
-        options = {
-            "num_cpus": 0,  # so that the head runs no task
-            "include_dashboard": False,
-            "ray_client_server_port": self._client_port,
-        }
+        options = {"num_cpus": 0, "include_dashboard": False}  # so that the head runs no task
+        if importlib.util.find_spec("grpc"):  # what Ray's client needs
+            options["ray_client_server_port"] = self._client_port
         self._cluster = LocalCluster(initialize_head=True, head_node_args=options)
         self.address: str = self._cluster.address
         self._nodes: list[Any] = []
