@@ -23,6 +23,7 @@ from fedexec.errors import (
 )
 from fedexec.interface import Task
 from fedexec.settings import Settings
+from fedexec.usage import node_name
 
 __all__ = ["BEAT_SECONDS", "LEASE_SHARE", "Nodes"]
 
@@ -312,7 +313,7 @@ class Nodes:
             is_new = place.id not in self._refused
             self._refused[place.id] = (time.monotonic(), reason)
         if is_new and not self._closing.is_set():
-            log.warning("node %s cannot be used: %s", place.host, reason)
+            log.warning("node %s cannot be used: %s", node_name(place.host, place.id), reason)
 
     def _order_for(self, place: Place) -> NodeOrder:
         workers = self._settings.node_workers or place.cores

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from clusters import Cluster
 
 import fedexec
@@ -162,7 +163,35 @@ def kills(engine, times=20):
     )
 
 
-PARTS = {"dispatch": dispatch, "many": many, "weights": weights, "kills": kills}
+def place(seconds):
+    """Stand for a client; return when it began, and the process of its node, which the keeper has started."""
+    begun = time.time()
+    time.sleep(seconds)
+    *_, node, _keeper, _init = psutil.Process().parents()
+    return begun, node.pid
+
+
+def joins(engine, times=5):
+    """Add a node in mid-round; measure how long it takes until a client begins there."""
+    cluster = Cluster(engine, nodes=1)
+    took = []
+    with fedexec.create_executor(engine, node_workers=2, **cluster.settings) as executor:
+        first = executor.submit(place, 0.0).result()[1]
+        for _ in range(times):
+            futures = [executor.submit(place, 0.5) for _ in range(60)]
+            time.sleep(1.0)
+            name = cluster.add_node()
+            ready = time.time()
+            there = [begun for begun, node in (future.result() for future in futures) if node != first]
+            took.append(min(there) - ready)
+            cluster.kill_node(name)
+            while len(executor.nodes()) > 1:
+                time.sleep(0.05)
+    cluster.close()
+    print(f"  a client began on a new node after {statistics.median(took):.2f} s (at most {max(took):.2f} s)")
+
+
+PARTS = {"dispatch": dispatch, "many": many, "weights": weights, "kills": kills, "joins": joins}
 
 
 def main():
