@@ -1,13 +1,24 @@
 """What a person sees of a run: a bar while a round goes on, a line when it is over, a table at the end."""
 
+import contextlib
 import logging
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedexec._cli.run_summary import ending_lines, failure_line, measured, rounds_table, who_failed
+from fedexec._cli.run_summary import (
+    ending_lines,
+    failure_line,
+    measured,
+    measurements,
+    rounds_table,
+    who_failed,
+)
+from fedexec._report.numbers import count
 from fedexec._scheduling.futures import Stats
 from fedexec._system.control_characters import visible
 from fedexec.flower import Round, TaskRecord
@@ -18,7 +29,8 @@ from fedexec.usage import Node
 __all__ = ["Display"]
 
 SHOWN_MACHINES = 5
-BETWEEN_LINES = 5.0  # seconds
+SHOWN_FAILURES = SHOWN_NAMES = 20
+BETWEEN_LINES, BETWEEN_LOOKS = 5.0, 0.2  # seconds
 
 
 class _Console(Console):
@@ -42,6 +54,8 @@ class Display:
         Show nothing.
     stderr : bool
         Leave stdout to something else.
+    failures_are_logged : bool
+        Whether the reason of each failure is in the log already.
     on_closed : callable
         Called when nobody reads what is shown any more, as behind ``| head``.
     """
@@ -52,8 +66,10 @@ class Display:
         *,
         quiet: bool,
         stderr: bool = False,
+        failures_are_logged: bool = False,
         on_closed: Callable[[], object] = lambda: None,
     ) -> None:
+        self._failures_are_logged = failures_are_logged
         # Text of others is text: errors, names and paths may have brackets, which rich would take for markup.
         self._console = _Console(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)
         self._console.on_closed = on_closed
@@ -85,6 +101,24 @@ class Display:
         self._console.quiet = True
         for name in ("fedexec", "flwr"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Show what Python is importing while an app is loaded, because that may take long."""
+        over = threading.Event()
+
+        def show() -> None:
+            while not over.wait(BETWEEN_LOOKS):
+                newest = list(sys.modules)[-1].partition(".")[0]
+                self._progress.update(self._bar, description=f"loading the app: importing {newest}")
+
+        if not self._progress.disable:
+            threading.Thread(target=show, name="fedexec-loading", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            self._progress.update(self._bar, description="waiting for the first round")
 
     def chosen(self, settings: Settings, *, what: str = "", machines: Sequence[Node] = ()) -> None:
         """Say what runs, and who chose it.
@@ -146,11 +180,20 @@ class Display:
         )
 
     def _line(self, current: Round, rounds: int | None) -> None:
+        if not _has_news(current):
+            return
         self._console.print(
             f"{_name(current, rounds)}  {measured(current)}{current.seconds:.1f} s",
             soft_wrap=True,
         )
-        for failure in current.failures:
+        if self._failures_are_logged and current.failures:
+            who = sorted(
+                {str(failure["client"]) for failure in current.failures}, key=lambda each: (len(each), each)
+            )
+            more = f" and {len(who) - SHOWN_FAILURES} more" if len(who) > SHOWN_FAILURES else ""
+            said = f"  {count(len(who), 'client')} failed: {', '.join(who[:SHOWN_FAILURES])}{more}"
+            self._console.print(said, style="red", soft_wrap=True)
+        for failure in () if self._failures_are_logged else current.failures:
             line = visible(f"  {who_failed(failure)}: {failure['reason']}")
             self._console.print(line, style="red", soft_wrap=True)
         for remark in current.remarks:
@@ -159,12 +202,24 @@ class Display:
 
     def table(self, rounds: list[Round], stats: Stats, tasks: list[TaskRecord], timeline: Timeline) -> None:
         """Print the rounds and what they cost."""
-        self._console.print(rounds_table(rounds))
+        shown = [current for current in rounds if _has_news(current)]
+        if shown:
+            table, left_out = rounds_table(shown, self._console.width)
+            self._console.print(table)
+            if left_out:
+                more = f" and {len(left_out) - SHOWN_NAMES} more" if len(left_out) > SHOWN_NAMES else ""
+                said = f"no space here, but in --json: {', '.join(left_out[:SHOWN_NAMES])}{more}"
+                self._console.print(said, soft_wrap=True)
         for line in ending_lines(rounds, stats, tasks, timeline):
             self._console.print(line)
         failed = failure_line(rounds, tasks)
         if failed is not None:
             self._console.print(failed, style="red", soft_wrap=True)
+
+
+def _has_news(current: Round) -> bool:
+    """Return whether there is anything to tell of a round; of round 0 there often is not."""
+    return bool(current.server_round or current.clients or current.failures or measurements(current))
 
 
 def _name(current: Round, rounds: int | None) -> str:

@@ -1,6 +1,6 @@
 """The table and the lines that end a run: what was measured in each round, what failed, and what it cost."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
@@ -11,34 +11,57 @@ from fedexec._system.sizes import format_size
 from fedexec.flower import Round, TaskRecord
 from fedexec.memory.timeline import Timeline
 
-__all__ = ["ending_lines", "failure_line", "measured", "rounds_table", "who_failed"]
+__all__ = ["ending_lines", "failure_line", "measured", "measurements", "rounds_table", "who_failed"]
 
 WRITTEN_OUT = 1e15  # larger numbers are shown with an exponent
+MOST_IN_A_LINE, LONGEST_NAME = 8, 40  # measurements, characters
 NOT_MEASURED = "-"  # in a column where other rounds were; words would not fit
 
 
-def rounds_table(rounds: list[Round]) -> Table:
-    """Return a table with a row for each round, and no column for what was never measured."""
+def rounds_table(rounds: list[Round], width: int) -> tuple[Table, list[str]]:
+    """Return a table with a row for each round, and the names of the columns for which there is no space.
+
+    It has no column for what was never measured.
+
+    Parameters
+    ----------
+    rounds : list of Round
+    width : int
+        How many characters a line may have.
+
+    Returns
+    -------
+    tuple of (Table, list of str)
+    """
     several = any(current.start > 1 for current in rounds)
-    columns: dict[str, Callable[[Round], str | None]] = {
-        "start": lambda current: str(current.start) if several else None,
-        "round": lambda current: str(current.server_round),
-        "loss": lambda current: _shown(current.loss),
-        "accuracy": lambda current: _shown(_accuracy(current.metrics)),
-        "clients' loss": lambda current: _shown(current.client_loss),
-        "clients' accuracy": lambda current: _shown(_accuracy(current.client_metrics)),
-        "clients": lambda current: str(len(current.clients)),
-        "failed": lambda current: str(len(current.failures)),
-        "seconds": lambda current: f"{current.seconds:.1f}",
-    }
-    cells = {title: [cell(current) for current in rounds] for title, cell in columns.items()}
-    kept = {title: column for title, column in cells.items() if any(cell is not None for cell in column)}
+    rows = [measurements(current) for current in rounds]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    begin = {"round": [str(current.server_round) for current in rounds]}
+    if several:
+        begin = {"start": [str(current.start) for current in rounds], **begin}
+    middle = {name: [_shown(row.get(name)) or NOT_MEASURED for row in rows] for name in names}
+    end = {"clients": [str(len(current.clients)) for current in rounds]}
+    if any(current.failures for current in rounds):
+        end["failed"] = [str(len(current.failures)) for current in rounds]
+    end["seconds"] = [f"{current.seconds:.1f}" for current in rounds]
+    left = width - 1 - sum(_width(title, cells) for title, cells in {**begin, **end}.items())
+    kept: dict[str, list[str]] = {}
+    for title, cells in middle.items():
+        if _width(title, cells) <= left:
+            kept[title] = cells
+            left -= _width(title, cells)
+    columns = {**begin, **kept, **end}
     table = Table()
-    for title in kept:
+    for title in columns:
         table.add_column(title, justify="right")
-    for row in zip(*kept.values(), strict=True):
-        table.add_row(*(NOT_MEASURED if cell is None else cell for cell in row))
-    return table
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table, [title for title in middle if title not in kept]
+
+
+def _width(title: str, cells: list[str]) -> int:
+    """Return how much of a line a column takes; its title may be broken between words."""
+    return max(map(len, [*title.split(), *cells])) + len(" │ ")
 
 
 def ending_lines(
@@ -53,10 +76,14 @@ def ending_lines(
         said += f" in {count(len(workers), 'process', 'processes')}"
     if peaks:
         said += f", peak {format_size(max(peaks))}"
-    failed = sum(len(current.failures) for current in rounds)
-    yield (
-        f"{said}; {failed} failed, {stats.worker_deaths} died, {stats.timeouts} timed out, "
-        f"{stats.retries} run again"
+    numbers = {
+        "failed": sum(len(current.failures) for current in rounds),
+        "died": stats.worker_deaths,
+        "timed out": stats.timeouts,
+        "run again": stats.retries,
+    }
+    yield f"{said}; " + (
+        ", ".join(f"{number} {what}" for what, number in numbers.items() if number) or "none failed"
     )
     where = (
         "here, without those on nodes,"
@@ -89,19 +116,29 @@ def who_failed(failure: Mapping[str, object]) -> str:
 
 def measured(current: Round) -> str:
     """Return what is known of a round's model, with names, as the beginning of a line."""
-    values = {
+    found = [f"{name} {_shown(value)}  " for name, value in measurements(current).items()]
+    more = f"and {len(found) - MOST_IN_A_LINE} more  " if len(found) > MOST_IN_A_LINE else ""
+    return "".join(found[:MOST_IN_A_LINE]) + more
+
+
+def measurements(current: Round) -> dict[str, float]:
+    """Return each number that was measured in a round, under a name that says who has measured it."""
+    found = {
         "loss": current.loss,
-        "accuracy": _accuracy(current.metrics),
+        **current.metrics,
         "clients' loss": current.client_loss,
-        "clients' accuracy": _accuracy(current.client_metrics),
+        **{f"clients' {name}": value for name, value in current.client_metrics.items()},
+        **{_of_training(name): value for name, value in current.train_metrics.items()},
     }
-    return "".join(f"{name} {_shown(value)}  " for name, value in values.items() if _shown(value) is not None)
+    return {
+        visible(name)[:LONGEST_NAME]: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
-def _accuracy(metrics: Mapping[str, object]) -> object:
-    """Return the accuracy, whatever an app has called it; None if there is none."""
-    names = sorted((name for name in metrics if "acc" in name.lower()), key=lambda name: name != "accuracy")
-    return metrics[names[0]] if names else None
+def _of_training(name: str) -> str:
+    return name if name.startswith("train") else f"training {name}"
 
 
 def _shown(value: object) -> str | None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from flwr.serverapp import ServerApp
 
@@ -33,7 +33,7 @@ from fedexec.flower import (
     read_app,
     simulate,
 )
-from fedexec.flower.flower_internals import is_from_server
+from fedexec.flower.simulation.client_output import log_less_of_flower
 from fedexec.flower.simulation.simulate import start
 from fedexec.memory.timeline import Timeline
 from fedexec.settings import resolve
@@ -56,16 +56,18 @@ def command(arguments: argparse.Namespace) -> int:
         None,
         quiet=arguments.quiet,
         stderr=report == options.STDOUT,
+        failures_are_logged=True,
         on_closed=functools.partial(arguments.ending.leave, CLOSED),
     )
     with contextlib.ExitStack() as stack:
         if report == options.STDOUT:
             stack.enter_context(stdout_as_stderr())
         if not arguments.flower_log:
-            stack.enter_context(_less_of_flower())
+            stack.callback(log_less_of_flower(logging.ERROR))  # the display shows what a strategy tells
         display, ending = stack.enter_context(showing), arguments.ending
         ending.prepare(hush=display.hush)
-        server, executor = _start(arguments, app)
+        with display.loading():
+            server, executor = _start(arguments, app)
         stack.enter_context(executor)
         display.chosen(executor.settings, what=f"{nodes} nodes ({who})", machines=executor.nodes())
         timeline = stack.enter_context(Timeline(executor.devices))
@@ -158,29 +160,15 @@ def _nodes(arguments: argparse.Namespace, app: FlowerApp) -> tuple[int, str]:
     return app.num_nodes, "pyproject.toml"
 
 
-@contextlib.contextmanager
-def _less_of_flower() -> Iterator[None]:
-    """Leave out what Flower's server tells of each round, as the display does; show what an app logs."""
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or not is_from_server(record)
-
-    logger = logging.getLogger("flwr")
-    logger.addFilter(is_shown)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_shown)
-
-
 def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
     settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
     try:
-        if not arguments.quiet:
-            return start(app.server, app.client, settings)
-        less = functools.partial(logging.disable, logging.INFO)
-        less()
-        return start(app.server, app.client, settings, less)
+        if arguments.quiet:
+            logging.disable(logging.INFO)
+            prepare: Callable[[], object] | None = functools.partial(logging.disable, logging.INFO)
+        else:
+            prepare = None if arguments.flower_log else log_less_of_flower
+        return start(app.server, app.client, settings, prepare)
     except LoadServerAppError as exc:
         raise _reason(exc) from exc
 

@@ -4,7 +4,7 @@ They exist at these places in flwr 1.38 to 1.42. ``tests/flower/test_flower_inte
 that a newer release has moved.
 """
 
-import logging
+import os
 import uuid
 from importlib import import_module
 from pathlib import Path
@@ -45,12 +45,14 @@ __all__ = [
     "fuse_dicts",
     "get_project_config",
     "has_main",
-    "is_from_server",
+    "is_file_of_flower",
     "parse_config_args",
     "ray_backend",
     "stamp",
     "workflow_arrays",
 ]
+
+_FOLDER = str(Path(str(import_module("flwr").__file__)).parent) + os.sep
 
 
 def become_server(run_id: int) -> None:
@@ -127,19 +129,18 @@ def has_main(app: ServerApp) -> bool:
     )
 
 
-def is_from_server(record: logging.LogRecord) -> bool:
-    """Return whether Flower's own server side has logged a record; apps use the same logger.
+def is_file_of_flower(path: str) -> bool:
+    """Return whether a file of source code is Flower's own.
 
     Parameters
     ----------
-    record : logging.LogRecord
+    path : str
 
     Returns
     -------
     bool
     """
-    folder = Path(str(import_module("flwr").__file__)).parent
-    return record.pathname.startswith(str(folder / "server"))  # "serverapp" begins with "server", too.
+    return path.startswith(_FOLDER)
 
 
 def workflow_arrays(context: Context) -> ArrayRecord | None:

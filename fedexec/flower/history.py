@@ -34,6 +34,8 @@ class Round:
         Mean over the clients that evaluated, if any.
     client_metrics : dict
         Means of the same clients.
+    train_metrics : dict
+        Means of the clients that trained.
     start : int
         Number of the strategy's start, because an app may start several strategies, each of which counts its
         rounds from 1.
@@ -48,6 +50,7 @@ class Round:
     remarks: list[dict[str, Any]] = field(default_factory=list)
     client_loss: float | None = None
     client_metrics: dict[str, Scalar] = field(default_factory=dict)
+    train_metrics: dict[str, Scalar] = field(default_factory=dict)
     start: int = 1
 
     def as_dict(self) -> dict[str, Any]:

@@ -144,6 +144,17 @@ class RoundRecorder:
         current.client_loss, current.client_metrics = loss, dict(metrics)
         self._last = time.perf_counter()
 
+    def trained(self, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Note the strategy's aggregate of what the clients have measured while they trained.
+
+        Parameters
+        ----------
+        server_round : int
+        metrics : mapping
+        """
+        self.round(server_round).train_metrics = dict(metrics)
+        self._last = time.perf_counter()
+
     def close_now(self) -> None:
         """End the last round now."""
         self._last = time.perf_counter()
@@ -165,8 +176,12 @@ class RoundRecorder:
     def complete(self) -> None:
         """Add what only the strategy's result contains, and sort the rounds."""
         result = self.result
-        for server_round, metrics in getattr(result, "evaluate_metrics_clientapp", {}).items():
-            self._find_or_add(server_round).client_metrics = dict(metrics)
+        for name, kind in (
+            ("evaluate_metrics_clientapp", "client_metrics"),
+            ("train_metrics_clientapp", "train_metrics"),
+        ):
+            for server_round, metrics in getattr(result, name, {}).items():
+                setattr(self._find_or_add(server_round), kind, dict(metrics))
         for server_round, loss in getattr(result, "losses_centralized", ()):
             self._find_or_add(server_round).loss = loss
         for server_round, loss in getattr(result, "losses_distributed", ()):
@@ -175,6 +190,8 @@ class RoundRecorder:
             self._find_or_add(server_round).metrics[name] = value
         for server_round, name, value in _by_round(getattr(result, "metrics_distributed", {})):
             self._find_or_add(server_round).client_metrics[name] = value
+        for server_round, name, value in _by_round(getattr(result, "metrics_distributed_fit", {})):
+            self._find_or_add(server_round).train_metrics[name] = value
         self.rounds.sort(key=lambda current: current.server_round)
 
     def round(self, server_round: int | None, kind: str = "") -> Round:

@@ -48,7 +48,7 @@ def test_two_apps_by_name_with_progress_and_a_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "backend inline (flag)" in done.stdout
     assert "round 1/1  loss" in done.stdout
-    assert "3 tasks in 1 process; 0 failed" in done.stdout
+    assert "3 tasks in 1 process; none failed" in done.stdout
     assert done.stderr == ""
     with np.load(saved) as weights:
         assert [weights[name].shape for name in weights] == [(3, 2), (4,)]

@@ -39,14 +39,16 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(capsys, text):
 def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
     display = Display(2, quiet=False)
     found: dict[str, Any] = {
-        "metrics": {"accuracy": 0.625},
+        "metrics": {"auc": 0.625, "is_best": True, "name": "best"},
         "client_loss": 0.25,
         "client_metrics": {"eval_acc": 0.75},
+        "train_metrics": {"train_loss": 1.5, "f1": 2, "per_class": [1.0, 2.0]},
     }
     display.progress(Round(1, loss=0.5, seconds=1.0, **found), 1)
     display.progress(Round(2, loss=0.5, seconds=1.0), 1)
     assert capsys.readouterr().out.splitlines() == [
-        "round 1/2  loss 0.5000  accuracy 0.6250  clients' loss 0.2500  clients' accuracy 0.7500  1.0 s",
+        "round 1/2  loss 0.5000  auc 0.6250  clients' loss 0.2500  clients' eval_acc 0.7500  "
+        "train_loss 1.5000  training f1 2.0000  1.0 s",
         "round 2/2  loss 0.5000  1.0 s",
     ]
 
@@ -91,13 +93,60 @@ def task(error=None, usage=None):
 def test_columns_that_nothing_was_measured_for_are_dropped(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     rounds = [Round(1, clients=[0, 1], seconds=1.0), Round(2, clients=[0, 1], seconds=1.0)]
-    assert ending(capsys, rounds, [task()])[0] == ["round", "clients", "failed", "seconds"]
+    assert ending(capsys, rounds, [task()])[0] == ["round", "clients", "seconds"]
     rounds[1].loss, rounds[1].client_loss = 0.5, 0.25
     titles, _ = ending(capsys, rounds, [task()])
-    assert titles == ["round", "loss", "clients' loss", "clients", "failed", "seconds"]
+    assert titles == ["round", "loss", "clients' loss", "clients", "seconds"]
     rounds[1].metrics, rounds[1].client_metrics = {"accuracy": 0.5}, {"my_acc": 0.25}
     titles, _ = ending(capsys, rounds, [task()])
-    assert titles[1:5] == ["loss", "accuracy", "clients' loss", "clients' accuracy"]
+    assert titles[1:5] == ["loss", "accuracy", "clients' loss", "clients' my_acc"]
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_the_table_is_no_wider_than_the_terminal_and_what_is_left_out_is_named(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    metrics: dict[str, Any] = {f"metric_{letter}": 0.125 for letter in "abcdefghijkl"}
+    rounds = [Round(1, clients=[0], metrics=metrics, seconds=1.0)]
+    Display(2, quiet=False).table(rounds, NO_STATS, [task()], NothingWatched())  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines() if line[0] in "┏┃└│") <= width
+    assert all(out.count(name) == 1 for name in metrics)
+    assert ("no space here, but in --json: " in out) is (width < 200)
+    assert all("…" not in line for line in out.splitlines())
+
+
+def test_names_that_a_client_has_sent_are_shown_as_text_and_cut(capsys):
+    metrics: dict[str, Any] = {
+        "\x1b[31mred": 1.0,
+        "long" * 100: 2.0,
+        **{f"many{number}": 0.0 for number in range(1000)},
+    }
+    current = Round(1, clients=[0], client_metrics=metrics, seconds=1.0)
+    display = Display(1, quiet=False)
+    display.progress(current, 1)
+    display.table([current], NO_STATS, [task()], NothingWatched())  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"clients' \x1b[31mred 1.0000" in out
+    assert "long" * 20 not in out
+    assert len(out) < 5000
+
+
+def test_a_round_of_which_nothing_is_known_is_not_shown(capsys):
+    display = Display(None, quiet=False)
+    display.progress(Round(0, seconds=1.0), 0)
+    display.table([Round(0, seconds=1.0)], NO_STATS, [task()], NothingWatched())  # type: ignore[arg-type]
+    assert capsys.readouterr().out.splitlines()[0] == "1 task; none failed"
+
+
+def test_reasons_that_the_log_has_told_are_not_repeated(capsys):
+    failures = [{"client": number, "reason": "no data"} for number in (30, 4, *range(100, 130))]
+    display = Display(1, quiet=False, failures_are_logged=True)
+    display.progress(Round(1, clients=[0], failures=failures, seconds=1.0), 1)
+    out = capsys.readouterr().out
+    assert "  32 clients failed: 4, 30, 100" in out
+    assert "and 12 more" in out
+    assert "no data" not in out
 
 
 def test_the_last_lines_count_what_failed_and_tell_of_no_process_where_none_is_known(capsys):
@@ -105,7 +154,7 @@ def test_the_last_lines_count_what_failed_and_tell_of_no_process_where_none_is_k
     rounds = [Round(1, clients=[0, 1], failures=[reason, {"client": 2, "reason": "other"}], seconds=1.0)]
     _, lines = ending(capsys, rounds, [task("ValueError: no data"), task("other")])
     assert lines == [
-        "2 tasks; 2 failed, 0 died, 0 timed out, 0 run again",
+        "2 tasks; 2 failed",
         "all processes together: peak 1.0 GiB of the host's memory",
         "all 2 tasks failed; the first: client 1: ValueError: no data",
     ]

@@ -23,10 +23,17 @@ from fedexec._system import find_by_name
 from fedexec._system.error_text import one_line
 from fedexec._system.installed import is_installed_file
 from fedexec._worker.seeding import seeded
-from fedexec.flower.flower_internals import ErrorCode, LoadClientAppError, arrived
+from fedexec.flower.flower_internals import (
+    PARTITION_ID_KEY,
+    ErrorCode,
+    LoadClientAppError,
+    arrived,
+    is_file_of_flower,
+)
 from fedexec.flower.offloading import set_isolated, warm_torch
 from fedexec.flower.record_packing import Packed, pack, unpack
 from fedexec.flower.simulation import module_caches
+from fedexec.flower.simulation.client_output import marked
 from fedexec.interface import function_name
 
 __all__ = [
@@ -314,7 +321,9 @@ def run(task: MessageTask) -> Answer:
         app = load(task.app)
     except LoadClientAppError as exc:
         return Answer(error=(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)))
-    with seeded(task.seed):  # This seeds numpy.random, too, which numpy imports at its first use.
+    partition = task.node_config.get(PARTITION_ID_KEY) if task.isolated else None
+    # numpy imports numpy.random at its first use, so this seeds it, too.
+    with marked(partition), seeded(task.seed):
         return _run(app, task)
 
 
@@ -331,8 +340,20 @@ def _run(app: ClientApp, task: MessageTask) -> Answer:
     except (Exception, SystemExit) as exc:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         reason = f"{one_line(exc)}{place_of(exc)}"
-        return Answer(error=(code, reason), traceback=traceback.format_exc())
+        return Answer(error=(code, reason), traceback=_own_traceback(exc))
     return Answer(packed, state=None if after == task.state else after, filled=module_caches.filled(before))
+
+
+def _own_traceback(error: BaseException) -> str:
+    """Return an error's traceback from where the app's own code begins."""
+    own = error.__traceback__
+    while own is not None and _is_outer_file(own.tb_frame.f_code.co_filename):
+        own = own.tb_next
+    return "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
+
+
+def _is_outer_file(path: str) -> bool:
+    return path == __file__ or is_file_of_flower(path)
 
 
 def _check_reply(reply: Any, metadata: Metadata) -> None:

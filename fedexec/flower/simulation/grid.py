@@ -20,6 +20,7 @@ from fedexec.flower.flower_internals import ErrorCode, Run, empty_run, stamp
 from fedexec.flower.history import TaskRecord
 from fedexec.flower.record_packing import Packed, pack
 from fedexec.flower.simulation.client_app import Answer, AppRef, MessageTask, run
+from fedexec.flower.simulation.failure_log import FailureLog
 from fedexec.flower.simulation.module_caches import Refills
 from fedexec.flower.simulation.nodes import Node, NodeConfig, NodeConfigError, config_of
 from fedexec.flower.simulation.pending_message import PendingMessage, await_answers, error_answer, make_reply
@@ -92,6 +93,7 @@ class ExecutorGrid(Grid):
         self._rehearsals = Rehearsals(executor)
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
+        self._failures = FailureLog()
         self._nodes: dict[int, Node] = {}  # nodes that have had a message
         self._pending: dict[str, PendingMessage] = {}
 
@@ -338,9 +340,8 @@ class ExecutorGrid(Grid):
                 failed=failed,
             )  # fmt: skip
             self._advise(record, answer.filled)
-        if failed and error is not None:
-            log.warning("%s: %s", pending.where, str(error))
-            log.debug("%s", answer.traceback)
+            if failed and error is not None:
+                self._failures.note(pending.where, error, answer.traceback)
         pending.on_answer(pending.id)
         return True
 

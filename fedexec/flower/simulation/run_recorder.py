@@ -181,6 +181,17 @@ class RunRecorder(TaskRecorder):
         with self._lock:
             self._start_of().evaluated_by_clients(server_round, loss, metrics)
 
+    def trained(self, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Note the strategy's aggregate of what the clients have measured while they trained.
+
+        Parameters
+        ----------
+        server_round : int
+        metrics : mapping
+        """
+        with self._lock:
+            self._start_of().trained(server_round, metrics)
+
     def finish(self) -> None:
         """End the last rounds, and add what only the strategies' results contain."""
         with self._lock:

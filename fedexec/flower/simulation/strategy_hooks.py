@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedexec.errors import FedexecError
 from fedexec.flower.flower_internals import DefaultWorkflow, workflow_arrays
+from fedexec.flower.simulation.client_metrics import metrics_of_replies, weighted_means
 from fedexec.flower.simulation.grid import ExecutorGrid
 
 __all__ = ["TooFewNodesError", "observed"]
@@ -66,10 +67,12 @@ def observed(grid: ExecutorGrid) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for base, name, hook in (
             (Strategy, "start", observer.start),
+            (Strategy, "aggregate_train", observer.aggregate_train),
             (Strategy, "aggregate_evaluate", observer.aggregate_evaluate),
             (Server, "fit", observer.fit),
             (DefaultWorkflow, "__call__", observer.work),
             (OlderStrategy, "evaluate", observer.evaluate),
+            (OlderStrategy, "aggregate_fit", observer.aggregate_train),
             (OlderStrategy, "aggregate_evaluate", observer.aggregate_evaluate),
         ):
             for kind in _with_subclasses(base):
@@ -169,14 +172,23 @@ class _Observer:
             self._recorder.evaluated(_server_round(args, kwargs), *answer)
         return answer
 
+    def aggregate_train(self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        """Replaces ``aggregate_train``, and ``aggregate_fit`` of older strategies: arrays and metrics."""
+        answer, means = _with_means(original, strategy, args, kwargs)
+        metrics = (answer[1] if isinstance(answer, tuple) and len(answer) == 2 else None) or means()
+        if self._recorder.within() is not None and metrics:
+            self._recorder.trained(_server_round(args, kwargs), metrics)
+        return answer
+
     def aggregate_evaluate(
         self, original: Callable[..., Any], strategy: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Replaces ``aggregate_evaluate``, which returns metrics; in older strategies, a loss and metrics."""
-        answer = original(strategy, *args, **kwargs)
+        answer, means = _with_means(original, strategy, args, kwargs)
         loss, metrics = answer if isinstance(answer, tuple) else (None, answer)
+        metrics = metrics or means()
         if self._recorder.within() is not None and (loss is not None or metrics):
-            self._recorder.evaluated_by_clients(_server_round(args, kwargs), loss, metrics or {})
+            self._recorder.evaluated_by_clients(_server_round(args, kwargs), loss, metrics)
         return answer
 
     def _reported(self, evaluate_fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,6 +201,28 @@ class _Observer:
             return answer
 
         return evaluate
+
+
+def _with_means(
+    original: Callable[..., Any], strategy: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Callable[[], dict[str, float]]]:
+    """Let a strategy aggregate; also return what gives the clients' means, if the strategy gives none."""
+    replies = args[1] if len(args) > 1 else kwargs.get("replies", kwargs.get("results", ()))
+    seen: list[tuple[Mapping[str, Any], float]] = []
+    if isinstance(replies, Sequence):
+        answer = original(strategy, *args, **kwargs)
+        return answer, lambda: weighted_means(metrics_of_replies(replies))
+
+    def passing() -> Iterator[Any]:  # a strategy may take the replies one by one, to hold few of them
+        for reply in replies:
+            seen.extend(metrics_of_replies([reply]))
+            yield reply
+
+    if len(args) > 1:
+        args = (args[0], passing(), *args[2:])
+    else:
+        kwargs = {**kwargs, "replies": passing()}
+    return original(strategy, *args, **kwargs), lambda: weighted_means(seen)
 
 
 def _server_round(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
