@@ -67,11 +67,17 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     """Which app, and on how many nodes."""
     parser.add_argument(
         "app", nargs="*", metavar="APP",
-        help="a directory with a Flower app (default: this one), or SERVER CLIENT as module:app module:app",
+        help="a directory with a Flower app (default: this one), an installed app (publisher/app), or SERVER "
+        "CLIENT as module:app module:app",
+    )  # fmt: skip
+    parser.add_argument(
+        "--federation", metavar="NAME",
+        help="which federation of the app's pyproject.toml says how many nodes there are, and what each "
+        "client needs (default: its default)",
     )  # fmt: skip
     parser.add_argument(
         "--nodes", type=clients, metavar="N",
-        help="how many (default: options.num-supernodes of the app's default federation, or 10)",
+        help="how many (default: options.num-supernodes of the app's federation, or 10)",
     )  # fmt: skip
     parser.add_argument(
         "--run-config", action="append", metavar="KEY=VALUE",

@@ -7,18 +7,20 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.serverapp import ServerApp
 
-from fedexec import __version__
+from fedexec import __version__, _registry
 from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.number_arguments import MOST_CLIENTS
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
 from fedexec._cli.running import CLOSED, is_output_closed
+from fedexec._system.available_resources import available_cores
 from fedexec._system.control_characters import visible
 from fedexec._system.error_text import one_line
+from fedexec.devices import find_devices
 from fedexec.errors import FedexecError
 from fedexec.executor import Executor
 from fedexec.flower import (
@@ -30,13 +32,15 @@ from fedexec.flower import (
     RunRecorder,
     Simulation,
     app_settings,
+    installed_app,
     read_app,
     simulate,
 )
 from fedexec.flower.simulation.client_output import log_less_of_flower
 from fedexec.flower.simulation.simulate import start
+from fedexec.interface import Capability
 from fedexec.memory.timeline import Timeline
-from fedexec.settings import resolve
+from fedexec.settings import Settings, resolve
 
 __all__ = ["command"]
 
@@ -134,13 +138,18 @@ def _app(arguments: argparse.Namespace) -> FlowerApp:
     names = arguments.app or ["."]
     try:
         if len(names) == 1 and (":" not in names[0] or os.path.exists(names[0])):  # noqa: PTH110
-            app = read_app(names[0])
+            is_directory = os.path.exists(names[0])  # noqa: PTH110
+            installed = None if is_directory else installed_app(names[0])
+            app = read_app(installed or names[0], arguments.federation)
+        elif arguments.federation is not None:
+            raise options.UsageError("--federation: it is one of an app's directory; give --nodes instead")
         elif len(names) == 2 and all(":" in name for name in names):
             sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as `python -m` does
             app = FlowerApp(*names)
         else:
             raise options.UsageError(
-                f"{' '.join(names)}: name a Flower app's directory, or server_module:app client_module:app"
+                f"{' '.join(names)}: name a Flower app's directory, an installed app (publisher/app), or "
+                "server_module:app client_module:app"
             )
         return app.configured(arguments.run_config or [])
     except AppDirectoryError as exc:
@@ -161,7 +170,7 @@ def _nodes(arguments: argparse.Namespace, app: FlowerApp) -> tuple[int, str]:
 
 
 def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Executor]:
-    settings = resolve(flags=options.executor_flags(arguments), config=app_settings(app.run_config))
+    settings = _settings(arguments, app)
     try:
         if arguments.quiet:
             logging.disable(logging.INFO)
@@ -171,6 +180,32 @@ def _start(arguments: argparse.Namespace, app: FlowerApp) -> tuple[ServerApp, Ex
         return start(app.server, app.client, settings, prepare)
     except LoadServerAppError as exc:
         raise _reason(exc) from exc
+
+
+def _settings(arguments: argparse.Namespace, app: FlowerApp) -> Settings:
+    """Return the executor's settings; the resources that an app asks for each client bound how many run."""
+    flags, config = options.executor_flags(arguments), app_settings(app.run_config)
+    settings = resolve(flags=flags, config=config)
+    at_once = _at_once(app.resources, settings)
+    if at_once is None:
+        return settings
+    is_remote = Capability.REMOTE in _registry.load_chosen(settings).capabilities
+    return resolve(flags=flags, config={"node_workers" if is_remote else "max_workers": at_once, **config})
+
+
+def _at_once(resources: Mapping[str, float], settings: Settings) -> int | None:
+    """Return how many clients this machine has the resources for; None if an app does not ask for any."""
+    bounds = []
+    if "num-cpus" in resources:
+        bounds.append(available_cores() / resources["num-cpus"])
+    if "num-gpus" in resources:
+        number = len(find_devices(settings.device))
+        if number:
+            of_each = 1 / resources["num-gpus"]
+            bounds.append(number * int(of_each) if of_each >= 1 else number * of_each)
+        else:
+            log.warning("the app asks for %g GPU(s) for each client; there is none", resources["num-gpus"])
+    return max(1, int(min(bounds))) if bounds else None
 
 
 def _reason(error: Exception) -> Exception:

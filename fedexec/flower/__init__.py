@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedexec.flower.flower_internals import LoadClientAppError, LoadServerAppError
     from fedexec.flower.history import Round, TaskRecord
     from fedexec.flower.offloading import app_settings, offload
-    from fedexec.flower.simulation.app_directory import AppDirectoryError, FlowerApp, read_app
+    from fedexec.flower.simulation.app_directory import AppDirectoryError, FlowerApp, installed_app, read_app
     from fedexec.flower.simulation.grid import ExecutorGrid
     from fedexec.flower.simulation.nodes import NodeConfigError
     from fedexec.flower.simulation.run_recorder import RunRecorder
@@ -43,6 +43,7 @@ __all__ = [
     "TooFewNodesError",
     "app_executor",
     "app_settings",
+    "installed_app",
     "offload",
     "read_app",
     "simulate",
@@ -55,7 +56,7 @@ __getattr__ = importer(
         "history": ("Round", "TaskRecord"),
         "offloading": ("app_settings", "offload"),
         "simulation.run_recorder": ("RunRecorder",),
-        "simulation.app_directory": ("AppDirectoryError", "FlowerApp", "read_app"),
+        "simulation.app_directory": ("AppDirectoryError", "FlowerApp", "installed_app", "read_app"),
         "simulation.grid": ("ExecutorGrid",),
         "simulation.nodes": ("NodeConfigError",),
         "simulation.simulate": ("Simulation", "app_executor", "simulate"),

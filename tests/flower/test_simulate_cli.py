@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,7 @@ address = "127.0.0.1:9093"
         (FEDERATION.format(number=3), [], "3 nodes (pyproject.toml)"),
         (FEDERATION.format(number=3), ["--nodes", "2"], "2 nodes (flag)"),
         (FEDERATION.format(number=3).replace('"local"', '"remote"'), [], "10 nodes (default)"),
+        (FEDERATION.format(number=3), ["--federation", "remote"], "10 nodes (default)"),
         ("", [], "10 nodes (default)"),
     ],
 )
@@ -221,6 +223,52 @@ def test_how_many_nodes_there_are_and_who_chose_that(tmp_path, settings, flags, 
     done = run(app, "--backend", "inline", *flags)
     assert done.stdout.startswith(f"{said}, backend inline (flag)")
     assert f"there are {said.split()[0]}\n" in done.stdout
+
+
+def test_a_federation_that_the_file_does_not_have_is_a_usage_error(tmp_path):
+    app = directory(tmp_path, settings=FEDERATION.format(number=3))
+    done = run(app, "--federation", "locale")
+    assert done.returncode == 2
+    assert "it has no federation 'locale'; there is: local, remote" in done.stderr
+
+
+RESOURCES = """
+options.backend.client-resources.num-cpus = {cpus}
+options.backend.client-resources.num-gpus = 0.25
+[tool.flwr.federations.remote]"""
+
+
+def test_what_each_client_asks_for_bounds_how_many_run_at_once(tmp_path):
+    asked = FEDERATION.format(number=3).replace("\n[tool.flwr.federations.remote]", RESOURCES)
+    app = directory(tmp_path, settings=asked.format(cpus=1 << 20))
+    done = run(app, "--backend", "process")
+    assert "3 nodes (pyproject.toml), backend process (flag), 1 workers" in done.stdout
+    assert "the app asks for 0.25 GPU(s) for each client; there is none" in done.stderr
+    assert "3 workers" in run(app, "--backend", "process", "--max-workers", "3").stdout
+    with_device = {"FEDEXEC_DEVICE": "emulated:1GiB"}
+    assert "1 workers" in run(app, "--backend", "process", **with_device).stdout
+    app = directory(tmp_path, settings=asked.format(cpus=0.01))
+    assert "4 workers" in run(app, "--backend", "process", **with_device).stdout
+    done = run(directory(tmp_path, settings=asked.format(cpus="'two'")))
+    assert done.returncode == 2
+    assert "options.backend.client-resources.num-cpus must be a number, got 'two'" in done.stderr
+
+
+def test_an_installed_app_is_found_by_its_name(tmp_path):
+    (tmp_path / "made").mkdir()
+    made = directory(tmp_path / "made")
+    for version in ("1.0.0", "2.0.0"):
+        shutil.copytree(made, tmp_path / "apps" / f"me.my-app.{version}.1a2b3c4d")
+    home = {"FLWR_HOME": str(tmp_path)}
+    assert run("@me/my-app==2.0.0", "--nodes", "1", "--backend", "inline", **home).returncode == 0
+    done = run("me/my-app", **home)
+    assert done.returncode == 2
+    assert (
+        "installed more than once: me.my-app.1.0.0.1a2b3c4d, me.my-app.2.0.0.1a2b3c4d; add ==" in done.stderr
+    )
+    done = run("me/other", **home)
+    assert done.returncode == 2
+    assert "'me/other' is neither a directory nor an app that is installed in" in done.stderr
 
 
 def test_a_number_of_nodes_beyond_all_bounds_is_a_usage_error(tmp_path):
