@@ -149,6 +149,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", metavar="FILE", help="write settings, rounds, tasks and stats; - is stdout")
     group.add_argument("--save", metavar="FILE", help="write the final weights as .npz")
+    group.add_argument(
+        "--log", metavar="FILE", help="write a line of JSON for each round as soon as the round is over"
+    )
+    group.add_argument(
+        "--tensorboard",
+        metavar="DIR",
+        help="write each round for TensorBoard (pip install 'fedexec[tensorboard]')",
+    )
     add_quiet(group)
 
 
@@ -182,6 +190,19 @@ def data_spec(arguments: argparse.Namespace) -> DataSpec:
         clients=arguments.clients,
         seed=arguments.seed,
     )
+
+
+def run_outputs(
+    arguments: argparse.Namespace, inputs: Iterable[str | None]
+) -> tuple[Path | None, Path | None, Path | None]:
+    """Return where a run leaves its report, its weights and the lines of its rounds; see :func:`outputs`."""
+    names = {"--json": arguments.json, "--save": arguments.save, "--log": arguments.log}
+    report, weights, lines = outputs(names, inputs, binary=("--save",)).values()
+    if lines == STDOUT:
+        raise UsageError(
+            f"--log {arguments.log} is the standard output, where progress is shown: name a file"
+        )
+    return report, weights, lines
 
 
 def outputs(

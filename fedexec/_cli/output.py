@@ -17,7 +17,7 @@ from fedexec._cli.options import STDOUT
 from fedexec._system import files
 from fedexec.errors import FedexecError
 
-__all__ = ["as_dicts", "as_json", "as_npz", "digest", "stdout_as_stderr", "write"]
+__all__ = ["as_dicts", "as_json", "as_npz", "as_plain", "digest", "stdout_as_stderr", "write"]
 
 
 def digest(weights: Iterable[npt.NDArray[Any]]) -> str:
@@ -54,7 +54,12 @@ def write(*outputs: tuple[Path | None, Callable[[], str | bytes | memoryview]]) 
 
 def as_json(content: dict[str, Any]) -> str:
     """Return JSON as people read it."""
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(content, indent=2, default=as_plain) + "\n"
+
+
+def as_plain(value: object) -> object:
+    """Return what an app has measured as JSON has it: a number of numpy's as a number, all else as text."""
+    return value.item() if isinstance(value, np.generic) else repr(value)
 
 
 def as_npz(*arrays: npt.NDArray[Any], **named: npt.NDArray[Any]) -> memoryview:

@@ -16,6 +16,7 @@ from fedexec._cli.hosting import Elsewhere, Hosting
 from fedexec._cli.job_process import job_executor, prepare_process, told
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, write
 from fedexec._cli.resuming import Resuming
+from fedexec._cli.round_log import RoundLog
 from fedexec._cli.running import CLOSED
 from fedexec._cli.secret import read_tls
 from fedexec._workload import jobs
@@ -64,9 +65,8 @@ def serve_job(
         The exit code.
     """
     _check_numbers(arguments, spec)
-    names = {"--json": arguments.json, "--save": arguments.save}
     inputs = [*(arguments.certificates or ()), arguments.client_secret]
-    report, weights_file = options.outputs(names, inputs, binary=("--save",)).values()
+    report, weights_file, lines = options.run_outputs(arguments, inputs)
     certificates = read_tls(*arguments.certificates) if arguments.certificates else None
     prepare_process(arguments.address)
     ending = arguments.ending
@@ -80,11 +80,12 @@ def serve_job(
     with (
         contextlib.closing(Resuming(arguments, spec)) as resuming,
         showing as display,
+        RoundLog(arguments, lines, goes_on=arguments.resume) as round_log,
         job_executor(arguments, spec) as executor,
         Timeline(executor.devices) as timeline,
     ):
         display.chosen(executor.settings, machines=executor.nodes())
-        job = _ServedJob(arguments, spec, executor, resuming, display, timeline)
+        job = _ServedJob(arguments, spec, executor, resuming, display, timeline, round_log)
         ending.prepare(stop=job.stop, advice=resuming.advice)
         try:
             job.serve(hosting, certificates, secret)
@@ -113,7 +114,9 @@ class _ServedJob:
         resuming: Resuming,
         display: Display,
         timeline: Timeline,
+        round_log: RoundLog,
     ) -> None:
+        self._round_log = round_log
         self._arguments, self._spec, self._executor = arguments, spec, executor
         self._resuming, self._display, self._timeline = resuming, display, timeline
         self.recorder = TaskRecorder()
@@ -177,6 +180,7 @@ class _ServedJob:
         if current.seconds:  # it is over
             self._timeline.mark("round", current.server_round)
             self._resuming.save(self.strategy.rounds, self.weights())
+            self._round_log.write(current)
         self._display.progress(current, done)
 
     def _wait(self, there: int, needed: int) -> None:

@@ -16,6 +16,7 @@ from fedexec._cli import options
 from fedexec._cli.display import Display
 from fedexec._cli.number_arguments import MOST_CLIENTS
 from fedexec._cli.output import as_dicts, as_json, as_npz, digest, stdout_as_stderr, write
+from fedexec._cli.round_log import RoundLog
 from fedexec._cli.running import CLOSED, is_output_closed
 from fedexec._system.available_resources import available_cores
 from fedexec._system.control_characters import visible
@@ -52,9 +53,8 @@ NODES = 10
 def command(arguments: argparse.Namespace) -> int:
     """Simulate."""
     app = _app(arguments)
-    names = {"--json": arguments.json, "--save": arguments.save}
     inputs = [*(f"{name}/pyproject.toml" for name in arguments.app or ["."]), *(arguments.run_config or ())]
-    report, weights_file = options.outputs(names, inputs, binary=("--save",)).values()
+    report, weights_file, lines = options.run_outputs(arguments, inputs)
     nodes, who = _nodes(arguments, app)
     showing = Display(
         None,
@@ -69,6 +69,7 @@ def command(arguments: argparse.Namespace) -> int:
         if not arguments.flower_log:
             stack.callback(log_less_of_flower(logging.ERROR))  # the display shows what a strategy tells
         display, ending = stack.enter_context(showing), arguments.ending
+        round_log = stack.enter_context(RoundLog(arguments, lines))
         ending.prepare(hush=display.hush)
         with display.loading():
             server, executor = _start(arguments, app)
@@ -79,6 +80,7 @@ def command(arguments: argparse.Namespace) -> int:
         def progress(current: Round, done: int, planned: int | None) -> None:
             if current.seconds:  # it is over
                 timeline.mark("round", current.server_round)
+                round_log.write(current)
             display.progress(current, done, planned)
 
         ending.prepare(stop=executor.kill_workers)

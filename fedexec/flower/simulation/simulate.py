@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,12 @@ from fedexec.flower.simulation.client_app import AppFirst, AppRef, check, import
 from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfig
 from fedexec.flower.simulation.run_recorder import RunRecorder
 from fedexec.flower.simulation.strategy_hooks import observed
-from fedexec.interface import Capability, Hooks
+from fedexec.interface import Capability, Hooks, function_name
 from fedexec.settings import Settings, resolve
 
 __all__ = ["Simulation", "app_executor", "simulate", "start"]
+
+log = logging.getLogger("fedexec.flower")
 
 RUN_ID = 1
 _one_at_a_time = threading.Lock()  # Flower has one task identity per process.
@@ -74,6 +77,7 @@ def simulate(
     node_config: NodeConfig | None = None,
     seed: int | None = None,
     recorder: RunRecorder | None = None,
+    on_round: Callable[[Round], object] | None = None,
     rehearse: bool = False,
 ) -> Simulation:
     """Run a ServerApp against `num_nodes` nodes of a ClientApp, each message in a worker.
@@ -97,6 +101,9 @@ def simulate(
         backends without isolation, the generators of a ClientApp are not seeded.
     recorder : RunRecorder, optional
         Records what happens, while it happens.
+    on_round : callable ``(round) -> object``, optional
+        Called with each round as soon as it is over, for instance to send its metrics to another tool. If it
+        raises, that is logged, and the run goes on.
     rehearse : bool
         For a ClientApp that keeps something costly in a module, such as its data set. The first message of
         each type is also handled once in the template, before it is sent, and workers inherit what that
@@ -119,6 +126,10 @@ def simulate(
     if executor is not None and not isinstance(executor, Executor):
         made = f" Make one: create_executor({executor!r})." if isinstance(executor, str) else ""
         raise TypeError(f"executor must be an Executor of fedexec, got {type(executor).__name__}.{made}")
+    if recorder is not None and on_round is not None:
+        raise TypeError("give either recorder or on_round: a recorder has its own on_progress")
+    if on_round is not None:
+        recorder = RunRecorder(functools.partial(_tell, on_round))
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
     config = dict(run_config or {})
@@ -220,6 +231,18 @@ def _warm_workers_of(executor: Executor, client_app: ClientApp | str) -> None:
 
 def _ref(app: ClientApp | str) -> AppRef:
     return AppRef(app) if isinstance(app, str) else AppRef.of(app)
+
+
+def _tell(on_round: Callable[[Round], object], current: Round, done: int, planned: int | None) -> None:
+    """Tell a user's function of a round that is over."""
+    if current.seconds:
+        try:
+            on_round(current)
+        except Exception as exc:
+            name, said = function_name(on_round), f"{one_line(exc)}{place_of(exc)}"
+            log.warning(
+                "on_round=%s failed in round %d, the run goes on: %s", name, current.server_round, said
+            )
 
 
 @contextlib.contextmanager
