@@ -69,7 +69,7 @@ class RemoteNode:
         self._acknowledged = -1  # number of the last one that was answered
         self._answered_at = time.monotonic()
         self._beat: Future[Any] | None = None
-        self._discarding: threading.Thread | None = None
+        self._discarded = threading.Event()
 
     @property
     def name(self) -> str:
@@ -192,16 +192,20 @@ class RemoteNode:
         for future in calls:
             _set_error(future, LostError(reason))
         # Not here: this may be a callback of the engine, which then waits for itself.
-        self._discarding = threading.Thread(target=self._agent.discard, name="fedexec-discard", daemon=True)
-        self._discarding.start()
+        threading.Thread(target=self._discard, name="fedexec-discard", daemon=True).start()
 
     def end(self) -> None:
-        """End the node agent, or wait until the thread that does it has ended."""
+        """End the node agent, and wait until it has ended; another thread may have begun to end it."""
         self.lose("the executor was shut down")
-        if self._discarding is not None:
-            self._discarding.join()
+        self._discarded.wait()
 
     # ------------------------------------------------------------
+
+    def _discard(self) -> None:
+        try:
+            self._agent.discard()
+        finally:
+            self._discarded.set()
 
     def _call(self, method: str, *args: Any) -> "Future[Any]":
         future: Future[Any] = Future()
