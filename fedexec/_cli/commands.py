@@ -39,7 +39,9 @@ def make_parser() -> Parser:
     parser = Parser(prog="fedexec", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument("-V", "--version", action="version", version=f"fedexec {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_run, _server, _client, _simulate, _probe, _bench, _report, _backends, _nodes, _doctor):
+    for add in (_run, _server, _client, _simulate, _supernode):
+        add(commands)
+    for add in (_probe, _bench, _report, _backends, _nodes, _doctor):
         add(commands)
     return parser
 
@@ -181,6 +183,28 @@ fedexec simulate my_app.server:app my_app.client:app --max-workers auto
     federation_options.add_simulation(simulate)
     options.add_executor(simulate)
     options.add_output(simulate)
+
+
+def _supernode(commands: _Commands) -> None:
+    supernode = _command(
+        commands,
+        "supernode",
+        "Flower's SuperNodes, whose ClientApps start warm",
+        "Run Flower's own SuperNodes on this machine, unchanged. Their ClientApps, which Flower would start "
+        "in a cold interpreter for each message, start in warm processes. All of them together run as many "
+        "at once as the memory allows, or --max-workers.",
+        """
+fedexec supernode -- --insecure --superlink 127.0.0.1:9092 --node-config 'partition-id=0 num-partitions=2'
+fedexec supernode --max-workers 1 -- --insecure --port 9094 -- --insecure --port 9095
+""",
+        calls="supernode:command",
+        needs=("flwr",),
+    )
+    supernode.add_argument(
+        "flower", nargs="*", metavar="-- ARGUMENT",
+        help="the arguments of flower-supernode, after --; another -- begins those of another SuperNode",
+    )  # fmt: skip
+    options.add_executor(supernode)
 
 
 def _probe(commands: _Commands) -> None:
