@@ -17,7 +17,7 @@ from fedexec._system.available_resources import available_cores
 from fedexec._worker.threads import THREAD_VARIABLES
 from fedexec.errors import FedexecError, SettingsError
 from fedexec.executor import Executor
-from fedexec.flower.supernode import warm_command
+from fedexec.flower.supernode import keeper, warm_command
 from fedexec.flower.supernode.launch_host import COMMAND, LaunchHost
 from fedexec.interface import Capability, Hooks
 from fedexec.settings import resolve
@@ -26,15 +26,6 @@ __all__ = ["command"]
 
 PROGRAM = "flower-supernode"
 LEAVE_SECONDS, LOOK_SECONDS = 10.0, 0.1
-# On Linux the kernel ends a SuperNode with the process that has started it, however that ends.
-START = """
-import ctypes, os, sys
-parent = int(sys.argv[1])
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == parent:
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -67,7 +58,7 @@ def command(arguments: argparse.Namespace) -> int:
         code = next(each.returncode for each in supernodes if each.returncode is not None)
         stop()
         arguments.ending.settle()
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else 128 - code  # negative if a keeper was killed
 
 
 def _groups(words: list[str]) -> list[list[str]]:
@@ -96,12 +87,12 @@ def _program() -> str:
 
 
 def _start(program: str, words: list[str], variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    starter = [sys.executable, "-I", "-S", "-c", START, str(os.getpid())]
-    return subprocess.Popen([*starter, program, *words], env={**os.environ, **variables})
+    keeping = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())]
+    return subprocess.Popen([*keeping, program, *words], env={**os.environ, **variables})
 
 
 def _end(supernodes: "list[subprocess.Popen[bytes]]") -> None:
-    """End the SuperNodes, first with the signal that lets them say so to their SuperLink."""
+    """End the SuperNodes, first with a signal that lets them say goodbye to their SuperLink."""
     for each in supernodes:
         with contextlib.suppress(ProcessLookupError):
             each.terminate()

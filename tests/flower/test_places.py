@@ -58,25 +58,25 @@ class Place:
             '[superlink]\ndefault = "here"\n'
             f'[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
-        self._started = []
+        self.started = []
 
     def start(self, name, *args):
-        with (self.home / f"{name}-{len(self._started)}.log").open("wb") as log:
+        with (self.home / f"{name}-{len(self.started)}.log").open("wb") as log:
             process = psutil.Popen(
-                [program(name), "--insecure", *args],
+                [program(name), *args],
                 env=self.environment, cwd=self.home, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        self._started.append(process)
+        self.started.append(process)
 
     def start_superlink(self, *args):
-        address = ("--host", "127.0.0.1", "--port", str(self.port))
+        address = ("--insecure", "--host", "127.0.0.1", "--port", str(self.port))
         self.start("flower-superlink", *address, "--disable-runtime-dependency-installation", *args)
         poll(self._is_healthy, "the SuperLink answers", seconds=60)
 
     def _is_healthy(self):
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1).status == 200
-        assert self._started[0].poll() is None, self.logs()
+        assert self.started[0].poll() is None, self.logs()
         return False
 
     def run(self, app, *args):
@@ -91,10 +91,11 @@ class Place:
         return "".join(log.read_text() for log in self.home.glob("*.log"))
 
     def close(self):
-        family = [child for process in self._started for child in process.children(recursive=True)]
-        for process in reversed(self._started):
+        running = [process for process in self.started if process.poll() is None]
+        family = [child for process in running for child in process.children(recursive=True)]
+        for process in reversed(running):
             process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(self._started + family, timeout=20)
+        _, alive = psutil.wait_procs(running + family, timeout=20)
         for process in alive:
             process.kill()
         psutil.wait_procs(alive)
@@ -109,6 +110,12 @@ def place():
     finally:
         place.close()
         shutil.rmtree(home)
+
+
+def is_running(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def simulate(app, *args):
@@ -141,19 +148,19 @@ def test_on_flowers_engine(place, tmp_path):
     assert_offloaded(json.loads((tmp_path / "report.json").read_text()), nodes=3)
 
 
-def test_on_a_superlink_with_two_supernodes(place, tmp_path):
-    place.start_superlink()
+def supernodes(place):
+    """Return the arguments of each of two SuperNodes."""
     for partition in range(2):
         node_config = f"partition-id={partition} num-partitions=2"
-        address = (
-            "--superlink",
-            f"127.0.0.1:{place.port}",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(split_address(free_address())[1]),
-        )
-        place.start("flower-supernode", *address, "--node-config", node_config)
+        port = str(split_address(free_address())[1])
+        address = ("--superlink", f"127.0.0.1:{place.port}", "--host", "127.0.0.1", "--port", port)
+        yield "--insecure", *address, "--node-config", node_config
+
+
+def test_on_a_superlink_with_two_supernodes(place, tmp_path):
+    place.start_superlink()
+    for words in supernodes(place):
+        place.start("flower-supernode", *words)
     ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
     simulate(EXAMPLE, "--nodes", "2", *config(save_to=str(ours), **SMALL))
     place.run(EXAMPLE, *config(save_to=str(theirs), **SMALL))
@@ -161,6 +168,22 @@ def test_on_a_superlink_with_two_supernodes(place, tmp_path):
 
     place.run(OFFLOADED, *config(report=str(tmp_path / "report.json")))
     assert_offloaded(json.loads((tmp_path / "report.json").read_text()), nodes=2)
+
+
+def test_on_supernodes_whose_client_apps_start_warm(place, tmp_path):
+    place.start_superlink()
+    place.start("fedexec", "supernode", *(word for words in supernodes(place) for word in ("--", *words)))
+    ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    simulate(EXAMPLE, "--nodes", "2", *config(save_to=str(ours), **SMALL))
+    place.run(EXAMPLE, *config(save_to=str(theirs), **SMALL))
+    assert_equal_weights(ours, theirs)
+    assert place.logs().count("Start `flwr-clientapp` process") == 2
+    assert "cold" not in place.logs()
+    process = place.started[-1]
+    family = process.children(recursive=True)
+    assert len(family) > 2
+    process.kill()
+    poll(lambda: not any(map(is_running, family)), "all ended", seconds=5)
 
 
 def test_here(tmp_path):

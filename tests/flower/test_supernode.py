@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedexec.devices.emulated import emulated_device
 from fedexec.executor import Executor
 from fedexec.flower.supernode import launch_host, launcher, warm_command
 from fedexec.flower.supernode.launch_host import COMMAND, LaunchHost
@@ -31,6 +32,9 @@ def stand_in():
         print("of stderr", file=sys.stderr)
     elif what == "raise":
         raise ValueError("of the command")
+    elif what == "hold":
+        with emulated_device.device().allocate(1 << 30):
+            time.sleep(0.7)
     elif what == "sleep":
         time.sleep(600)
     elif what == "handle":
@@ -133,6 +137,16 @@ def test_no_more_run_at_once_than_the_executor_allows_and_the_others_try_later(m
         third = launch(host, "--token", "0")
         first.kill()
         assert third.wait(DEADLINE) == 0
+
+
+def test_no_more_run_at_once_than_the_device_holds():
+    """EMULATED: four launches, each with a GiB, on a device of a little more than two."""
+    with hosting(max_workers="auto", device="emulated:2.5GiB,context=100MiB") as host:
+        assert launch(host, "--token", "hold").wait(DEADLINE) == 0, "the first is measured"
+        begun = time.monotonic()
+        processes = [launch(host, "--token", "hold") for _ in range(4)]
+        assert [process.wait(DEADLINE) for process in processes] == [0] * 4
+        assert time.monotonic() - begun > 2 * 0.7, "never more than two"
 
 
 def test_what_is_not_understood_is_left_to_the_real_command_with_one_warning(host, tmp_path, caplog):

@@ -195,7 +195,8 @@ class LaunchHost:
         except concurrent.futures.CancelledError:
             return TRY_LATER
         except WorkerDiedError as exc:
-            log.warning("%s", exc)
+            if not exc.is_deliberate:
+                log.warning("%s", exc)
             return 1 if exc.exitcode is None else exc.exitcode
         except TaskTimeoutError as exc:
             log.warning("%s", exc)

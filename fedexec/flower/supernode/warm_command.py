@@ -10,11 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 
 from fedexec._worker.threads import THREAD_VARIABLES
+from fedexec.devices.device import LEDGER_VARIABLE
 from fedexec.flower.offloading import set_isolated, warm_torch
 
 __all__ = ["run", "warm"]
 
-_OF_THE_WORKER = (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+# What the executor has set for its workers: their share of the cores, and the device that this one has.
+_OF_THE_WORKER = (
+    *THREAD_VARIABLES,
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "FEDEXEC_DEVICE",
+    LEDGER_VARIABLE,
+)
 
 
 @functools.cache
