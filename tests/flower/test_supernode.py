@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -72,6 +73,10 @@ def launch(host, *arguments, **options):
     program = Path(launcher.__file__).parent / "bin" / COMMAND
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([program, *arguments], env=environ, **{**streams, **options})
+
+
+def with_variables(host, **variables):
+    return SimpleNamespace(variables={**host.variables, **variables})
 
 
 def worker_of(process):
@@ -154,7 +159,7 @@ def test_what_is_not_understood_is_left_to_the_real_command_with_one_warning(hos
     real.write_text('#!/bin/sh\necho "the real one" "$@"\nexit 4\n')
     real.chmod(0o755)
     path = host.variables["PATH"].split(os.pathsep)
-    host.variables["PATH"] = os.pathsep.join([path[0], str(tmp_path), *path[1:]])
+    host = with_variables(host, PATH=os.pathsep.join([path[0], str(tmp_path), *path[1:]]))
     for _ in range(2):
         process = launch(host, "--allow-runtime-dependency-installation", "--token", "1")
         out, _ = process.communicate(timeout=DEADLINE)
@@ -162,16 +167,14 @@ def test_what_is_not_understood_is_left_to_the_real_command_with_one_warning(hos
         assert process.returncode == 4
     (record,) = [record for record in caplog.records if "cold" in record.getMessage()]
     assert "--allow-runtime-dependency-installation is not known to be fit" in record.getMessage()
-    host.variables["_FEDEXEC_SOCKET"] = "@nobody-listens-there"
-    process = launch(host, "--token", "1")
+    process = launch(with_variables(host, _FEDEXEC_SOCKET="@nobody-listens-there"), "--token", "1")
     out, err = process.communicate(timeout=DEADLINE)
     assert out == "the real one --token 1\n"
     assert "starts cold: ConnectionRefusedError" in err
 
 
 def test_who_does_not_know_the_key_gets_no_answer(host):
-    host = type("Stranger", (), {"variables": {**host.variables, "_FEDEXEC_KEY": "0" * 32}})
-    process = launch(host, "--token", "0")
+    process = launch(with_variables(host, _FEDEXEC_KEY="0" * 32), "--token", "0")
     assert process.wait(DEADLINE) == 1
 
 
