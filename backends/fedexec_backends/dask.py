@@ -177,6 +177,9 @@ class DaskEngine(Engine):
                 future.result(timeout=CREATE_SECONDS)
             with self.client.as_current():  # an actor belongs to the client that is current when it is made
                 actor = Actor(NodeAgentOnWorker, place.id, created[-1].key)
+        except TimeoutError:
+            reason = f"Dask has not created the node agent on {place.id} within {CREATE_SECONDS:.0f} s"
+            raise ConnectionError(reason) from None
         except Exception as exc:
             raise ConnectionError(f"Dask cannot create the node agent on {place.id}: {exc!r}") from exc
         return DaskAgent(self.client, actor, created)

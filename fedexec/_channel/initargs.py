@@ -35,10 +35,14 @@ class PackedHook:
     ----------
     data : bytes
         The pickled function without parameters.
+    name : str, optional
+        Module and name of the function, for messages.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, name: str = "") -> None:
         self.data = data
+        if name:
+            self.__module__, _, self.__qualname__ = name.partition(".")
 
     def __call__(self) -> object:
         """Unpickle the function, in a worker or a template, and call it."""

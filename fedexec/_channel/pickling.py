@@ -274,7 +274,11 @@ def _plain_base(cls: type[BaseException]) -> type[BaseException] | None:
 
 def _exception(cls: type[BaseException], base: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     """Rebuild an exception without calling its ``__init__``, which may take other arguments than `args`."""
-    error = base.__new__(cls, *args)
+    maker: type[BaseException] = cls
+    while maker.__module__ != "builtins":  # not always `base`: of several built-in bases one makes the object
+        assert maker.__base__ is not None
+        maker = maker.__base__
+    error = maker.__new__(cls, *args)
     base.__init__(error, *args)
     return error
 

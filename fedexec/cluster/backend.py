@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedexec._channel.changed import Changed
+from fedexec._channel.initargs import PackedHook
 from fedexec._channel.pickling import Packed, dumps
 from fedexec._channel.task_channel import pack
 from fedexec._registry import load
@@ -18,7 +19,7 @@ from fedexec.cluster.messages import NodeOrder, NodeTask, Surroundings, own_path
 from fedexec.cluster.nodes import BEAT_SECONDS, LEASE_SHARE, Nodes
 from fedexec.cluster.remote_node import LostError, RemoteNode
 from fedexec.errors import NodeLostError, SettingsError, UnpickleError, WorkerError
-from fedexec.interface import Backend, Capability, Hooks, Node, Outcome, Task
+from fedexec.interface import Backend, Capability, Hooks, Node, Outcome, Task, function_name
 from fedexec.settings import Settings
 
 __all__ = ["ClusterBackend"]
@@ -225,11 +226,11 @@ def _order(settings: Settings, hooks: Hooks) -> NodeOrder:
     )
 
 
-def _pack_hook(hook: Callable[..., object] | None, *args: object) -> bytes | None:
+def _pack_hook(hook: Callable[..., object] | None, *args: object) -> PackedHook | None:
     if hook is None:
         return None
     try:
-        return dumps(functools.partial(hook, *args))
+        return PackedHook(dumps(functools.partial(hook, *args)), function_name(hook))
     except RuntimeError as exc:
         exc.add_note(
             "fedexec: locks, queues and pipes of multiprocessing exist on one machine only, so nodes of a "

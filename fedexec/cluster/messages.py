@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedexec._channel.initargs import PackedHook
 from fedexec._channel.packed_calls import PackedReply
 from fedexec._channel.pickling import Sources, dumps
 from fedexec._channel.unpickling import loads
@@ -127,7 +128,7 @@ class NodeOrder:
     ----------
     settings : mapping of str to object
         Settings of the executor, as for :func:`fedexec.create_executor`.
-    initializer, warmup : bytes or None
+    initializer, warmup : PackedHook or None
         The pickled functions without parameters.
     surroundings : Surroundings
     log_level : int
@@ -137,8 +138,8 @@ class NodeOrder:
     """
 
     settings: Mapping[str, Any]
-    initializer: bytes | None
-    warmup: bytes | None
+    initializer: PackedHook | None
+    warmup: PackedHook | None
     surroundings: Surroundings
     log_level: int
     lease_seconds: float

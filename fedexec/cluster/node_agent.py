@@ -379,9 +379,7 @@ def _take_over(surroundings: Surroundings) -> tuple[str, ...]:
 
 
 def _make_executor(order: NodeOrder) -> Executor:
-    initializer = None if order.initializer is None else PackedHook(order.initializer)
-    warmup = None if order.warmup is None else PackedHook(order.warmup)
-    return Executor(resolve(order.settings, environ={}), Hooks(initializer, (), warmup))
+    return Executor(resolve(order.settings, environ={}), Hooks(order.initializer, (), order.warmup))
 
 
 def _slots(executor: Executor) -> int:

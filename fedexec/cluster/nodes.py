@@ -11,7 +11,7 @@ from fedexec._channel.stderr import write_all
 from fedexec.cluster.contents import Contents
 from fedexec.cluster.engine import Engine, Place
 from fedexec.cluster.messages import NodeOrder, NodeStatus
-from fedexec.cluster.remote_node import RemoteNode
+from fedexec.cluster.remote_node import LostError, RemoteNode
 from fedexec.cluster.versions import check_versions
 from fedexec.errors import (
     BackendUnavailableError,
@@ -36,6 +36,7 @@ LEASE_SHARE = (
 MEMBERSHIP_SECONDS = 1.0  # how often the engine is asked for new nodes
 START_SECONDS = 60.0  # how long an executor that starts waits for nodes
 PATIENCE_SECONDS = 5.0  # after this time it says that it waits
+LEAVE_SECONDS = 1.0  # how long an executor that ends waits for an engine that is creating a node agent
 AGAIN_SECONDS = 10.0  # after this time a node that could not be used is tried again
 NO_NODE_SECONDS = 60.0  # how long tasks wait if all nodes were lost
 
@@ -106,16 +107,15 @@ class Nodes:
         for thread in self._threads:
             thread.start()
         with self._lock:
-            is_settled = self._changed.wait_for(self._is_settled, PATIENCE_SECONDS)
-            if not is_settled and not self._opening:
+            self._changed.wait_for(self._can_begin, PATIENCE_SECONDS)
+            if not self._can_begin() and not self._opening:
                 log.warning("the cluster has no node yet; waiting %.0f s for one", START_SECONDS)
-            self._changed.wait_for(self._is_settled, START_SECONDS - PATIENCE_SECONDS)
+            self._changed.wait_for(self._can_begin, START_SECONDS - PATIENCE_SECONDS)
+            self._changed.wait_for(self._is_settled, PATIENCE_SECONDS if self._ready else 0.0)
             if not self._ready:
                 raise self._no_node()
             for place_id in self._opening:
-                log.warning(
-                    "node %s is not ready after %.0f s; tasks begin without it", place_id, START_SECONDS
-                )
+                log.warning("node %s is not ready yet; tasks begin without it", place_id)
 
     def ready(self) -> list[RemoteNode]:
         """Return the nodes that run tasks."""
@@ -241,7 +241,9 @@ class Nodes:
                 node.status = answer.result()
                 self._pass_on(node, node.status)
         with self._lock:
-            self._changed.wait_for(lambda: not self._opening, START_SECONDS)
+            self._changed.wait_for(lambda: not any(self._opening.values()), START_SECONDS)
+            # Nothing hurries an engine that is creating a node agent; it ends as soon as it is there.
+            self._changed.wait_for(lambda: not self._opening, LEAVE_SECONDS)
         self._closed.set()
         for thread in self._threads:
             if thread.ident is not None:
@@ -250,6 +252,9 @@ class Nodes:
             node.end()
 
     # ------------------------------------------------------------ nodes that come
+
+    def _can_begin(self) -> bool:
+        return bool(self._ready) or self._is_settled()
 
     def _is_settled(self) -> bool:
         return bool(self._ready or self._refused) and not self._opening
@@ -287,6 +292,8 @@ class Nodes:
             )
             with self._lock:
                 self._opening[place.id] = node
+                if self._closing.is_set():
+                    raise LostError("the executor was shut down")
             patience = START_SECONDS + self._settings.preload_timeout
             check_versions(node.open(self._order_for(place), patience), node.name)
             for call, name in list(self._rehearsals):

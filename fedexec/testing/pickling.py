@@ -124,7 +124,8 @@ class PicklingConformance(Suite):
         error = executor.submit(fail, tasks.OddError, "no.txt", extra=[7]).exception(DEADLINE)
         assert type(error) is tasks.OddError
         assert (error.errno, error.filename, error.extra) == (2, "no.txt", [7])
-        group = [tasks.NeedsTwoArguments(1, "x"), tasks.OddError("y", extra=None), KeyError(3)]
+        two = tasks.OfTwoKinds(2, "z")
+        group = [tasks.NeedsTwoArguments(1, "x"), tasks.OddError("y", extra=None), KeyError(3), two]
         error = executor.submit(fail, ExceptionGroup, "many", group).exception(DEADLINE)
         assert isinstance(error, ExceptionGroup)
         assert [type(each) for each in error.exceptions] == [type(each) for each in group]

@@ -209,6 +209,10 @@ class NeedsTwoArguments(Exception):
         super().__init__(f"{code} at {where}")
 
 
+class OfTwoKinds(NeedsTwoArguments, MemoryError):
+    """It has two built-in bases, of which only one can make the object."""
+
+
 class HoldsLock(Exception):
     """An exception that cannot be pickled."""
 

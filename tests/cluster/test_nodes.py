@@ -36,6 +36,12 @@ def machines(monkeypatch):
         toy_engine.MACHINES.remove(machine)
 
 
+def use_much(nbytes):
+    data = bytearray(b"x") * nbytes
+    time.sleep(30)
+    return len(data)
+
+
 def note(directory, number, seconds):
     """Leave a file for each run of a task, then take a while."""
     run = Path(directory, f"{number}-{os.getpid()}")
@@ -232,6 +238,45 @@ def test_footprints_and_the_machine_of_a_death_are_known_at_once(machines):
     assert isinstance(error, fedexec.WorkerDiedError)
     assert f"on node {error.node}" in str(error)
     assert "(toy-" in error.node
+
+
+def test_a_node_that_hangs_holds_up_neither_the_start_nor_the_end(machines, caplog, monkeypatch):
+    monkeypatch.setattr("fedexec.cluster.nodes.PATIENCE_SECONDS", 0.5)
+    machines.add()
+    hanging = machines.add()
+    hanging.answers.clear()
+    begun = time.monotonic()
+    with fedexec.create_executor("toy") as executor:
+        assert list(executor.map(abs, range(4))) == [0, 1, 2, 3]
+        assert [node.id for node in executor.nodes()] != [hanging.name]
+        started = time.monotonic()
+    assert started - begun < 20
+    assert time.monotonic() - started < 4
+    hanging.answers.set()
+    poll(lambda: "fedexec-node" not in [each.name for each in threading.enumerate()], "the engine went on")
+    assert hanging.agents
+    assert "open" not in hanging.calls
+    assert f"node {hanging.name} is not ready yet; tasks begin without it" in caplog.text
+
+
+def test_errors_of_nodes_arrive_as_they_are(machines):
+    machines.add()
+    with fedexec.create_executor("toy", memory_limit="300MiB", enforce_limits=True) as executor:
+        error = executor.submit(use_much, 800_000_000).exception(DEADLINE)
+    assert isinstance(error, fedexec.WorkerMemoryError)
+    assert isinstance(error, MemoryError)
+    assert "on node" not in error.task
+    assert error.node
+
+
+def raise_at_warmup():
+    raise KeyError("no data")
+
+
+def test_a_warmup_that_fails_is_named(machines):
+    machines.add()
+    with pytest.raises(fedexec.PreloadError, match=r"test_nodes\.raise_at_warmup.*KeyError"):
+        fedexec.create_executor("toy", warmup=raise_at_warmup)
 
 
 def test_contents_that_no_task_needs_are_forgotten(machines, monkeypatch):

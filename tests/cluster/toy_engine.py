@@ -23,6 +23,8 @@ class Machine:
     def __init__(self, name, cores):
         self.name, self.cores = name, cores
         self.is_cut = False
+        self.answers = threading.Event()  # until it is set, the engine creates no node agent there
+        self.answers.set()
         self.agents = []
         self.calls = []
         self.held_up = []  # answers that wait until the cut is over
@@ -103,6 +105,7 @@ class ToyEngine(Engine):
         return [Place(machine.name, machine.name, machine.cores) for machine in MACHINES.up.values()]
 
     def create_agent(self, place):
+        MACHINES.up[place.id].answers.wait()
         return ToyAgent(MACHINES.up[place.id])
 
     def disconnect(self):
