@@ -178,6 +178,8 @@ def check(command):
 def _check_fedexec(words):
     if "..." in words:
         return
+    if words[:1] == ["supernode"] and "--" in words:  # what follows are Flower's
+        words = words[: words.index("--")]
     try:
         make_parser().parse_args(words)
     except SystemExit as exc:

@@ -6,7 +6,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,8 +22,14 @@ from fedexec.flower.record_packing import Packed, pack
 from fedexec.flower.simulation.client_app import Answer, AppRef, MessageTask, run
 from fedexec.flower.simulation.failure_log import FailureLog
 from fedexec.flower.simulation.module_caches import Refills
-from fedexec.flower.simulation.nodes import Node, NodeConfig, NodeConfigError, config_of
-from fedexec.flower.simulation.pending_message import PendingMessage, await_answers, error_answer, make_reply
+from fedexec.flower.simulation.nodes import Node, NodeConfig, NodeConfigError, config_of, longest_first
+from fedexec.flower.simulation.pending_message import (
+    PendingMessage,
+    await_answers,
+    error_answer,
+    make_reply,
+    require_time_left,
+)
 from fedexec.flower.simulation.rehearsals import Rehearsals
 from fedexec.flower.simulation.run_recorder import RunRecorder, server_round_of
 from fedexec.interface import Capability
@@ -160,7 +166,9 @@ class ExecutorGrid(Grid):
         ValueError
             A message is a reply, or its ``ttl`` is over before it is sent.
         """
-        return [pending.id for pending in self._push(messages, lambda message_id: None)]
+        sent = self._prepare_all(messages, lambda message_id: None)
+        self._enqueue_all(sent)
+        return [pending.id for pending in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived.
@@ -197,11 +205,10 @@ class ExecutorGrid(Grid):
         """
         answered_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        unanswered: dict[str, PendingMessage] = {}
+        sent = self._prepare_all(messages, answered_ids.put)
+        unanswered = {pending.id: pending for pending in sent}
         try:
-            for pending in self._push(messages, answered_ids.put):
-                unanswered[pending.id] = pending
-            sent = list(unanswered.values())
+            self._enqueue_all(sent)
             while unanswered and time.monotonic() < deadline:
                 first = min(pending.expires for pending in unanswered.values())
                 await_answers(answered_ids, unanswered, min(deadline, first))
@@ -223,19 +230,23 @@ class ExecutorGrid(Grid):
 
     # ------------------------------------------------------------ to the nodes
 
-    def _push(
+    def _prepare_all(
         self, messages: Iterable[Message], on_answer: Callable[[str], object]
-    ) -> Iterator[PendingMessage]:
+    ) -> list[PendingMessage]:
         messages = list(messages)
         for message in messages:  # Check all first: a message with a rehearsal may take long to send.
-            _require_time_left(message)
+            require_time_left(message)
+        prepared: list[PendingMessage] = []
         last: tuple[RecordDict, Packed] | None = None
         for message in messages:
             if last is None or last[0] is not message.content:  # A round's messages share their content.
                 last = message.content, pack(message.content)
-            pending = self._prepare(message, last[1], on_answer)
+            prepared.append(self._prepare(message, last[1], on_answer))
+        return prepared
+
+    def _enqueue_all(self, pending_messages: Sequence[PendingMessage]) -> None:
+        for pending in longest_first(pending_messages, self._nodes):
             self._enqueue(pending)
-            yield pending
 
     def _prepare(
         self, message: Message, content: Packed, on_answer: Callable[[str], object]
@@ -313,6 +324,9 @@ class ExecutorGrid(Grid):
             answer = error_answer(exc)
             fatal = exc if isinstance(exc, InitializerError | PreloadError) else None
         with self._lock:
+            usage = getattr(future, "usage", None)
+            if usage is not None:
+                node.seconds[pending.kind] = usage.wall_seconds
             if self._answer(pending, answer, future, fatal=fatal):
                 node.state = node.state if answer.state is None else answer.state
         self._send_next(node)
@@ -365,8 +379,8 @@ class ExecutorGrid(Grid):
         if not self._answer(pending, Answer(error=(code, reason)), failed=failed):
             return
         with self._lock:
-            node = self._nodes[pending.node_id]
-            if pending in node.waiting:
+            node = self._nodes.get(pending.node_id)
+            if node is not None and pending in node.waiting:
                 node.waiting.remove(pending)
         if pending.future is not None:
             self.executor.end(pending.future)
@@ -384,9 +398,3 @@ class ExecutorGrid(Grid):
             # This frees the shared memory of the answer for the next messages.
             pending.answer = Answer()
         return replies
-
-
-def _require_time_left(message: Message) -> None:
-    metadata = message.metadata
-    if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
-        raise ValueError(f"A message to node {metadata.dst_node_id} cannot be sent: {metadata}")

@@ -1,7 +1,7 @@
 """A grid's nodes: the state that each node has left, its waiting messages, and its node_config."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from fedexec.errors import FedexecError
 from fedexec.flower.flower_internals import NUM_PARTITIONS_KEY, PARTITION_ID_KEY
 from fedexec.flower.simulation.pending_message import PendingMessage
 
-__all__ = ["Node", "NodeConfig", "NodeConfigError", "config_of"]
+__all__ = ["Node", "NodeConfig", "NodeConfigError", "config_of", "longest_first"]
 
 NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 
@@ -32,12 +32,41 @@ class Node:
         Messages that wait until the node is free.
     busy : bool
         Whether a message runs, because the messages of a node run one after the other.
+    seconds : dict
+        How long the last message of each type took.
     """
 
     state: bytes = b""
     messages: int = 0
     waiting: deque[PendingMessage] = field(default_factory=deque)
     busy: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def longest_first(
+    pending_messages: Sequence[PendingMessage], nodes: Mapping[int, Node]
+) -> list[PendingMessage]:
+    """Return messages in the order in which they should begin: what takes longest must not begin last.
+
+    Parameters
+    ----------
+    pending_messages : sequence of PendingMessage
+    nodes : mapping of int to Node
+        The nodes that have had a message, by their ids.
+
+    Returns
+    -------
+    list of PendingMessage
+        By the time that each node's last message of the type took; nodes without one count as the mean of the
+        others. Equal ones keep their order.
+    """
+    known = {
+        pending.id: nodes[pending.node_id].seconds[pending.kind]
+        for pending in pending_messages
+        if pending.node_id in nodes and pending.kind in nodes[pending.node_id].seconds
+    }
+    mean = sum(known.values()) / len(known) if known else 0.0
+    return sorted(pending_messages, key=lambda pending: known.get(pending.id, mean), reverse=True)
 
 
 def config_of(node_config: NodeConfig, partition: int, num_nodes: int) -> dict[str, Any]:

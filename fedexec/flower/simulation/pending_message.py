@@ -16,7 +16,7 @@ from fedexec.flower.history import Round
 from fedexec.flower.record_packing import Packed, unpack
 from fedexec.flower.simulation.client_app import Answer
 
-__all__ = ["PendingMessage", "await_answers", "error_answer", "make_reply"]
+__all__ = ["PendingMessage", "await_answers", "error_answer", "make_reply", "require_time_left"]
 
 
 @dataclass(slots=True, eq=False)
@@ -136,3 +136,20 @@ def await_answers(
             unanswered.pop(answered_ids.get(timeout=left) if left > 0 else answered_ids.get_nowait(), None)
         except queue.Empty:
             return
+
+
+def require_time_left(message: Message) -> None:
+    """Check that a message can be sent.
+
+    Parameters
+    ----------
+    message : Message
+
+    Raises
+    ------
+    ValueError
+        It is a reply, or its ``ttl`` is over.
+    """
+    metadata = message.metadata
+    if metadata.reply_to_message_id or metadata.created_at + metadata.ttl <= time.time():
+        raise ValueError(f"A message to node {metadata.dst_node_id} cannot be sent: {metadata}")
