@@ -19,6 +19,7 @@ from fedexec._scheduling.admission import Admission, Footprint, ceiling
 from fedexec._scheduling.deadline import GRACE_SECONDS
 from fedexec._scheduling.exit_hooks import drain_before_exit_of
 from fedexec._scheduling.futures import Future, Stats
+from fedexec._scheduling.needs import read_needs
 from fedexec._scheduling.scheduler import Scheduler
 from fedexec._scheduling.settings_checks import (
     NO_EFFECT,
@@ -31,7 +32,7 @@ from fedexec._scheduling.settings_checks import (
 from fedexec._system.available_resources import SIGKILL
 from fedexec._worker.seeding import call_seeded
 from fedexec.devices.device import is_emulated
-from fedexec.interface import Capability, Hooks, Node, Task, function_name, once
+from fedexec.interface import NO_NEEDS, Capability, Hooks, Node, Task, function_name, once
 from fedexec.settings import Settings, resolve
 
 __all__ = ["Executor"]
@@ -68,6 +69,7 @@ class Executor(concurrent.futures.Executor):
         drain_before_exit_of(backend_class)
         configure_logging(settings)
         self._tag: str | None = None
+        self._needs = NO_NEEDS
         self._original: Executor | None = None  # set in a view, which keeps the original alive
         is_remote = Capability.REMOTE in backend_class.capabilities
         self.devices = () if is_remote else chosen_devices(settings)
@@ -115,10 +117,9 @@ class Executor(concurrent.futures.Executor):
         BrokenProcessPool
             An initializer or a preload has failed.
         """
-        settings = self.settings
-        return self.submit_task(
-            Task(fn, args, kwargs, timeout=settings.timeout, retries=settings.retries, tag=self._tag)
-        )
+        task = Task(fn, args, kwargs, tag=self._tag, needs=self._needs)
+        task.timeout, task.retries = self.settings.timeout, self.settings.retries
+        return self.submit_task(task)
 
     def submit_task(self, task: Task) -> Future[Any]:
         """Schedule a task that has options of its own; see :meth:`submit`.
@@ -134,7 +135,14 @@ class Executor(concurrent.futures.Executor):
         return self._scheduler.submit(task)
 
     def with_options(
-        self, *, timeout: float | None = None, retries: int | None = None, tag: str | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        tag: str | None = None,
+        memory: int | str | None = None,
+        device_memory: int | str | None = None,
+        threads: int | None = None,
     ) -> "Executor":
         """Return a view of this executor whose tasks have options of their own, and all else in common.
 
@@ -150,11 +158,18 @@ class Executor(concurrent.futures.Executor):
         tag : str, optional
             Name of the task in messages and errors, besides the name of its function. Default: that of this
             executor.
+        memory, device_memory : int or str, optional
+            What a task needs of the host's memory, and of that of one device: bytes, or a text such as
+            ``"2GiB"``. It starts when tasks that run leave so much of what they have asked for. With
+            ``max_workers="auto"`` it counts if it is more than what was measured. Default: not known.
+        threads : int, optional
+            How many threads the numerical libraries of a task use; tasks that ask for threads and those
+            beside them get no more than there are cores. Default: those of the worker.
 
         Raises
         ------
         SettingsError
-            A value is invalid.
+            A value is invalid, or more than this machine has.
         """
         view = copy.copy(self)
         view._original = self
@@ -168,6 +183,9 @@ class Executor(concurrent.futures.Executor):
             view.settings = replace(view.settings, retries=number)
         if tag is not None:
             view._tag = tag
+        if (memory, device_memory, threads) != (None, None, None):
+            devices = None if Capability.REMOTE in self.capabilities else self.devices
+            view._needs = read_needs(view._needs, devices, memory, device_memory, threads)
         return view
 
     def map(

@@ -21,7 +21,10 @@ from fedexec.usage import Node, Usage
 if TYPE_CHECKING:  # Workers import this module, but not the settings.
     from fedexec.settings import Settings
 
-__all__ = ["Backend", "Capability", "Hooks", "Node", "Outcome", "Task", "Usage", "function_name", "once"]
+__all__ = [
+    "NO_NEEDS", "Backend", "Capability", "Hooks", "Needs", "Node", "Outcome", "Task", "Usage",
+    "function_name", "once",
+]  # fmt: skip
 
 
 class Capability(enum.Flag):
@@ -72,6 +75,26 @@ def once(fn: F) -> F:
     return fn
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a task needs of the machine that runs it; None where the caller has not said it.
+
+    Attributes
+    ----------
+    memory, device_memory : int or None
+        Bytes of the host's memory, and of that of one device.
+    threads : int or None
+        How many threads its numerical libraries use.
+    """
+
+    memory: int | None = None
+    device_memory: int | None = None
+    threads: int | None = None
+
+
+NO_NEEDS = Needs()
+
+
 @dataclass(slots=True, eq=False)
 class Task:
     """One call of a function: ``fn(*args, **kwargs)``.
@@ -101,6 +124,8 @@ class Task:
     pass_on : callable or None
         ``pass_on(stream, data)`` gets the bytes that the task writes to stdout (1) and stderr (2). None: they
         go to the streams of this process.
+    needs : Needs
+        What it needs of the machine, if the caller has said so.
     held_up : float
         Seconds since its start for which the task waited until the template had learnt modules. They do not
         count against `timeout`.
@@ -120,6 +145,7 @@ class Task:
     tag: str | None = None
     seed: int | None = None
     pass_on: Callable[[int, bytes], object] | None = None
+    needs: Needs = NO_NEEDS
     held_up: float = 0.0
     id: int = field(default_factory=_task_ids.__next__)
 

@@ -36,6 +36,7 @@ class TaskMessage:
     stderr: str | None = None  # path to which the worker has to write its stderr
     stdout: str | None = None  # path to which the worker has to write its stdout; None if it keeps its own
     seed: int | None = None  # seed of the worker's random generators
+    threads: int | None = None  # how many the task's libraries may use; None: as many as the worker's
     sources: Sources = ()  # source lines of notebook cells, for tracebacks
     learns: bool = False  # whether the caller wants to know what the task imports
     path: tuple[str, ...] | None = None  # the caller's sys.path, if it changed after workers were started
@@ -73,6 +74,11 @@ class Delivery:
     def seed(self) -> int | None:
         """Seed of the task's random generators; None for independent random numbers."""
         return self._message.seed
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads the task's libraries may use; None: as many as the worker's."""
+        return self._message.threads
 
     @property
     def path(self) -> tuple[str, ...] | None:

@@ -53,6 +53,7 @@ class SegmentPool:
         path: tuple[str, ...] | None = None,
         learn: Callable[[bytes], object] | None = None,
         stdout: str | None = None,
+        threads: int | None = None,
     ) -> "Parcel":
         """Pack an object to be sent.
 
@@ -75,6 +76,8 @@ class SegmentPool:
             reply says which modules the receiver has imported.
         stdout : str, optional
             Path to which the receiver has to write its stdout.
+        threads : int, optional
+            How many threads the receiver's libraries may use.
 
         Returns
         -------
@@ -95,6 +98,7 @@ class SegmentPool:
             stderr=stderr,
             stdout=stdout,
             seed=seed,
+            threads=threads,
             path=path,
             learns=learn is not None,
             sources=sources,

@@ -117,7 +117,9 @@ class TaskChannel:
         else:
             packed, path = pack(task), self._path.value()
         learn = None if self._learner is None else functools.partial(self._learner.prepare, task)
-        return self._pool.parcel(packed, task.submitted, task.device, stderr, task.seed, path, learn, stdout)
+        return self._pool.parcel(
+            packed, task.submitted, task.device, stderr, task.seed, path, learn, stdout, task.needs.threads
+        )
 
 
 def pack(task: Task) -> Packed:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from fedexec._system.available_resources import available_cores
 from fedexec.devices.device import Device
-from fedexec.interface import Outcome, Task, Usage
+from fedexec.interface import NO_NEEDS, Needs, Outcome, Task, Usage
 from fedexec.memory import host
 from fedexec.settings import Settings
 
@@ -84,6 +84,7 @@ class _Running:
     kind: str
     device: Device | None
     most: int | None  # how many tasks of its kind could run at once when it started
+    needs: Needs = NO_NEEDS
 
 
 @dataclass(slots=True)
@@ -113,6 +114,8 @@ class Admission:
     def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
         self._fresh = fresh
         self._auto = settings.auto
+        self._share = SHARE if settings.auto else 1.0  # what a caller asks for is not measured
+        self._threads = settings.threads_per_worker
         # Programs that start at the same time with few workers each must not all choose the same device.
         self._devices = sorted(devices, key=lambda device: (device.used_bytes() or 0, random.random()))
         self._cores = available_cores()
@@ -160,11 +163,16 @@ class Admission:
             Whether the task may start now.
         """
         if not self._auto:
-            self._start(task, self._least_busy())
+            device = self._least_busy(task.needs.device_memory or 0)
+            if not self._has_what_is_asked_for(task, device):
+                return False
+            self._start(task, device or self._least_busy(0))
             return True
         if self._alone is not None or (self._waiting_alone and task.id not in self._waiting_alone):
             return False
         footprint = self._footprints.get(task.kind)
+        if footprint is None and task.needs != NO_NEEDS:
+            footprint = Footprint()  # no need to measure it first
         if footprint is None or task.id in self._waiting_alone:
             if self._running:
                 return False
@@ -173,13 +181,16 @@ class Admission:
             self._alone = task.id
             self._start(task, self._roomiest(0))
             return True
-        device = self._roomiest(self._device_bytes(task.kind))
+        asked = self._expected(task.kind, task.needs)
+        on_device = max(self._device_bytes(task.kind), task.needs.device_memory or 0)
+        device = self._roomiest(on_device)
         if self._running:
             if (
-                (footprint.device_bytes and device is None)
+                (on_device and device is None)
                 or (footprint.most is not None and self._count(task.kind) >= footprint.most)
-                or (not footprint.device_bytes and self._count_without_device() >= self._cores)
-                or self._host_bytes() + (footprint.host_bytes or 0) > self._room.host
+                or (not on_device and self._count_without_device() >= self._cores)
+                or self._host_bytes() + (asked.host_bytes or 0) > self._room.host
+                or self._lacks_threads(task)
             ):
                 return False
         else:
@@ -276,7 +287,7 @@ class Admission:
     def _start(self, task: Task, device: Device | None) -> None:
         kind = task.kind
         footprint = self._footprints.get(kind) or Footprint()
-        self._running[task.id] = _Running(kind, device, footprint.most)
+        self._running[task.id] = _Running(kind, device, footprint.most, task.needs)
         task.device = device.uuid if device is not None and len(self._devices) > 1 else None
 
     def _measure_anew(self) -> None:
@@ -288,11 +299,32 @@ class Admission:
         for device in self._devices:
             total, used = device.total_bytes(), device.used_bytes()
             if total is not None and used is not None:
-                self._room.devices[device.uuid] = SHARE * (total - used)
-        self._room.host = SHARE * host.available_bytes()
+                self._room.devices[device.uuid] = self._share * (total - used)
+        self._room.host = self._share * host.available_bytes()
+
+    def _has_what_is_asked_for(self, task: Task, device: Device | None) -> bool:
+        """Return whether tasks that run leave what a task asks for; the first of all tasks always gets it."""
+        if not self._running:
+            if task.needs != NO_NEEDS:
+                self._measure_room()
+            return True
+        return not (
+            (task.needs.device_memory and device is None)
+            or (task.needs.memory and self._host_bytes() + task.needs.memory > self._room.host)
+            or self._lacks_threads(task)
+        )
+
+    def _lacks_threads(self, task: Task) -> bool:
+        """Return whether a task has to wait for threads, because it or another one has asked for some."""
+        asked = [each.needs.threads for each in self._running.values()] + [task.needs.threads]
+        return any(asked) and sum(number or self._threads for number in asked) > self._cores
 
     def _free(self, device: Device) -> float:
-        taken = sum(self._device_bytes(each.kind) for each in self._running.values() if each.device is device)
+        taken = sum(
+            max(self._device_bytes(each.kind), each.needs.device_memory or 0)
+            for each in self._running.values()
+            if each.device is device
+        )
         return self._room.devices.get(device.uuid, 0.0) - taken
 
     def _device_bytes(self, kind: str) -> int:
@@ -306,15 +338,24 @@ class Admission:
         device = max(self._devices, key=self._free, default=None)
         return None if device is None or (needed and self._free(device) < needed) else device
 
-    def _least_busy(self) -> Device | None:
+    def _least_busy(self, needed: int) -> Device | None:
+        """Return the device that runs the fewest tasks, among those that have so many bytes left."""
         busy = [each.device for each in self._running.values()]
-        return min(self._devices, key=lambda device: sum(each is device for each in busy), default=None)
+        fit = [device for device in self._devices if not needed or self._free(device) >= needed]
+        return min(fit, key=lambda device: sum(each is device for each in busy), default=None)
 
     def _count(self, kind: str) -> int:
         return sum(1 for each in self._running.values() if each.kind == kind)
 
     def _taken(self) -> list[Footprint]:
-        return [self._footprints.get(each.kind) or Footprint() for each in self._running.values()]
+        return [self._expected(each.kind, each.needs) for each in self._running.values()]
+
+    def _expected(self, kind: str, needs: Needs) -> Footprint:
+        """Return the larger of what was measured of a kind and what the caller asks for."""
+        measured = self._footprints.get(kind) or Footprint()
+        on_host = max(measured.host_bytes or 0, needs.memory or 0)
+        on_device = max(measured.device_bytes or 0, needs.device_memory or 0)
+        return replace(measured, host_bytes=on_host, device_bytes=on_device)
 
     def _count_without_device(self) -> int:
         return sum(1 for footprint in self._taken() if not footprint.device_bytes)

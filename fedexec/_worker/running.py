@@ -17,6 +17,7 @@ from fedexec._channel.stderr import listen, redirect_stdout, unread
 from fedexec._worker import imports, seeding
 from fedexec._worker.imports import Imports
 from fedexec._worker.meter import TaskMeter, this_worker
+from fedexec._worker.threads import threads_of_task
 from fedexec.devices import device
 from fedexec.errors import is_out_of_memory
 from fedexec.interface import Usage
@@ -79,7 +80,8 @@ def _run_seeded(delivery: Delivery, new: Imports) -> Reply:
         return failure(ReplyKind.TASK_UNREADABLE, exc)
     meter = TaskMeter(new, time.perf_counter() - begun)
     try:
-        value = fn(*args, **kwargs)
+        with threads_of_task(delivery.threads):
+            value = fn(*args, **kwargs)
     except BaseException as exc:  # also SystemExit: it is the outcome of the task, as in concurrent.futures
         return failure(ReplyKind.EXCEPTION, exc, meter.read())
     usage = meter.read()

@@ -1,10 +1,11 @@
 """Limits how many threads numerical libraries use in a worker, so that workers share the cores."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-__all__ = ["THREAD_VARIABLES", "keep_torch_threads", "limit_loaded", "limit_threads"]
+__all__ = ["THREAD_VARIABLES", "keep_torch_threads", "limit_loaded", "limit_threads", "threads_of_task"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -47,6 +48,43 @@ def limit_loaded(environ: Mapping[str, str]) -> None:
             number = _torch_threads or number
         if number and number != library.num_threads:
             library.set_num_threads(number)
+
+
+@contextlib.contextmanager
+def threads_of_task(number: int | None) -> Iterator[None]:
+    """Have numerical libraries use so many threads while a task runs.
+
+    Parameters
+    ----------
+    number : int or None
+        None changes nothing.
+
+    Yields
+    ------
+    None
+    """
+    if number is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    torch_before = torch.get_num_threads() if torch is not None else None
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(number)))
+    if torch is not None:
+        torch.set_num_threads(number)
+    try:
+        with threadpool_limits(number):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if torch is not None:
+            torch.set_num_threads(torch_before)
 
 
 def keep_torch_threads() -> None:

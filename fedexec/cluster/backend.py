@@ -164,6 +164,7 @@ class ClusterBackend(Backend):
             tag=task.tag,
             timeout=task.timeout,
             seed=task.seed,
+            needs=task.needs,
         )
 
     def _run(self, task: Task, message: NodeTask, contents: Sequence[Content]) -> Outcome:

@@ -16,6 +16,7 @@ from fedexec._channel.unpickling import loads
 from fedexec._processes.preparation_data import sys_path
 from fedexec._scheduling.admission import Footprint
 from fedexec._worker.threads import THREAD_VARIABLES
+from fedexec.interface import Needs
 from fedexec.settings import PREFIX
 
 __all__ = [
@@ -161,7 +162,7 @@ class NodeTask:
         Source lines of notebook cells, for tracebacks.
     path : tuple of str or None
         Directories of ``sys.path`` that are the caller's own, if they have changed since the order.
-    kind, tag, timeout, seed
+    kind, tag, timeout, seed, needs
         As those of :class:`~fedexec.interface.Task`.
     """
 
@@ -174,6 +175,7 @@ class NodeTask:
     tag: str | None
     timeout: float | None
     seed: int | None
+    needs: Needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -292,6 +292,7 @@ class NodeAgent:
             timeout=task.timeout,
             tag=task.tag,
             seed=task.seed,
+            needs=task.needs,
             pass_on=self._note,
         )
 

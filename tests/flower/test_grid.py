@@ -349,3 +349,30 @@ def test_what_took_longest_begins_first_and_results_stay_in_order(tmp_path):
         assert ask([0, 1, 2]) == [1, 2, 0]
         assert ask([0, 3, 1, 2, 4]) == [1, 3, 4, 2, 0], "the mean of the three is 0.22 s"
         grid.close()
+
+
+def test_what_nodes_need_is_checked_before_the_first_message_and_heeded(tmp_path):
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        mark = tmp_path / str(context.node_config["partition-id"])
+        mark.touch()
+        time.sleep(0.2)
+        most = len(list(tmp_path.iterdir()))
+        mark.unlink()
+        return Message(RecordDict({"n": MetricRecord({"most": most})}), reply_to=message)
+
+    with fedexec.create_executor("inline", max_workers=4) as executor:
+        with pytest.raises(fedexec.SettingsError, match=r"of partition 2: a task needs .* of memory"):
+            needs = lambda partition: {"memory": 1 << (60 if partition == 2 else 20)}  # noqa: E731
+            ExecutorGrid(executor, app, num_nodes=4, node_resources=needs)
+        with pytest.raises(fedexec.SettingsError, match="of every node: 'gpus' is none of"):
+            ExecutorGrid(executor, app, num_nodes=4, node_resources={"gpus": 1})
+        become_server(1)
+        half = fedexec.memory.host.available_bytes() * 2 // 3
+        grid = ExecutorGrid(executor, app, num_nodes=4, node_resources={"memory": half})
+        asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        replies = grid.send_and_receive(asked)
+        assert [reply.content["n"]["most"] for reply in replies] == [1] * 4
+        grid.close()

@@ -16,25 +16,33 @@ from flwr.serverapp import Grid
 
 from fedexec.errors import InitializerError, PreloadError
 from fedexec.executor import Executor
-from fedexec.flower.flower_internals import ErrorCode, Run, empty_run, stamp
+from fedexec.flower.flower_internals import ErrorCode, Run, empty_run
 from fedexec.flower.history import TaskRecord
 from fedexec.flower.record_packing import Packed, pack
 from fedexec.flower.simulation.client_app import Answer, AppRef, MessageTask, run
 from fedexec.flower.simulation.failure_log import FailureLog
 from fedexec.flower.simulation.module_caches import Refills
-from fedexec.flower.simulation.nodes import Node, NodeConfig, NodeConfigError, config_of, longest_first
+from fedexec.flower.simulation.nodes import (
+    Node,
+    NodeConfig,
+    NodeResources,
+    Resources,
+    config_of,
+    longest_first,
+)
 from fedexec.flower.simulation.pending_message import (
     PendingMessage,
     await_answers,
     error_answer,
+    make_pending,
     make_reply,
     require_time_left,
 )
 from fedexec.flower.simulation.rehearsals import Rehearsals
-from fedexec.flower.simulation.run_recorder import RunRecorder, server_round_of
+from fedexec.flower.simulation.run_recorder import RunRecorder
 from fedexec.interface import Capability
 
-__all__ = ["ExecutorGrid", "NodeConfig", "NodeConfigError"]
+__all__ = ["ExecutorGrid"]
 
 log = logging.getLogger("fedexec.flower")
 
@@ -56,14 +64,15 @@ class ExecutorGrid(Grid):
         What the app finds in ``context.run_config``.
     node_config : mapping, or callable ``(partition_id) -> mapping``, optional
         What a node finds in ``context.node_config``, in addition to ``partition-id`` and ``num-partitions``.
+    node_resources : mapping, or callable ``(partition_id) -> mapping``, optional
+        What a node's messages need; see :func:`fedexec.flower.simulate`.
     seed : int, optional
         Determines the node ids and, if workers are processes, the state of the global random generators for
         each message. Default: a random one.
     recorder : RunRecorder, optional
         Records what happens.
     rehearse : bool
-        Whether the first message of each type is also handled once in the template, before it is sent; see
-        :meth:`fedexec.Executor.rehearse`.
+        Whether to rehearse the first message of each type; see :func:`fedexec.flower.simulate`.
     run_id : int
     """
 
@@ -75,6 +84,7 @@ class ExecutorGrid(Grid):
         num_nodes: int,
         run_config: Mapping[str, Any] | None = None,
         node_config: NodeConfig | None = None,
+        node_resources: NodeResources | None = None,
         seed: int | None = None,
         recorder: RunRecorder | None = None,
         rehearse: bool = False,
@@ -90,13 +100,13 @@ class ExecutorGrid(Grid):
             self.app = AppRef.of(client_app) if self._isolated else client_app
         self._run_config = dict(run_config or {})
         self._node_config = node_config or {}
+        self._resources = Resources(executor, node_resources or {}, num_nodes)
         # Forked workers inherit equal generators, so workers are always seeded, with different seeds.
         self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._run = empty_run(run_id)
         ids = random.Random(f"nodes/{self._seed}").sample(range(1, 2**63), num_nodes)
         self._partitions = {node_id: partition for partition, node_id in enumerate(ids)}
-        self._rehearses = rehearse
-        self._rehearsals = Rehearsals(executor)
+        self._rehearses, self._rehearsals = rehearse, Rehearsals(executor)
         self._refills = Refills()
         self._lock = threading.RLock()  # guards everything below
         self._failures = FailureLog()
@@ -241,22 +251,12 @@ class ExecutorGrid(Grid):
         for message in messages:
             if last is None or last[0] is not message.content:  # A round's messages share their content.
                 last = message.content, pack(message.content)
-            prepared.append(self._prepare(message, last[1], on_answer))
+            prepared.append(make_pending(message, last[1], self._partitions, on_answer))
         return prepared
 
     def _enqueue_all(self, pending_messages: Sequence[PendingMessage]) -> None:
         for pending in longest_first(pending_messages, self._nodes):
             self._enqueue(pending)
-
-    def _prepare(
-        self, message: Message, content: Packed, on_answer: Callable[[str], object]
-    ) -> PendingMessage:
-        metadata = message.metadata
-        left = metadata.created_at + metadata.ttl - time.time()
-        stamp(message)
-        partition = self._partitions.get(metadata.dst_node_id, -1)
-        expires = time.monotonic() + left
-        return PendingMessage(metadata, content, partition, server_round_of(message), expires, on_answer)
 
     def _enqueue(self, pending: PendingMessage) -> None:
         with self._lock:
@@ -281,7 +281,7 @@ class ExecutorGrid(Grid):
                 return
             pending = node.waiting.popleft()
         try:
-            executor = self.executor.with_options(tag=f"partition {pending.partition}")
+            executor = self._resources.executor_for(pending.partition)
             task = self._task_of(pending, node)
             if self._rehearses:
                 self._rehearsals.rehearse(task)

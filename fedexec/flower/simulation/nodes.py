@@ -5,13 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedexec.errors import FedexecError
+from fedexec.errors import FedexecError, SettingsError
+from fedexec.executor import Executor
 from fedexec.flower.flower_internals import NUM_PARTITIONS_KEY, PARTITION_ID_KEY
 from fedexec.flower.simulation.pending_message import PendingMessage
 
-__all__ = ["Node", "NodeConfig", "NodeConfigError", "config_of", "longest_first"]
+__all__ = [
+    "Node",
+    "NodeConfig",
+    "NodeConfigError",
+    "NodeResources",
+    "Resources",
+    "config_of",
+    "longest_first",
+]
 
 NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
+
+
+NodeResources = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 
 
 class NodeConfigError(FedexecError, ValueError):
@@ -41,6 +53,48 @@ class Node:
     waiting: deque[PendingMessage] = field(default_factory=deque)
     busy: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Resources:
+    """What each node's messages need, and the executor that heeds it.
+
+    Parameters
+    ----------
+    executor : Executor
+    needs : mapping, or callable ``(partition_id) -> mapping``
+    num_nodes : int
+
+    Raises
+    ------
+    SettingsError
+        A node needs what this machine does not have; the message names its partition.
+    """
+
+    def __init__(self, executor: Executor, needs: NodeResources, num_nodes: int) -> None:
+        self._executor, self._needs = executor, needs
+        for partition in range(num_nodes if callable(needs) else 1):
+            try:
+                self.executor_for(partition)
+            except (SettingsError, TypeError) as exc:
+                whose = f"partition {partition}" if callable(needs) else "every node"
+                raise SettingsError(f"node_resources of {whose}: {exc}") from exc
+
+    def executor_for(self, partition: int) -> Executor:
+        """Return the executor for the messages of a node.
+
+        Parameters
+        ----------
+        partition : int
+
+        Returns
+        -------
+        Executor
+        """
+        needs = self._needs(partition) if callable(self._needs) else self._needs
+        unknown = set(needs) - {"memory", "device_memory", "threads"}
+        if unknown:
+            raise SettingsError(f"{sorted(unknown)[0]!r} is none of memory, device_memory and threads")
+        return self._executor.with_options(tag=f"partition {partition}", **needs)
 
 
 def longest_first(

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -15,8 +15,16 @@ from fedexec.flower.flower_internals import ErrorCode, arrived, stamp
 from fedexec.flower.history import Round
 from fedexec.flower.record_packing import Packed, unpack
 from fedexec.flower.simulation.client_app import Answer
+from fedexec.flower.simulation.run_recorder import server_round_of
 
-__all__ = ["PendingMessage", "await_answers", "error_answer", "make_reply", "require_time_left"]
+__all__ = [
+    "PendingMessage",
+    "await_answers",
+    "error_answer",
+    "make_pending",
+    "make_reply",
+    "require_time_left",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +144,32 @@ def await_answers(
             unanswered.pop(answered_ids.get(timeout=left) if left > 0 else answered_ids.get_nowait(), None)
         except queue.Empty:
             return
+
+
+def make_pending(
+    message: Message, content: Packed, partitions: Mapping[int, int], on_answer: Callable[[str], object]
+) -> PendingMessage:
+    """Give a message its id, and note when its reply is not waited for any more.
+
+    Parameters
+    ----------
+    message : Message
+    content : Packed
+        The message's content.
+    partitions : mapping of int to int
+        The partition of each node, by its id.
+    on_answer : callable
+
+    Returns
+    -------
+    PendingMessage
+    """
+    metadata = message.metadata
+    left = metadata.created_at + metadata.ttl - time.time()
+    stamp(message)
+    expires = time.monotonic() + left
+    partition = partitions.get(metadata.dst_node_id, -1)
+    return PendingMessage(metadata, content, partition, server_round_of(message), expires, on_answer)
 
 
 def require_time_left(message: Message) -> None:

@@ -24,7 +24,8 @@ from fedexec.flower.flower_internals import SUPERLINK_NODE_ID, LoadServerAppErro
 from fedexec.flower.history import Round, TaskRecord
 from fedexec.flower.offloading import app_settings
 from fedexec.flower.simulation.client_app import AppFirst, AppRef, check, import_app, place_of, warm
-from fedexec.flower.simulation.grid import ExecutorGrid, NodeConfig
+from fedexec.flower.simulation.grid import ExecutorGrid
+from fedexec.flower.simulation.nodes import NodeConfig, NodeResources
 from fedexec.flower.simulation.run_recorder import RunRecorder
 from fedexec.flower.simulation.strategy_hooks import observed
 from fedexec.interface import Capability, Hooks, function_name
@@ -75,6 +76,7 @@ def simulate(
     executor: Executor | None = None,
     run_config: Mapping[str, Any] | None = None,
     node_config: NodeConfig | None = None,
+    node_resources: NodeResources | None = None,
     seed: int | None = None,
     recorder: RunRecorder | None = None,
     on_round: Callable[[Round], object] | None = None,
@@ -95,6 +97,10 @@ def simulate(
         What both apps find in ``context.run_config``.
     node_config : mapping, or callable ``(partition_id) -> mapping``, optional
         What a node finds in ``context.node_config``, in addition to ``partition-id`` and ``num-partitions``.
+    node_resources : mapping, or callable ``(partition_id) -> mapping``, optional
+        What a node's messages need: `memory` and `device_memory` (such as ``"2GiB"``), `threads`. A message
+        waits until messages that run leave so much of what they asked for; see
+        :meth:`fedexec.Executor.with_options`.
     seed : int, optional
         Two runs with the same seed are equal on every backend: the seed determines the node ids, and the
         global random generators (Python, numpy, torch) are seeded here and for each message in its worker. On
@@ -117,6 +123,8 @@ def simulate(
     ------
     LoadServerAppError, LoadClientAppError
         An app does not exist, or is not an app. The classes are Flower's.
+    SettingsError
+        A node needs more than this machine has.
     TooFewNodesError
         The strategy would wait for ever.
     Exception
@@ -148,6 +156,7 @@ def simulate(
             num_nodes=num_nodes,
             run_config=config,
             node_config=node_config,
+            node_resources=node_resources,
             seed=seed,
             recorder=recorder,
             rehearse=rehearse,
