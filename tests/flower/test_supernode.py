@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,6 +177,24 @@ def test_what_is_not_understood_is_left_to_the_real_command_with_one_warning(hos
 def test_who_does_not_know_the_key_gets_no_answer(host):
     process = launch(with_variables(host, _FEDEXEC_KEY="0" * 32), "--token", "0")
     assert process.wait(DEADLINE) == 1
+
+
+def test_flowers_command_has_the_arguments_that_we_know():
+    """A release of Flower with another argument fails here: is a warm process fit for it?"""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], capture_output=True, text=True, timeout=100, check=True
+    )
+    options = set(re.findall(r"--[a-z-]+", done.stdout))
+    dependencies = {"--allow-runtime-dependency-installation", "--disable-runtime-dependency-installation"}
+    assert options - dependencies - {"--help"} <= launch_host._KNOWN
+
+
+HELP = """
+import sys
+from fedexec.flower.supernode.warm_command import _entry_point
+sys.argv = ["flwr-clientapp", "--help"]
+_entry_point("flwr-clientapp")()
+"""
 
 
 def test_flowers_own_command_is_found_and_answers_as_it_does():

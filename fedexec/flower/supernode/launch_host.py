@@ -27,11 +27,11 @@ __all__ = ["COMMAND", "LaunchHost"]
 log = logging.getLogger("fedexec.flower")
 
 COMMAND = "flwr-clientapp"
-# Its arguments in flwr 1.38 to 1.42. Others may mean what a warm process is not fit for, such as an
-# environment of the app's own.
+# Its arguments in flwr 1.38 to 1.42, without those for an environment of the app's own, for which a process
+# that has imported packages already is not fit.
 _KNOWN = {
-    "--runtime-api-address", "--clientappio-api-address", "--token", "--insecure", "--root-certificates",
-    "--parent-pid", "--run-once",
+    "--runtime-api-address", "--token", "--token-file", "--token-stdin", "--insecure", "--root-certificates",
+    "--parent-pid",
 }  # fmt: skip
 _HEAD = 2 * 16 + len(" launch ") + 12 + 1  # bytes
 WAIT_SECONDS = 25.0
