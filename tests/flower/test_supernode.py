@@ -241,3 +241,9 @@ def test_what_flower_refuses_has_flowers_message_and_exit_code():
     done = fedexec_supernode("--max-workers", "1", "--", "--no-such-option")
     assert done.returncode == 2
     assert "unrecognized arguments: --no-such-option" in done.stderr
+
+
+def test_launches_while_the_executor_ends_or_is_broken_have_an_answer():
+    with hosting() as host:
+        host._executor.shutdown()
+        assert launch(host, "--token", "0").wait(DEADLINE) == 1

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +138,26 @@ class LaunchHost:
         ticket = secrets.token_hex(6)
         with self._lock:
             self._lent[ticket] = streams
+        try:
+            self._run(connection, ticket, request)
+        except BrokenExecutor as exc:
+            self._tell_once(f"no warm process can be started: {one_line(exc)}")
+            connection.sendall(b"%d\n" % launcher.COLD)
+        except RuntimeError:  # the executor has been shut down, so the SuperNode is ending, too
+            return
+        finally:
+            with self._lock:
+                self._lent.pop(ticket, None)
+
+    def _run(self, connection: socket.socket, ticket: str, request: dict[str, Any]) -> None:
+        """Have a worker run a command, and stay until it has ended."""
         lender = (self._address, f"{self._key} take   {ticket:>12}\n".encode())
+        environ = self._own(request["environ"])
+        future = self._executor.submit(warm_command.run, lender, request["command"], request["cwd"], environ)
         over = threading.Event()
-        future = self._executor.submit(
-            warm_command.run, lender, command, request["cwd"], self._own(request["environ"])
-        )
         future.add_done_callback(functools.partial(self._finish, connection, over))
         self._attend(connection, future, ticket, over)
         over.wait()
-        with self._lock:
-            self._lent.pop(ticket, None)
 
     def _own(self, environ: dict[str, str]) -> dict[str, str]:
         """Return a launcher's environment without what we have added to it."""
