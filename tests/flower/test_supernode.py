@@ -145,9 +145,10 @@ def test_no_more_run_at_once_than_the_executor_allows_and_the_others_try_later(m
         assert third.wait(DEADLINE) == 0
 
 
-def test_no_more_run_at_once_than_the_device_holds():
+def test_no_more_run_at_once_than_the_device_holds(emulate):
     """EMULATED: four launches, each with a GiB, on a device of a little more than two."""
-    with hosting(max_workers="auto", device="emulated:2.5GiB,context=100MiB") as host:
+    emulate("emulated:2.5GiB,context=100MiB")
+    with hosting(max_workers="auto") as host:
         assert launch(host, "--token", "hold").wait(DEADLINE) == 0, "the first is measured"
         begun = time.monotonic()
         processes = [launch(host, "--token", "hold") for _ in range(4)]
