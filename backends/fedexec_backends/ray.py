@@ -48,7 +48,7 @@ class RayAgent(Agent):
         """Call a method of the node agent; see :meth:`Agent.call`."""
         try:
             called = getattr(self._actor, method).remote(*args)
-        except ray.exceptions.RayError as exc:
+        except Exception as exc:  # Ray raises different ones, for instance if the program has left it
             raise ConnectionError(_first_line(exc)) from exc
         answer: Future[Any] = Future()
         self._unanswered.add(answer)
@@ -152,6 +152,8 @@ class RayEngine(Engine):
 
     def places(self) -> Sequence[Place]:
         """Return the nodes that Ray believes to be alive, without those that offer no CPU."""
+        if not ray.is_initialized():  # or Ray would start a cluster of its own
+            raise ConnectionError("this program has left Ray")
         try:
             nodes = ray.nodes()
         except Exception as exc:

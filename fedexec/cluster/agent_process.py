@@ -82,6 +82,9 @@ class AgentProcess:
                 raise StaleAgentError("the node agent was restarted")
             return await self._connection.call(method, args)
         except (StaleAgentError, ConnectionError) as exc:
+            # The connection keeps the error, whose traceback would keep the frames that have views of the
+            # task's buffers, and they the connection. CPython can crash when it collects such a circle.
+            exc.__traceback__ = None
             return None, pack_error(exc)
 
 
@@ -116,6 +119,8 @@ class _Connection:
             return await answer
         finally:
             del self._answers[number]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # nobody else looks at it if sending has failed
 
     def hang_up(self) -> None:
         """Have the process end. Any thread may call this."""

@@ -71,6 +71,7 @@ class NodeAgent:
     def __init__(self) -> None:
         self._session: str | None = None
         self._has_ended = False
+        self._is_abandoned = False
         self._executor: Executor | None = None
         self._order: NodeOrder | None = None
         self._base_path: tuple[str, ...] = ()
@@ -194,6 +195,8 @@ class NodeAgent:
             await asyncio.wait([done])
         finally:
             del self._futures[task.id]
+        if self._is_abandoned:  # the caller has to learn that the node is lost, not how its workers ended
+            await asyncio.Event().wait()
         if done.cancelled():
             raise WorkerDiedError(None, None, local.name)
         error = done.exception()
@@ -265,6 +268,7 @@ class NodeAgent:
 
     def abandon(self) -> None:
         """End all workers at once, and this process with them, because the caller is gone."""
+        self._is_abandoned = True
         executor = self._executor
         self._forget()
         # If ending the executor takes longer, the kernel ends the workers when this process has ended.

@@ -37,6 +37,8 @@ class Cluster:
     ----------
     address : str
         Address of the cluster, for the engine.
+    pid : int
+        Process of the keeper.
     """
 
     def __init__(self, engine: str, nodes: int = 2) -> None:
@@ -47,6 +49,7 @@ class Cluster:
             with (self.directory / "keeper.log").open("wb") as log:
                 subprocess.run([sys.executable, "-c", START, *command], check=True, stdout=log, stderr=log)
             self._connection: Connection = listener.accept()
+        self.pid: int = self._connection.recv()
         self.address: str = self._connection.recv()
         for _ in range(nodes):
             self.add_node()
@@ -200,6 +203,7 @@ def keep(engine: str, directory: Path) -> None:
     connection = Client(str(directory / "s"))
     keeper = RayKeeper(directory) if engine == "ray" else DaskKeeper(directory)
     try:
+        connection.send(os.getpid())
         connection.send(keeper.address)
         while True:
             method, args = connection.recv()

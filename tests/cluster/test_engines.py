@@ -127,6 +127,40 @@ def test_tasks_run_through_rays_client(ray_cluster):
     assert done.returncode == 0, done.stderr
 
 
+AGENTS_THAT_DIE = """
+import gc, os, signal, sys, time
+import numpy as np, psutil
+from distributed import Client
+import fedexec
+
+def last(array):
+    return int(array[-1])
+
+with Client(sys.argv[1]) as client:
+    executor = fedexec.create_executor("dask", dask_address=sys.argv[1], node_workers=4)
+    futures = [executor.submit(last, np.full(50_000_000, number, np.uint8)) for number in range(16)]
+    time.sleep(0.4)
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        is_of_cluster = sys.argv[2] in [str(each.pid) for each in process.parents()]
+        if "fedexec.cluster.agent_process" in command and is_of_cluster:
+            process.kill()
+    errors = [future.exception(60) for future in futures]
+    executor.shutdown()
+    assert any(isinstance(error, fedexec.NodeLostError) for error in errors), errors
+    for _ in range(3):
+        client.run(gc.collect)
+    assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+"""
+
+
+@pytest.mark.thorough
+def test_the_death_of_a_node_agent_with_large_arguments_on_their_way_harms_no_dask_worker(dask_cluster):
+    command = [sys.executable, "-c", AGENTS_THAT_DIE, dask_cluster.address, str(dask_cluster.pid)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dask_cluster_that_needs_certificates_says_how_to_give_them():
     pytest.importorskip("distributed")
     with pytest.raises(fedexec.BackendUnavailableError, match=r"needs certificates.*distributed\.comm\.tls"):
