@@ -120,7 +120,50 @@ def compare_deaths(repeat: int) -> bool:
     return kept
 
 
+BLAZEFL = {
+    "BlazeFL, processes": ["blazefl", "processes"],
+    "BlazeFL, threads": ["blazefl", "threads"],
+    "fedexec standby": ["standby", "max-workers=2"],
+    "Flower (Ray)": ["ray"],
+}
+
+
+def compare_blazefl(repeat: int) -> bool:
+    """BlazeFL's federated averaging, its CNN and ResNet-18: 20 clients, 10 sampled, 3 rounds, 2 at once."""
+    if importlib.util.find_spec("blazefl") is None:
+        print("BlazeFL is left out: pip install blazefl, on Python 3.12 or newer")
+        return True
+    from blazefl_apps import make_samples
+
+    kept = True
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # two clients, two cores
+    for model, samples in (("cnn", 500), ("resnet18", 50)):
+        runs: dict[str, list[dict]] = {engine: [] for engine in BLAZEFL}
+        with tempfile.TemporaryDirectory() as data:
+            make_samples(data, 20, samples)
+            for _ in range(repeat):
+                for engine, command in BLAZEFL.items():
+                    if engine in ENGINES or not engine.startswith("Flower"):
+                        given = {"nodes": 20, "fraction": 0.5, "rounds": 3, "model": model, "data": data}
+                        runs[engine].append(run(command, environment, app="blazefl_apps:client", **given))
+        print(f"{model:32}{'rounds':>9}{'whole':>9}")
+        whole = {}
+        for engine, results in runs.items():
+            if results:
+                rounds, whole[engine] = (
+                    statistics.median(r[key] for r in results) for key in ("rounds", "whole")
+                )
+                print(f"{engine:32}{rounds:7.2f} s{whole[engine]:7.1f} s")
+        ours = whole["fedexec standby"]
+        kept &= promise("as fast as its processes", whole["BlazeFL, processes"] / ours, 1)
+        kept &= promise("as fast as its threads", whole["BlazeFL, threads"] / ours, 0.9)
+        weights = [result["weights"][0] for result in runs["fedexec standby"]]
+        kept &= all(np.array_equal(weights[0], each) for each in weights)
+    return kept
+
+
 COMPARISONS = {
+    "blazefl": compare_blazefl,
     "time": compare_time,
     "throughput": compare_throughput,
     "results": compare_results,
@@ -154,13 +197,15 @@ def promise(what: str, value: float, limit: float, *, at_most: bool = False) -> 
 # ---------------------------------------------------------------- one run
 
 
-def run(command: list[str], **settings: object) -> dict:
+def run(command: list[str], variables: dict[str, str] | None = None, **settings: object) -> dict:
     """Run one engine in its own process.
 
     Parameters
     ----------
     command : list of str
         The engine, and settings of its executor.
+    variables : dict of str to str, optional
+        More of its environment.
     **settings : object
         Settings of the apps; see ``simulation_apps.settings``.
 
@@ -178,6 +223,7 @@ def run(command: list[str], **settings: object) -> dict:
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_TMPDIR": str(scratch),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **(variables or {}),
     }
     path = [str(HERE), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
@@ -215,6 +261,9 @@ def run_here(engine: str, *chosen: str) -> None:
     module, _, name = settings["app"].partition(":")
     if engine == "forks":
         importlib.import_module(module).fork_for_each_fit()
+        return
+    if engine == "blazefl":
+        importlib.import_module(module).run_blazefl(*chosen)
         return
     if engine == "ray":
         from flwr.simulation import run_simulation
