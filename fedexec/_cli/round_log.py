@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -126,6 +127,6 @@ class _TensorBoard:
         writer = self._writer(current.start)
         for group, values in groups.items():
             for name, value in values.items():
-                if isinstance(value, int | float):
+                if isinstance(value, Real):
                     writer.add_scalar(f"{group}/{name}", float(value), current.server_round)
         writer.flush()

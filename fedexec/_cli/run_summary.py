@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from rich.table import Table
 
 from fedexec._report.numbers import count
@@ -15,6 +16,7 @@ __all__ = ["ending_lines", "failure_line", "measured", "measurements", "rounds_t
 
 WRITTEN_OUT = 1e15  # larger numbers are shown with an exponent
 MOST_IN_A_LINE, LONGEST_NAME = 8, 40  # measurements, characters
+_NUMBERS = (int, float, np.integer, np.floating)
 NOT_MEASURED = "-"  # in a column where other rounds were; words would not fit
 
 
@@ -133,7 +135,7 @@ def measurements(current: Round) -> dict[str, float]:
     return {
         visible(name)[:LONGEST_NAME]: value
         for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, _NUMBERS) and not isinstance(value, bool)
     }
 
 
@@ -143,8 +145,10 @@ def _of_training(name: str) -> str:
 
 def _shown(value: object) -> str | None:
     """Return a number as it is shown; None if it is not a number."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, _NUMBERS):
         return None
+    value = value.item() if isinstance(value, np.generic) else value
+    assert isinstance(value, int | float)
     try:
         return f"{value:.4f}" if abs(value) < WRITTEN_OUT else f"{value:.4g}"
     except OverflowError:  # clients may answer whole numbers of any size

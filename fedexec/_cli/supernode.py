@@ -42,6 +42,12 @@ def command(arguments: argparse.Namespace) -> int:
             f"backend {settings.backend!r} ({settings.given_by('backend')}) does not run each task in a "
             "fresh process of this machine, which Flower's command needs"
         )
+    most = "as memory allows" if settings.auto else settings.max_workers
+    print(
+        f"fedexec: {len(groups)} SuperNode(s), backend {settings.backend}, at once: {most}; warming up",
+        file=sys.stderr,
+        flush=True,
+    )
     hooks = Hooks(warmup=functools.partial(warm_command.warm, COMMAND))
     with Executor(settings, hooks) as executor, LaunchHost(executor) as host:
         supernodes: list[subprocess.Popen[bytes]] = []

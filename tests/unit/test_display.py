@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rich", reason="needs rich: pip install 'fedexec[flower]'")
@@ -39,7 +40,7 @@ def test_what_others_wrote_is_shown_as_they_wrote_it(capsys, text):
 def test_what_clients_have_evaluated_is_shown_where_it_is_known(capsys):
     display = Display(2, quiet=False)
     found: dict[str, Any] = {
-        "metrics": {"auc": 0.625, "is_best": True, "name": "best"},
+        "metrics": {"auc": np.float32(0.625), "is_best": True, "name": "best"},
         "client_loss": 0.25,
         "client_metrics": {"eval_acc": 0.75},
         "train_metrics": {"train_loss": 1.5, "f1": 2, "per_class": [1.0, 2.0]},
