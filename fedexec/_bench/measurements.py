@@ -15,8 +15,9 @@ import psutil
 
 from fedexec._bench import tasks
 from fedexec._bench.plan import Part
-from fedexec._bench.session import Rounds, Session, environment, pause
+from fedexec._bench.session import Rounds, Session, pause
 from fedexec._report.schema import FRESH
+from fedexec._system.environment import environment
 from fedexec.devices.device import Device
 from fedexec.devices.discovery import find_devices
 from fedexec.memory.timeline import Timeline

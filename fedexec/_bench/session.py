@@ -1,7 +1,6 @@
 """One part while it is measured. pytest and the command time the same :meth:`Session.call`."""
 
 import contextlib
-import os
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from fedexec._bench.plan import Part
 from fedexec._bench.workloads import workload
 from fedexec._report.schema import THREAD, VARIES, Record
 from fedexec._system.available_resources import available_cores
+from fedexec._system.environment import environment
 from fedexec._worker.threads import THREAD_VARIABLES
 
 __all__ = ["Session"]
@@ -180,21 +180,6 @@ class Rounds(Session):
             "tasks": self.clients_run,
             "out_of_memory": self.out_of_memory,
         }
-
-
-@contextlib.contextmanager
-def environment(**variables: str) -> Any:
-    """Have variables of the environment inside the block only."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def pause(seconds: float) -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
+from fedexec._system.environment import environment
+
 __all__ = ["THREAD_VARIABLES", "keep_torch_threads", "limit_loaded", "limit_threads", "threads_of_task"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -69,22 +71,15 @@ def threads_of_task(number: int | None) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     torch = sys.modules.get("torch")
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     torch_before = torch.get_num_threads() if torch is not None else None
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(number)))
-    if torch is not None:
-        torch.set_num_threads(number)
-    try:
-        with threadpool_limits(number):
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with environment(**dict.fromkeys(THREAD_VARIABLES, str(number))), threadpool_limits(number):
         if torch is not None:
-            torch.set_num_threads(torch_before)
+            torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            if torch is not None:
+                torch.set_num_threads(torch_before)
 
 
 def keep_torch_threads() -> None:

@@ -1,5 +1,6 @@
 """What the caller and a node agent say to each other."""
 
+import contextlib
 import multiprocessing
 import os
 import site
@@ -75,6 +76,28 @@ class Surroundings:
             environ={name: value for name, value in os.environ.items() if _is_taken_over(name)},
             start_method=multiprocessing.get_start_method(allow_none=True),
         )
+
+    def take_over(self) -> tuple[str, ...]:
+        """Give them to this process, as far as this machine has them.
+
+        Returns
+        -------
+        tuple of str
+            The part of ``sys.path`` that was here before.
+        """
+        own = tuple(entry for entry in self.path if os.path.exists(entry))  # noqa: PTH110
+        base = tuple(entry for entry in sys.path if entry not in own)
+        sys.path[:] = [*own, *base]
+        sys.argv[:] = self.argv
+        for name in THREAD_VARIABLES + tuple(name for name in os.environ if name.startswith(PREFIX)):
+            os.environ.pop(name, None)  # an engine may have set them for its own processes
+        os.environ.update(self.environ)
+        if self.start_method is not None:
+            multiprocessing.set_start_method(self.start_method, force=True)
+        if self.directory is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(self.directory)
+        return base
 
 
 def pack_error(error: BaseException) -> bytes:

@@ -1,13 +1,10 @@
 """The node agent: it runs the tasks of a caller on another machine, in an ordinary executor."""
 
 import asyncio
-import contextlib
 import functools
 import logging
-import multiprocessing
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -20,7 +17,6 @@ from fedexec._channel.initargs import PackedHook
 from fedexec._channel.packed_calls import PackedCall, PackedReply
 from fedexec._channel.pickling import Packed
 from fedexec._system.available_resources import available_cores, total_bytes
-from fedexec._worker.threads import THREAD_VARIABLES
 from fedexec.cluster.engine import Blob
 from fedexec.cluster.messages import (
     NodeOrder,
@@ -28,14 +24,13 @@ from fedexec.cluster.messages import (
     NodeStatus,
     NodeTask,
     StaleAgentError,
-    Surroundings,
     pack_error,
 )
 from fedexec.cluster.versions import versions
 from fedexec.errors import WorkerDiedError
 from fedexec.executor import Executor
 from fedexec.interface import Capability, Hooks, Node, Task
-from fedexec.settings import PREFIX, resolve
+from fedexec.settings import resolve
 
 __all__ = ["NodeAgent"]
 
@@ -103,7 +98,7 @@ class NodeAgent:
         status : NodeStatus
         """
         self._order = order
-        self._base_path = _take_over(order.surroundings)
+        self._base_path = order.surroundings.take_over()
         _Collector(self._records).start(order.log_level)
         executor = self._executor = await asyncio.to_thread(_make_executor, order)
         self._session = uuid.uuid4().hex
@@ -358,29 +353,6 @@ class _Collector(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Collect one message."""
         self._records.append((record.levelno, record.getMessage()))
-
-
-def _take_over(surroundings: Surroundings) -> tuple[str, ...]:
-    """Give this process what workers take over from the caller, as far as this machine has it.
-
-    Returns
-    -------
-    tuple of str
-        The part of ``sys.path`` that was here before.
-    """
-    own = tuple(entry for entry in surroundings.path if os.path.exists(entry))  # noqa: PTH110
-    base = tuple(entry for entry in sys.path if entry not in own)
-    sys.path[:] = [*own, *base]
-    sys.argv[:] = surroundings.argv
-    for name in THREAD_VARIABLES + tuple(name for name in os.environ if name.startswith(PREFIX)):
-        os.environ.pop(name, None)  # an engine may have set them for its own processes
-    os.environ.update(surroundings.environ)
-    if surroundings.start_method is not None:
-        multiprocessing.set_start_method(surroundings.start_method, force=True)
-    if surroundings.directory is not None:
-        with contextlib.suppress(OSError):
-            os.chdir(surroundings.directory)
-    return base
 
 
 def _make_executor(order: NodeOrder) -> Executor:
