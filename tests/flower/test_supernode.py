@@ -37,6 +37,8 @@ def stand_in():
     elif what == "hold":
         with emulated_device.device().allocate(1 << 30):
             time.sleep(0.7)
+    elif what == "take":
+        time.sleep(len(bytearray(b"x") * 600_000_000))
     elif what == "sleep":
         time.sleep(600)
     elif what == "handle":
@@ -123,6 +125,19 @@ def test_a_worker_that_is_killed_is_one_failure_and_the_next_runs(host):
     worker_of(process).kill()
     assert process.wait(DEADLINE) == -signal.SIGKILL
     assert launch(host, "--token", "0").wait(DEADLINE) == 0
+
+
+def test_a_command_never_runs_twice_and_never_cold_after_it_has_begun(caplog):
+    with hosting(retries=2, memory_limit="200MiB", enforce_limits=True) as host:
+        process = launch(host, "--token", "sleep")
+        worker_of(process).kill()
+        out, _ = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, out) == (-signal.SIGKILL, "")
+        process = launch(host, "--token", "take")
+        out, err = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 1, err
+        assert out.count("pid") == 1
+    assert "its hard limit is 200 MiB" in caplog.text
 
 
 def test_the_worker_of_a_launcher_that_is_killed_ends(host):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexec._system.error_text import one_line
-from fedexec.errors import TaskTimeoutError, WorkerDiedError
+from fedexec.errors import WorkerDiedError
 from fedexec.executor import Executor
 from fedexec.flower.supernode import launcher, warm_command
 
@@ -104,6 +104,7 @@ class LaunchHost:
 
     def _answer(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
+            connection.settimeout(WAIT_SECONDS)  # a stranger may connect, and say nothing
             head, streams, _, _ = socket.recv_fds(connection, _HEAD, 3)
             try:
                 key, kind, rest = head.decode("ascii", "replace").split()
@@ -153,9 +154,10 @@ class LaunchHost:
         """Have a worker run a command, and stay until it has ended."""
         lender = (self._address, f"{self._key} take   {ticket:>12}\n".encode())
         environ = self._own(request["environ"])
-        future = self._executor.submit(warm_command.run, lender, request["command"], request["cwd"], environ)
+        executor = self._executor.with_options(tag=COMMAND)
+        future = executor.submit(warm_command.run, lender, request["command"], request["cwd"], environ)
         over = threading.Event()
-        future.add_done_callback(functools.partial(self._finish, connection, over))
+        future.add_done_callback(functools.partial(self._finish, connection, over, ticket))
         self._attend(connection, future, ticket, over)
         over.wait()
 
@@ -176,9 +178,7 @@ class LaunchHost:
                 numbers = connection.recv(16)
             except TimeoutError:
                 connection.settimeout(None)
-                with self._lock:
-                    waits = ticket in self._lent
-                if waits and future.cancel():
+                if self._waits(ticket) and future.cancel():
                     log.info("a message has waited for %g s, its SuperNode will start it again", WAIT_SECONDS)
                 continue
             except OSError:
@@ -191,27 +191,34 @@ class LaunchHost:
             for number in numbers:
                 self._executor.end(future, number)
 
-    def _finish(self, connection: socket.socket, over: threading.Event, future: "Future[Any]") -> None:
+    def _finish(
+        self, connection: socket.socket, over: threading.Event, ticket: str, future: "Future[Any]"
+    ) -> None:
         """Tell the launcher how its command has ended; a callback, so it must not raise."""
         with contextlib.suppress(OSError):
-            connection.sendall(b"%d\n" % self._code_of(future))
+            connection.sendall(b"%d\n" % self._code_of(future, ticket))
             over.set()
             connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that attends
         over.set()
 
-    def _code_of(self, future: "Future[int]") -> int:
+    def _waits(self, ticket: str) -> bool:
+        """Return whether a command has not begun."""
+        with self._lock:
+            return ticket in self._lent
+
+    def _code_of(self, future: "Future[int]", ticket: str) -> int:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
             return TRY_LATER
-        except WorkerDiedError as exc:
-            if not exc.is_deliberate:
-                log.warning("%s", exc)
-            return 1 if exc.exitcode is None else exc.exitcode
-        except TaskTimeoutError as exc:
-            log.warning("%s", exc)
-            return 1
         except Exception as exc:
+            if isinstance(exc, WorkerDiedError) and exc.exitcode is not None:
+                if not exc.is_deliberate:
+                    log.warning("%s", exc)
+                return exc.exitcode
+            if not self._waits(ticket):  # it has begun, so it must not run again
+                log.warning("%s", exc)
+                return 1
             self._tell_once(f"no warm process can run it: {one_line(exc)}")
             return launcher.COLD
 

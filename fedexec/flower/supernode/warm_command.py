@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from fedexec._worker.threads import THREAD_VARIABLES
 from fedexec.devices.device import LEDGER_VARIABLE
 from fedexec.flower.offloading import set_isolated, warm_torch
+from fedexec.interface import once
 
 __all__ = ["run", "warm"]
 
@@ -46,6 +47,7 @@ def warm(name: str) -> None:
     warm_torch()
 
 
+@once  # its token is good for one run
 def run(lender: tuple[str, bytes], command: Sequence[str], cwd: str, environ: Mapping[str, str]) -> int:
     """Run a command with the standard streams that a launcher has lent.
 
@@ -68,6 +70,8 @@ def run(lender: tuple[str, bytes], command: Sequence[str], cwd: str, environ: Ma
         host.connect(address)
         host.sendall(ticket)
         _, streams, _, _ = socket.recv_fds(host, 1, 3)
+    if not streams:
+        raise ConnectionError("the launcher is gone")
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
