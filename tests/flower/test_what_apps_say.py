@@ -1,8 +1,10 @@
 """What an app says is seen: its clients' output, their failures, and whatever its strategy reports."""
 
 import logging
+import os
 import re
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,30 @@ def test_a_stream_is_put_back_and_a_line_that_is_not_whole_is_written_at_the_end
     finally:
         logging.getLogger("mine").removeHandler(handler)
     assert capsys.readouterr().out == "[partition 7] 10%\r[partition 7] 20%\r[partition 7] begun\n"
+
+
+def test_lines_of_threads_and_forked_processes_are_whole(capfd):
+    def talk(name):
+        for _ in range(200):
+            for letter in name:
+                sys.stdout.write(letter * 3)
+            print()
+
+    with marked(2):
+        threads = [threading.Thread(target=talk, args=(name,)) for name in ("abcd", "wxyz")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("of the parent ", end="")
+        if os.fork() == 0:
+            print("of the child", end="")
+            sys.stdout.flush()
+            os._exit(0)
+        os.wait()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-2:] == ["[partition 2] of the parent of the child", "[partition 2] of the parent "]
+    assert sorted(lines[:-2]) == ["[partition 2] aaabbbcccddd"] * 200 + ["[partition 2] wwwxxxyyyzzz"] * 200
 
 
 def test_a_failure_is_logged_with_its_place_and_traceback_at_the_first_time_only(caplog):

@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import logging
+import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -26,23 +28,32 @@ class _Marked:
 
     def __init__(self, stream: TextIO, mark: str) -> None:
         self._stream, self._mark = stream, mark
-        self._begun = ""  # the line that is not whole yet
+        self._begun: dict[int, str] = {}  # thread -> its line that is not whole yet
+        self._pid = os.getpid()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Write the lines of a text that are whole."""
-        begun = self._begun + text
-        ends = [match.end() for match in _LINE_END.finditer(begun)]
-        if not ends:
-            self._begun = begun
+        thread = threading.get_ident()
+        begun = self._begun.pop(thread, "") + text
+        end = max((match.end() for match in _LINE_END.finditer(begun)), default=0)
+        if end < len(begun):
+            self._begun[thread] = begun[end:]
+        if not end:
             return len(text)
-        whole, self._begun = begun[: ends[-1]], begun[ends[-1] :]
+        whole = begun[:end]
         lines = re.split(r"(?<=[\r\n])", whole)
         self._stream.write("".join(f"{self._mark}{line}" if line.strip() else line for line in lines))
         self._stream.flush()
         return len(text)
+
+    def flush(self) -> None:
+        """Write out what is whole; in a process that the client has forked, all, because it may end now."""
+        if os.getpid() != self._pid:
+            self.close()
+        self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
         """Write lines."""
@@ -51,8 +62,8 @@ class _Marked:
 
     def close(self) -> None:
         """Write what has begun, and do not close the stream."""
-        if self._begun:
-            self.write("\n")
+        for begun in [self._begun.pop(thread) for thread in tuple(self._begun)]:
+            self.write(f"{begun}\n")
 
 
 @contextlib.contextmanager
