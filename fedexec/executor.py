@@ -89,7 +89,8 @@ class Executor(concurrent.futures.Executor):
             backend.shutdown()
             raise
         self.capabilities = backend.capabilities  # those of a cluster follow from its nodes
-        admission = Admission(settings, self.devices, fresh=Capability.FRESH_PROCESS in self.capabilities)
+        fresh = Capability.FRESH_PROCESS in self.capabilities
+        admission = Admission(settings, self.devices, fresh=fresh, remote=is_remote)
         log.info("%s", settings)
         warn_of_no_effect(settings, self.capabilities)
         self._scheduler = Scheduler(backend, settings, admission, self.devices)

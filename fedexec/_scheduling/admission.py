@@ -109,10 +109,14 @@ class Admission:
         Whether no worker outlives its task. If so, memory that is in use while no task runs belongs to other
         programs. If not, a worker may still hold what any earlier task has left in it, so each worker counts
         as much as the largest kind of task.
+    remote : bool
+        Whether tasks run on other machines, each of which decides by what it has itself.
     """
 
-    def __init__(self, settings: Settings, devices: Sequence[Device], *, fresh: bool) -> None:
-        self._fresh = fresh
+    def __init__(
+        self, settings: Settings, devices: Sequence[Device], *, fresh: bool, remote: bool = False
+    ) -> None:
+        self._fresh, self._remote = fresh, remote
         self._auto = settings.auto
         self._share = SHARE if settings.auto else 1.0  # what a caller asks for is not measured
         self._threads = settings.threads_per_worker
@@ -125,6 +129,7 @@ class Admission:
         self._alone: int | None = None  # id of the task that runs now and must run alone
         self._waiting_alone: set[int] = set()  # ids of the tasks that wait until they can run alone
         self._room = _Room()
+        self._has_measured = False
         self._delta: int | None = None  # bytes that a device held beyond its baseline while a task ran alone
         self._context_bytes = 0  # the most bytes that a worker held besides what torch had reserved
         if self._auto:
@@ -163,10 +168,9 @@ class Admission:
             Whether the task may start now.
         """
         if not self._auto:
-            device = self._least_busy(task.needs.device_memory or 0)
-            if not self._has_what_is_asked_for(task, device):
+            if not self._remote and not self._has_what_is_asked_for(task):
                 return False
-            self._start(task, device or self._least_busy(0))
+            self._start(task, self._least_busy(task.needs.device_memory or 0) or self._least_busy(0))
             return True
         if self._alone is not None or (self._waiting_alone and task.id not in self._waiting_alone):
             return False
@@ -296,20 +300,19 @@ class Admission:
             self._measure_room()
 
     def _measure_room(self) -> None:
+        self._has_measured = True
         for device in self._devices:
             total, used = device.total_bytes(), device.used_bytes()
             if total is not None and used is not None:
                 self._room.devices[device.uuid] = self._share * (total - used)
         self._room.host = self._share * host.available_bytes()
 
-    def _has_what_is_asked_for(self, task: Task, device: Device | None) -> bool:
+    def _has_what_is_asked_for(self, task: Task) -> bool:
         """Return whether tasks that run leave what a task asks for; the first of all tasks always gets it."""
-        if not self._running:
-            if task.needs != NO_NEEDS:
-                self._measure_room()
-            return True
-        return not (
-            (task.needs.device_memory and device is None)
+        if task.needs != NO_NEEDS and not (self._running and self._has_measured):
+            self._measure_room()
+        return not self._running or not (
+            (task.needs.device_memory and self._least_busy(task.needs.device_memory) is None)
             or (task.needs.memory and self._host_bytes() + task.needs.memory > self._room.host)
             or self._lacks_threads(task)
         )

@@ -269,6 +269,17 @@ def test_errors_of_nodes_arrive_as_they_are(machines):
     assert error.node
 
 
+def test_nodes_and_not_the_caller_decide_what_tasks_need(machines, monkeypatch):
+    machines.add(cores=2)
+    monkeypatch.setattr("fedexec.memory.host.available_bytes", lambda: 1)
+    with fedexec.create_executor("toy") as executor:
+        asking = executor.with_options(memory="10MiB")
+        begun = time.monotonic()
+        for future in [asking.submit(time.sleep, 2.0) for _ in range(2)]:
+            future.result(DEADLINE)
+        assert time.monotonic() - begun < 3.8, "both at once"
+
+
 def raise_at_warmup():
     raise KeyError("no data")
 

@@ -54,6 +54,16 @@ def test_host_memory_and_threads_are_shared_out(tmp_path, monkeypatch):
             assert max(future.result(DEADLINE) for future in futures) == most, needs
 
 
+def test_what_is_there_is_measured_for_the_first_that_asks_although_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedexec.memory.host.available_bytes", lambda: 2 * GIB)
+    with fedexec.create_executor("inline", max_workers=4) as executor:
+        others = executor.submit(time.sleep, 1.5)
+        asking = executor.with_options(memory="1.5GiB")
+        futures = [asking.submit(Together(tmp_path)) for _ in range(3)]
+        assert [future.result(DEADLINE) for future in futures] == [1, 1, 1]
+        others.result(DEADLINE)
+
+
 @pytest.mark.parametrize("backend", ["standby", "process", "pool", "loky"])
 def test_the_libraries_of_a_task_use_the_threads_that_it_asked_for(backend):
     if backend == "loky":
