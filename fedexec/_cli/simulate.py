@@ -188,11 +188,10 @@ def _settings(arguments: argparse.Namespace, app: FlowerApp) -> Settings:
     """Return the executor's settings; the resources that an app asks for each client bound how many run."""
     flags, config = options.executor_flags(arguments), app_settings(app.run_config)
     settings = resolve(flags=flags, config=config)
+    if Capability.REMOTE in _registry.load_chosen(settings).capabilities:
+        return settings  # what this machine has says nothing about the nodes of a cluster
     at_once = _at_once(app.resources, settings)
-    if at_once is None:
-        return settings
-    is_remote = Capability.REMOTE in _registry.load_chosen(settings).capabilities
-    return resolve(flags=flags, config={"node_workers" if is_remote else "max_workers": at_once, **config})
+    return settings if at_once is None else resolve(flags=flags, config={"max_workers": at_once, **config})
 
 
 def _at_once(resources: Mapping[str, float], settings: Settings) -> int | None:
